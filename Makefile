@@ -1,0 +1,55 @@
+# Everything goes through .venv, which the first target that needs it makes: Python 3.11 with venv and pip is all a machine must have.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc.py
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format stubs bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(INSTALLED) ## Train a model over a small federation on this machine
+	$(BIN)/choral demo
+
+test: $(INSTALLED) ## Run the tests
+	$(BIN)/pytest
+
+check: $(INSTALLED) ## Check format, lint, types, the contract and its stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	@generated=$$(mktemp -d) && trap 'rm -rf "$$generated"' EXIT && \
+	$(call generate,"$$generated") && for stub in $(STUBS); do \
+		cmp -s "$$generated/$$stub" $$stub || { echo "$$stub is stale: run make stubs." >&2; exit 1; }; \
+	done && echo "Stubs are up to date."
+
+format: $(INSTALLED) ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+stubs: $(INSTALLED) ## Generate wire/federation_pb2* from the contract
+	$(call generate,.)
+
+bench: $(INSTALLED) ## Measure a round
+	$(BIN)/python -m benchmarks.round
+
+clean: ## Remove the environment and what the tools left behind
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Torch goes first and at its pinned release: so pip takes a build that lies near, before a range of another package asks for the newest.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -c constraints.txt -e ".[all,dev]"
+	@touch $@
+
+define generate
+$(BIN)/python -m grpc_tools.protoc -Iwire=proto/choral/v1 \
+	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) wire/federation.proto
+endef
