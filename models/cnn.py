@@ -1,0 +1,90 @@
+"""Convolutional network for images: blocks of convolution, activation and pooling, then a dense classifier.
+
+    block_i:  x <- pool_2(relu(norm(conv_i(x))))        logits = W dropout(relu(V vec(x)))
+
+Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998, section II.
+https://doi.org/10.1109/5.726791
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models import tasks
+from models.gradient import GradientLearner
+from models.learner import Examples
+from wire.spec import Strict
+
+
+class CNNParameters(Strict):
+    """Parameters of the learner `cnn`."""
+
+    image: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 8, 8], min_length=3, max_length=3)
+    """Channels, height and width of an image."""
+    channels: list[Annotated[int, Field(ge=1)]] = Field(default=[16, 32], min_length=1, max_length=8)
+    """Channels of each block; each block halves height and width."""
+    kernel: int = Field(default=3, ge=1, le=15)
+    """Height and width of a filter; odd."""
+    pooling: Literal["max", "average"] = "max"
+    """How a block halves the image."""
+    hidden: int = Field(default=0, ge=0)
+    """Width of a dense layer before the classifier; 0: none."""
+    classes: int = Field(default=10, ge=2)
+    """Number of classes."""
+    batch_norm: bool = False
+    """Batch normalisation after each convolution."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the classifier's inputs that is dropped in training."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
+        if (smallest := min(self.image[1:])) < 2 ** len(self.channels):
+            raise ValueError(f"image must be at least {2 ** len(self.channels)} pixels wide and high, got {smallest}")
+        return self
+
+
+class CNN(GradientLearner):
+    """Convolutional network that classifies images."""
+
+    def __init__(self, parameters: CNNParameters, device: torch.device) -> None:
+        self.parameters = parameters
+        super().__init__(device)
+
+    def build(self) -> nn.Module:
+        """Return the blocks and the classifier as one `nn.Sequential`."""
+        channels, height, width = self.parameters.image
+        layers: list[nn.Module] = []
+        for out_channels in self.parameters.channels:
+            layers.append(nn.Conv2d(channels, out_channels, self.parameters.kernel, padding="same"))
+            if self.parameters.batch_norm:
+                layers.append(nn.BatchNorm2d(out_channels))
+            layers.append(nn.ReLU())  # (batch, out_channels, height, width)
+            layers.append(nn.MaxPool2d(2) if self.parameters.pooling == "max" else nn.AvgPool2d(2))
+            channels, height, width = out_channels, height // 2, width // 2
+        layers.append(nn.Flatten())  # (batch, channels * height * width)
+        features = channels * height * width
+        if self.parameters.hidden:
+            layers += [nn.Linear(features, self.parameters.hidden), nn.ReLU()]  # (batch, hidden)
+            features = self.parameters.hidden
+        if self.parameters.dropout:
+            layers.append(nn.Dropout(self.parameters.dropout))
+        layers.append(nn.Linear(features, self.parameters.classes))  # (batch, classes)
+        return nn.Sequential(*layers)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return tasks.classification_loss(outputs, targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Accuracy."""
+        return tasks.classification_measures(outputs, targets)
+
+    def check(self, data: Examples) -> None:
+        """Check that examples are images of the shape `image` and targets are classes."""
+        tasks.check_features("cnn", data, tuple(self.parameters.image))
+        tasks.check_classes("cnn", data, self.parameters.classes)

@@ -1,0 +1,106 @@
+"""What the zoo implements: a learner federates by an exact weighted mean of client vectors, then a server step.
+
+    state' = learner.apply(state, sum_k(w_k * v_k) / sum_k(w_k))
+
+Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
+https://arxiv.org/abs/1602.05629
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.optimizers import ServerOptimizer
+from wire.spec import LocalSpec
+from wire.tensors import State, Vector
+
+Report = Callable[[float], None]
+"""Called during a fit with the done part, 0 to 1, at least once a batch. Raises `TrainingStopped` to end the fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Local data in memory.
+
+    Attributes:
+        inputs: (examples, ...), float32 features or int64 codes.
+        targets: (examples, ...), int64 classes or codes, or float32 values.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.inputs.shape[1:])
+
+    def select(self, rows: Tensor) -> "Examples":
+        """Return the examples at `rows`, int64 (rows,), as copies."""
+        return Examples(self.inputs[rows], self.targets[rows])
+
+    def to(self, device: torch.device) -> "Examples":
+        """Return the examples on `device`."""
+        return Examples(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one client gives to one round.
+
+    Attributes:
+        vector: float32 (parameters,) in the order of the learner's layout.
+        example_count: Examples trained on, 1 or more.
+        metrics: What training measured, by name.
+    """
+
+    vector: Vector
+    example_count: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Means of metrics over `example_count` examples."""
+
+    example_count: int
+    metrics: Mapping[str, float]
+
+
+class Learner(Protocol):
+    """A model and how it learns. Resident: built once in a process and used for many rounds, by one thread at a time."""
+
+    def init(self, seed: int) -> State:
+        """Return the initial state: name to tensor. Floating tensors travel, others stay where they are."""
+
+    def check(self, data: Examples) -> None:
+        """Check that `data` suits this learner.
+
+        Raises:
+            DataError: It does not; the message names what differs.
+        """
+
+    def fit(
+        self, state: State, data: Examples, local: LocalSpec, generator: torch.Generator, report: Report
+    ) -> Contribution:
+        """Train on `data`, starting from `state`, and return what this client contributes.
+
+        Args:
+            state: float32 tensors of the layout, left unchanged.
+            data: At least one example.
+            local: Epochs, batch size and optimizer.
+            generator: Source of every random draw.
+            report: Called as training goes on.
+        """
+
+    def apply(self, state: State, mean: State, server: ServerOptimizer) -> State:
+        """Return the next state from the mean of the contributions. May change the tensors of both arguments in place."""
+
+    def evaluate(self, state: State, data: Examples) -> Evaluation:
+        """Measure `state` on `data`, which is left unchanged. Draws nothing at random."""

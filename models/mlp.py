@@ -1,0 +1,75 @@
+"""Multilayer perceptron: dense layers with an activation between them.
+
+    h_0 = x,  h_i = dropout(act(norm(W_i h_{i-1} + b_i))),  logits = W h_n + b
+
+Source: Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", Nature 323, 1986.
+https://doi.org/10.1038/323533a0
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models import tasks
+from models.gradient import GradientLearner
+from models.learner import Examples
+from wire.spec import Strict
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+
+
+class MLPParameters(Strict):
+    """Parameters of the learner `mlp`."""
+
+    inputs: list[Annotated[int, Field(ge=1)]] = Field(default=[64], min_length=1, max_length=4)
+    """Shape of one example; more than one axis is flattened."""
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[64], max_length=64)
+    """Width of each hidden layer; none gives softmax regression."""
+    classes: int = Field(default=10, ge=2)
+    """Number of classes."""
+    activation: Literal["relu", "tanh", "sigmoid", "gelu"] = "relu"
+    """Activation after each hidden layer."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the hidden units that is dropped in training."""
+    batch_norm: bool = False
+    """Batch normalisation before each activation."""
+
+
+class MLP(GradientLearner):
+    """Multilayer perceptron that classifies vectors or small images."""
+
+    def __init__(self, parameters: MLPParameters, device: torch.device) -> None:
+        self.parameters = parameters
+        super().__init__(device)
+
+    def build(self) -> nn.Module:
+        """Return the layers as one `nn.Sequential`."""
+        layers: list[nn.Module] = [nn.Flatten()]  # (batch, inputs)
+        width = math.prod(self.parameters.inputs)
+        for hidden in self.parameters.hidden:
+            layers.append(nn.Linear(width, hidden))  # (batch, hidden)
+            if self.parameters.batch_norm:
+                layers.append(nn.BatchNorm1d(hidden))
+            layers.append(ACTIVATIONS[self.parameters.activation]())
+            if self.parameters.dropout:
+                layers.append(nn.Dropout(self.parameters.dropout))
+            width = hidden
+        layers.append(nn.Linear(width, self.parameters.classes))  # (batch, classes)
+        return nn.Sequential(*layers)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return tasks.classification_loss(outputs, targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Accuracy."""
+        return tasks.classification_measures(outputs, targets)
+
+    def check(self, data: Examples) -> None:
+        """Check that examples have the shape `inputs` and targets are classes."""
+        tasks.check_features("mlp", data, tuple(self.parameters.inputs))
+        tasks.check_classes("mlp", data, self.parameters.classes)

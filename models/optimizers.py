@@ -1,0 +1,153 @@
+"""Optimizers by name: every optimizer of torch.optim, for clients and for the server step.
+
+Source of the server step: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2 (the mean is a pseudo-gradient).
+https://arxiv.org/abs/2003.00295
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from models.errors import LearnerError
+from wire.spec import Named
+from wire.tensors import State
+
+_IMPLEMENTATION = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
+"""Arguments that choose how torch computes, not what: they are no business of a spec."""
+
+
+@cache
+def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
+    """Return the optimizers that can be named in a spec: the class's name in lower case."""
+    classes = (value for value in vars(torch.optim).values() if inspect.isclass(value))
+    optimizers = (value for value in classes if issubclass(value, torch.optim.Optimizer))
+    return {value.__name__.lower(): value for value in optimizers if value is not torch.optim.Optimizer}
+
+
+@cache
+def _defaults(name: str) -> dict[str, object]:
+    signature = inspect.signature(optimizer_classes()[name]).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in signature if parameter.name not in _IMPLEMENTATION}
+    return {"learning_rate" if key == "lr" else key: default for key, default in defaults.items()}
+
+
+def build_optimizer(named: Named, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """Build the optimizer that a spec names.
+
+    Args:
+        named: Name and parameters; `learning_rate` stands for `lr`.
+        parameters: What it will change.
+
+    Raises:
+        LearnerError: The name or a parameter is unknown, a value has the wrong type, or torch refuses it.
+    """
+    if (optimizer_class := optimizer_classes().get(named.name)) is None:
+        known = ", ".join(sorted(optimizer_classes()))
+        raise LearnerError(f"Optimizer: name must be one of {known}, got {named.name!r}.")
+    arguments = dict(named.parameters)
+    _check_arguments(named.name, arguments, _defaults(named.name))
+    if "learning_rate" in arguments:
+        arguments["lr"] = arguments.pop("learning_rate")
+    try:
+        return optimizer_class(list(parameters), **arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise LearnerError(f"Optimizer {named.name}: {error}.") from error
+
+
+def check_optimizer(named: Named, is_server: bool) -> None:
+    """Check an optimizer's name and parameters on tensors of its own, shaped like a layer's.
+
+    Raises:
+        LearnerError: As `build_optimizer`, or it cannot serve here.
+    """
+    build_optimizer(named, [torch.zeros(2, 2, requires_grad=True), torch.zeros(2, requires_grad=True)])
+    if named.name == "sparseadam" or (is_server and named.name == "lbfgs"):
+        raise LearnerError(f"Optimizer {named.name}: must not need sparse gradients, nor a loss in a server step.")
+
+
+def _check_arguments(name: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+    if unknown := sorted(set(arguments) - set(defaults)):
+        known = ", ".join(sorted(defaults))
+        raise LearnerError(f"Optimizer {name}: parameters must be among {known}, got {unknown[0]!r}.")
+    for key, value in arguments.items():
+        if (rule := _rule_broken(value, defaults[key])) is not None:
+            raise LearnerError(f"Optimizer {name}: {key} must be {rule}, got {value!r}.")
+
+
+def _rule_broken(value: object, default: object) -> str | None:
+    """Return what `value` should have been, judged by the default that torch gives it, or None when it is that."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, (int, float)):
+        return None if _is_number(value) else "a number"
+    if isinstance(default, tuple):
+        is_like = isinstance(value, list) and len(value) == len(default)
+        numbers = [item for item in value if item is not None] if isinstance(value, list) else []
+        return None if is_like and all(map(_is_number, numbers)) else f"a list of {len(default)} numbers"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def warm_up() -> None:
+    """Take a step on a tensor of its own. The first step of a process imports torch's compiler, which takes seconds."""
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.grad = torch.zeros(1)
+    torch.optim.SGD([parameter]).step()
+
+
+class ServerOptimizer:
+    """The server step: one optimizer over the model, with minus the mean for a gradient.
+
+    With SGD and learning rate 1 the step is state + mean, which is FedAvg. Its own tensors (momentum and the like) are part of a
+    checkpoint, so that a run that is taken up again goes on as if nothing had happened.
+    """
+
+    def __init__(self, named: Named, slots: State | None = None) -> None:
+        """Prepare the step.
+
+        Args:
+            named: The optimizer.
+            slots: What `slots` returned earlier, to go on from there.
+        """
+        self._named = named
+        self._slots: dict[str, Tensor] = dict(slots or {})
+
+    def step(self, state: State, mean: State) -> State:
+        """Move `state` in place by one step and return it. `mean` is used up.
+
+        Args:
+            state: float32 tensors.
+            mean: Tensors of the same names and shapes.
+        """
+        parameters = {name: state[name].requires_grad_() for name in mean}
+        optimizer = build_optimizer(self._named, parameters.values())
+        self._put_back(optimizer, parameters)
+        for name, parameter in parameters.items():
+            parameter.grad = mean[name].neg_()
+        optimizer.step()
+        self._slots = self._take_out(optimizer, parameters)
+        return {name: parameter.detach() for name, parameter in parameters.items()}
+
+    def slots(self) -> dict[str, Tensor]:
+        """Return the optimizer's own tensors, named `SLOT/TENSOR`; numbers as tensors without axes."""
+        return dict(self._slots)
+
+    def _put_back(self, optimizer: torch.optim.Optimizer, parameters: State) -> None:
+        for key, value in self._slots.items():
+            slot, _, name = key.partition("/")
+            optimizer.state[parameters[name]][slot] = value
+
+    @staticmethod
+    def _take_out(optimizer: torch.optim.Optimizer, parameters: State) -> dict[str, Tensor]:
+        return {
+            f"{slot}/{name}": torch.as_tensor(value).detach()
+            for name, parameter in parameters.items()
+            for slot, value in optimizer.state.get(parameter, {}).items()
+            if value is not None
+        }

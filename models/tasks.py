@@ -1,0 +1,54 @@
+"""What learners are trained to do: losses, reported measures and the checks of data that belong to them."""
+
+from collections.abc import Mapping
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.errors import DataError
+from models.learner import Examples
+
+
+def classification_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy, nats, of logits (batch, classes) and int64 classes (batch,)."""
+    return functional.cross_entropy(outputs, targets)
+
+
+def classification_measures(outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+    """Return the accuracy of logits (batch, classes), 0 to 1."""
+    return {"accuracy": (outputs.argmax(dim=1) == targets).double().mean()}
+
+
+def next_code_measures(outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+    """Return accuracy and bits per character of logits (batch, codes, time) and codes (batch, time)."""
+    bits = functional.cross_entropy(outputs, targets) / log(2)
+    return {"accuracy": (outputs.argmax(dim=1) == targets).double().mean(), "bits_per_character": bits}
+
+
+def check_features(learner: str, data: Examples, shape: tuple[int, ...]) -> None:
+    """Check that inputs are float32 and of `shape`. Raises `DataError`."""
+    if data.inputs.dtype != torch.float32 or data.example_shape != shape:
+        found = f"{data.example_shape} {str(data.inputs.dtype).removeprefix('torch.')}"
+        raise DataError(f"Learner {learner}: examples must have shape {shape} float32, got {found}.")
+
+
+def check_classes(learner: str, data: Examples, count: int) -> None:
+    """Check that each example has one class, int64 from 0 to count - 1. Raises `DataError`."""
+    if data.targets.shape != (len(data),):
+        found = tuple(data.targets.shape)
+        raise DataError(f"Learner {learner}: classes must have shape ({len(data)},), one an example, got {found}.")
+    check_codes(learner, "classes", data.targets, count)
+
+
+def check_codes(learner: str, what: str, codes: Tensor, count: int) -> None:
+    """Check that `codes` are int64 from 0 to count - 1. Raises `DataError`, naming the first example that is not."""
+    if codes.dtype != torch.int64:
+        raise DataError(f"Learner {learner}: {what} must be int64, got {str(codes.dtype).removeprefix('torch.')}.")
+    wrong = ((codes < 0) | (codes >= count)).flatten(1).any(1) if codes.dim() > 1 else (codes < 0) | (codes >= count)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        value = codes[row].flatten()
+        bad = int(value[(value < 0) | (value >= count)][0])
+        raise DataError(f"Learner {learner}: {what} must be 0 to {count - 1}, got {bad} in example {row}.")

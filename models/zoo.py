@@ -1,0 +1,72 @@
+"""The zoo: learners by name, built from the parameters of a spec."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from pydantic import ValidationError
+
+from models.cnn import CNN, CNNParameters
+from models.errors import LearnerError
+from models.learner import Learner
+from models.lstm import LSTM, LSTMParameters
+from models.mlp import MLP, MLPParameters
+from models.optimizers import check_optimizer
+from wire.spec import Named, RunSpec, Strict, explain
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One entry of the zoo: a learner's class and the model of its parameters."""
+
+    learner: type[Any]
+    parameters: type[Strict]
+
+    @property
+    def summary(self) -> str:
+        """First line of the learner's docstring."""
+        return (self.learner.__doc__ or "").strip().splitlines()[0]
+
+
+MODELS: dict[str, Model] = {
+    "mlp": Model(MLP, MLPParameters),
+    "cnn": Model(CNN, CNNParameters),
+    "lstm": Model(LSTM, LSTMParameters),
+}
+
+
+def build_learner(named: Named, device: torch.device | str = "cpu") -> Learner:
+    """Build the learner that a spec names, on `device`.
+
+    Raises:
+        LearnerError: The name is unknown, a parameter breaks a rule, or the model is larger than torch or the machine can hold.
+    """
+    if (model := MODELS.get(named.name)) is None:
+        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(MODELS))}, got {named.name!r}.")
+    try:
+        parameters = model.parameters.model_validate(named.parameters)
+    except ValidationError as error:
+        raise LearnerError(explain(error, f"Learner {named.name}")) from error
+    try:
+        return cast(Learner, model.learner(parameters, torch.device(device)))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise LearnerError(f"Learner {named.name}: the model must fit into memory, got: {reason}") from error
+
+
+def check_spec(spec: RunSpec) -> None:
+    """Check what only the zoo knows: the learner's parameters and both optimizers.
+
+    Raises:
+        LearnerError: A name or parameter breaks a rule.
+    """
+    for key, optimizer, is_server in (
+        ("local", spec.local.optimizer, False),
+        ("server", spec.server.optimizer, True),
+    ):
+        try:
+            check_optimizer(optimizer, is_server)
+        except LearnerError as error:
+            raise LearnerError(f"Run spec: {key}.optimizer: {error}") from error
+    with torch.device("meta"):
+        build_learner(spec.learner, "meta")

@@ -1,0 +1,185 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from models.errors import LearnerError
+from models.optimizers import ServerOptimizer, build_optimizer, check_optimizer, optimizer_classes
+from wire.spec import Named
+
+SHAPES = {"0.weight": (3, 2), "0.bias": (3,), "1.weight": (1,)}
+SERVER_NAMES = sorted(optimizer_classes().keys() - {"lbfgs", "muon", "sparseadam"})
+
+
+def tensors(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def reference(named: Named, step_count: int) -> list[dict[str, Tensor]]:
+    """States after each step of one optimizer of torch.optim that lives through all of them, on minus the mean."""
+    parameters = {name: tensor.requires_grad_() for name, tensor in tensors(0).items()}
+    arguments = dict(named.parameters)
+    if "learning_rate" in arguments:
+        arguments["lr"] = arguments.pop("learning_rate")
+    optimizer = optimizer_classes()[named.name](list(parameters.values()), **arguments)
+    states = []
+    for step in range(1, step_count + 1):
+        for name, mean in tensors(step).items():
+            parameters[name].grad = -mean
+        optimizer.step()
+        states.append({name: parameter.detach().clone() for name, parameter in parameters.items()})
+    return states
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_step_of_sgd_with_rate_one_adds_the_mean_to_the_bit() -> None:
+    state, mean = tensors(0), tensors(1)
+    expected = {name: state[name] + mean[name] for name in SHAPES}
+    found = ServerOptimizer(Named(name="sgd", learning_rate=1.0)).step(state, mean)
+    assert_equal(dict(found), expected)
+
+
+def test_step_moves_the_state_in_place_and_detaches_it() -> None:
+    state = tensors(0)
+    found = ServerOptimizer(Named(name="sgd", learning_rate=1.0)).step(state, tensors(1))
+    for name in SHAPES:
+        assert found[name].data_ptr() == state[name].data_ptr()
+        assert not found[name].requires_grad
+
+
+CONFIGURED = [
+    Named(name="sgd", learning_rate=0.5, momentum=0.9),
+    Named(name="sgd", learning_rate=0.5, momentum=0.9, nesterov=True, weight_decay=0.01),
+    Named(name="adam", learning_rate=0.1, betas=[0.8, 0.95], amsgrad=True),
+    Named(name="rmsprop", momentum=0.5, centered=True),
+    *(Named(name=name) for name in SERVER_NAMES),
+]
+
+
+@pytest.mark.parametrize("named", CONFIGURED, ids=lambda named: f"{named.name}-{len(named.parameters)}")
+def test_step_through_checkpoints_equals_an_undisturbed_torch_run_to_the_bit(named: Named) -> None:
+    state: Any = tensors(0)
+    stored = save({})
+    for step, expected in enumerate(reference(named, 6), start=1):
+        optimizer = ServerOptimizer(named, load(stored))
+        state = optimizer.step(state, tensors(step))
+        assert_equal(state, expected)
+        stored = save({name: slot.contiguous() for name, slot in optimizer.slots().items()})
+
+
+def test_step_with_one_optimizer_for_all_steps_equals_the_torch_run() -> None:
+    named = Named(name="adam", learning_rate=0.1)
+    state: Any = tensors(0)
+    optimizer = ServerOptimizer(named)
+    for step, expected in enumerate(reference(named, 4), start=1):
+        state = optimizer.step(state, tensors(step))
+        assert_equal(state, expected)
+
+
+def test_step_without_its_slots_differs_from_the_torch_run() -> None:
+    named = Named(name="sgd", learning_rate=0.5, momentum=0.9)
+    state: Any = tensors(0)
+    for step in (1, 2):
+        state = ServerOptimizer(named).step(state, tensors(step))
+    assert not torch.equal(state["0.bias"], reference(named, 2)[-1]["0.bias"])
+
+
+def test_slots_are_named_by_slot_and_tensor() -> None:
+    optimizer = ServerOptimizer(Named(name="adam"))
+    assert optimizer.slots() == {}
+    optimizer.step(tensors(0), tensors(1))
+    assert {name.partition("/")[0] for name in optimizer.slots()} == {"step", "exp_avg", "exp_avg_sq"}
+    assert optimizer.slots()["exp_avg/0.weight"].shape == (3, 2)
+    assert float(optimizer.slots()["step/0.bias"]) == 1
+
+
+def test_slots_of_plain_sgd_are_none() -> None:
+    optimizer = ServerOptimizer(Named(name="sgd"))
+    optimizer.step(tensors(0), tensors(1))
+    assert optimizer.slots() == {}
+
+
+def test_build_learning_rate_stands_for_lr() -> None:
+    optimizer = build_optimizer(Named(name="adamw", learning_rate=0.25, weight_decay=0), [torch.zeros(1)])
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_build_leaves_the_spec_unchanged() -> None:
+    named = Named(name="sgd", learning_rate=0.25)
+    before = copy.deepcopy(named)
+    build_optimizer(named, [torch.zeros(1)])
+    assert named == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        pytest.param({"name": "sdg"}, r"Optimizer: name must be one of .*, sgd, .*, got 'sdg'\.", id="unknown-name"),
+        pytest.param({"name": "SGD"}, r"name must be one of .*, got 'SGD'\.", id="capitals"),
+        pytest.param({"name": "optimizer"}, r"name must be one of .*, got 'optimizer'\.", id="abstract"),
+        pytest.param(
+            {"name": "sgd", "lr": 1}, r"Optimizer sgd: parameters must be among .*learning_rate.*, got 'lr'\.", id="lr"
+        ),
+        pytest.param({"name": "sgd", "params": []}, r"parameters must be among .*, got 'params'\.", id="params"),
+        pytest.param(
+            {"name": "adam", "fused": True}, r"parameters must be among .*, got 'fused'\.", id="implementation"
+        ),
+        pytest.param(
+            {"name": "sgd", "learning_rate": "fast"}, r"learning_rate must be a number, got 'fast'\.", id="text"
+        ),
+        pytest.param(
+            {"name": "sgd", "learning_rate": True}, r"learning_rate must be a number, got True\.", id="boolean"
+        ),
+        pytest.param({"name": "sgd", "learning_rate": None}, r"learning_rate must be a number, got None\.", id="null"),
+        pytest.param(
+            {"name": "sgd", "nesterov": "no"}, r"nesterov must be true or false, got 'no'\.", id="not-boolean"
+        ),
+        pytest.param({"name": "adam", "betas": 0.9}, r"betas must be a list of 2 numbers, got 0\.9\.", id="no-list"),
+        pytest.param(
+            {"name": "adam", "betas": [0.9]}, r"betas must be a list of 2 numbers, got \[0\.9\]\.", id="short-list"
+        ),
+        pytest.param(
+            {"name": "adam", "betas": ["a", "b"]}, r"betas must be a list of 2 numbers, got \['a'", id="text-list"
+        ),
+        pytest.param({"name": "adam", "betas": [None, 0.9]}, r"Optimizer adam: .*NoneType", id="null-in-list"),
+        pytest.param(
+            {"name": "adam", "betas": [1.5, 0.9]}, r"Optimizer adam: Invalid beta parameter .*1\.5", id="range"
+        ),
+        pytest.param(
+            {"name": "sgd", "learning_rate": -1}, r"Optimizer sgd: Invalid learning rate: -1\.", id="negative"
+        ),
+        pytest.param({"name": "sgd", "nesterov": True}, r"Optimizer sgd: Nesterov momentum requires", id="combination"),
+        pytest.param({"name": "muon"}, r"Optimizer muon: .*2D parameters", id="matrices-only"),
+        pytest.param({"name": "sparseadam"}, r"Optimizer sparseadam: must not need sparse gradients", id="sparse"),
+    ],
+)
+@pytest.mark.parametrize("is_server", [False, True], ids=["local", "server"])
+def test_check_what_cannot_run_is_refused(parameters: dict[str, Any], message: str, is_server: bool) -> None:
+    with pytest.raises(LearnerError, match=message):
+        check_optimizer(Named(**parameters), is_server)
+
+
+def test_check_lbfgs_serves_clients_but_not_the_server() -> None:
+    check_optimizer(Named(name="lbfgs"), is_server=False)
+    with pytest.raises(LearnerError, match=r"Optimizer lbfgs: must not need .* a loss in a server step\."):
+        check_optimizer(Named(name="lbfgs"), is_server=True)
+
+
+@pytest.mark.parametrize("named", CONFIGURED, ids=lambda named: f"{named.name}-{len(named.parameters)}")
+def test_check_every_other_optimizer_passes(named: Named) -> None:
+    check_optimizer(named, is_server=False)
+    check_optimizer(named, is_server=True)
+
+
+def test_check_list_with_an_optional_number_passes() -> None:
+    check_optimizer(Named(name="adafactor", eps=[None, 0.001]), is_server=True)
