@@ -1,0 +1,1 @@
+"""The edge client: session, policy, local data, training."""

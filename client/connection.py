@@ -1,0 +1,253 @@
+"""One session with the coordinator: the Join stream, and the transfers that its token authorises."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.cache import PartialModel
+from client.errors import ConnectionLostError, RejectedError
+from wire import federation_pb2 as pb
+from wire.federation_pb2_grpc import FederationServiceStub
+from wire.identity import sign_hello
+from wire.protocol import CLIENT_OPTIONS, HEARTBEAT_SECONDS, HELLO_SECONDS, PROTOCOL_VERSION, SILENCE_SECONDS
+from wire.slices import cut
+
+OUTBOX_SIZE = 64
+
+_REJECTIONS = (
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+
+Progress = Callable[[float], None]
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the coordinator is and how to trust it.
+
+    Attributes:
+        address: Host and port.
+        ca: PEM file of the authority that signed the coordinator's certificate; None for plain text.
+        certificate: PEM file of this client's certificate, for mutual TLS.
+        key: PEM file of that certificate's key.
+    """
+
+    address: str
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def channel(self) -> grpc.aio.Channel:
+        """Open a channel. Raises `RejectedError` when a certificate cannot be read."""
+        if self.ca is None:
+            return grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
+        try:
+            root = self.ca.read_bytes()
+            key = self.key.read_bytes() if self.key else None
+            certificate = self.certificate.read_bytes() if self.certificate else None
+        except OSError as error:
+            raise RejectedError(f"Certificate {error.filename}: must be readable, got: {error.strerror}.") from error
+        return grpc.aio.secure_channel(
+            self.address, grpc.ssl_channel_credentials(root, key, certificate), options=CLIENT_OPTIONS
+        )
+
+
+class Connection:
+    """An open session. Made by `connect`."""
+
+    def __init__(
+        self,
+        stub: FederationServiceStub,
+        call: "grpc.aio.StreamStreamCall[pb.JoinRequest, pb.JoinResponse]",
+        welcome: pb.Welcome,
+    ) -> None:
+        self.client_id = welcome.client_id
+        self._token = welcome.session_token
+        self._stub = stub
+        self._call = call
+        self._outbox: asyncio.Queue[pb.JoinRequest] = asyncio.Queue(OUTBOX_SIZE)
+        self._ended = asyncio.get_running_loop().create_future()
+
+    async def send(self, message: pb.JoinRequest) -> None:
+        """Queue a message for the coordinator, in order."""
+        await self._outbox.put(message)
+
+    async def messages(self) -> AsyncIterator[pb.JoinResponse]:
+        """Yield what the coordinator pushes, while sending what is queued and heartbeats.
+
+        Raises:
+            ConnectionLostError: The stream broke or fell silent.
+            RejectedError: The coordinator ended the session for good.
+        """
+        writing = asyncio.create_task(self._write())
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    message = await self._call.read()
+                if not isinstance(message, pb.JoinResponse):
+                    raise ConnectionLostError("the coordinator ended the session")
+                if message.HasField("goodbye"):
+                    _raise_goodbye(message.goodbye)
+                if not message.HasField("heartbeat"):
+                    yield message
+        except TimeoutError:
+            raise ConnectionLostError(f"nothing was heard from the coordinator for {SILENCE_SECONDS:g} s") from None
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        finally:
+            writing.cancel()
+            self._ended.set_result(None)
+
+    async def download(self, partial: PartialModel, reference: pb.ModelReference, report: Progress) -> None:
+        """Download the rest of a model into `partial` and finish it.
+
+        Raises:
+            ConnectionLostError: The connection broke; what has arrived is kept.
+            TransferError: What arrived is not that model; it is dropped.
+            LookupError: No round uses the model any more.
+        """
+        await self._while_open(self._download(partial, reference, report))
+
+    async def upload(self, header: pb.UploadHeader, data: memoryview, report: Progress) -> pb.UploadVerdict:
+        """Upload a contribution, from where an earlier try stopped, and return the coordinator's verdict.
+
+        Raises:
+            ConnectionLostError: The connection broke; a later try goes on from what has arrived.
+        """
+        return await self._while_open(self._upload(header, data, report))
+
+    async def _while_open(self, transfer: Coroutine[Any, Any, Value]) -> Value:
+        """Run a transfer for as long as the session lasts: gRPC lets a call on a closed channel hang, or cancels it."""
+        task = asyncio.create_task(transfer)
+        try:
+            await asyncio.wait([task, self._ended], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            is_over = task.done()
+            task.cancel()
+        if not is_over or task.cancelled():
+            raise ConnectionLostError("the session ended in the middle of a transfer")
+        try:
+            return task.result()
+        except grpc.aio.UsageError as error:
+            raise ConnectionLostError(f"the channel is closed: {error}") from error
+
+    async def _download(self, partial: PartialModel, reference: pb.ModelReference, report: Progress) -> None:
+        request = pb.DownloadRequest(
+            session_token=self._token,
+            sha256=reference.sha256,
+            offset=min(partial.received_bytes, reference.total_bytes),
+        )
+        call = self._stub.Download(request)
+        try:
+            async for response in call:
+                partial.write(response.data)
+                report(partial.received_bytes / reference.total_bytes)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise LookupError(error.details()) from error
+            raise _translated(error, is_transfer=True) from error
+        finally:
+            call.cancel()
+        partial.finish(reference.total_bytes)
+
+    async def _upload(self, header: pb.UploadHeader, data: memoryview, report: Progress) -> pb.UploadVerdict:
+        header.session_token = self._token
+        call = self._stub.Upload()
+        try:
+            await call.write(pb.UploadRequest(header=header))
+            response = await call.read()
+            if isinstance(response, pb.UploadResponse) and response.HasField("grant"):
+                # A refusal in the middle ends the call under the writer; the verdict is still there to be read.
+                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    for offset, part in cut(data, response.grant.offset):
+                        await call.write(pb.UploadRequest(slice=pb.Slice(offset=offset, data=part)))
+                        report((offset + len(part)) / len(data))
+                    await call.done_writing()
+                response = await call.read()
+            if not isinstance(response, pb.UploadResponse) or not response.HasField("verdict"):
+                raise ConnectionLostError("the upload ended without a verdict")
+            return response.verdict
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, is_transfer=True) from error
+        finally:
+            call.cancel()
+
+    async def _write(self) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        message = await self._outbox.get()
+                except TimeoutError:
+                    message = pb.JoinRequest(heartbeat=pb.Heartbeat())
+                await self._call.write(message)
+
+
+@contextlib.asynccontextmanager
+async def connect(endpoint: Endpoint, key: Ed25519PrivateKey, hello: pb.Hello) -> AsyncIterator[Connection]:
+    """Open a session and keep it while the context is open.
+
+    Args:
+        endpoint: Where to.
+        key: This client's identity.
+        hello: What to say of this client; version, key and signature are filled in.
+
+    Raises:
+        ConnectionLostError: The coordinator cannot be reached.
+        RejectedError: It will not have this client.
+    """
+    async with endpoint.channel() as channel:
+        stub = FederationServiceStub(channel)
+        call = stub.Join()
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                challenge = await call.read()
+                if not isinstance(challenge, pb.JoinResponse) or not challenge.HasField("challenge"):
+                    raise RejectedError(f"Coordinator {endpoint.address}: must begin with a challenge, it did not.")
+                message = pb.JoinRequest(hello=hello)
+                message.hello.protocol_version = PROTOCOL_VERSION
+                message.hello.public_key = key.public_key().public_bytes_raw()
+                message.hello.signature = sign_hello(key, PROTOCOL_VERSION, challenge.challenge.nonce)
+                await call.write(message)
+                welcome = await call.read()
+            if not isinstance(welcome, pb.JoinResponse) or not welcome.HasField("welcome"):
+                # A refused hello ends the stream; its status says why.
+                raise _translated(grpc.aio.AioRpcError(await call.code(), _EMPTY, _EMPTY, await call.details()))
+            yield Connection(stub, call, welcome.welcome)
+        except TimeoutError:
+            raise ConnectionLostError(f"the coordinator did not answer within {HELLO_SECONDS:g} s") from None
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        finally:
+            call.cancel()
+
+
+_EMPTY = grpc.aio.Metadata()
+
+
+def _translated(error: grpc.aio.AioRpcError, is_transfer: bool = False) -> ConnectionLostError | RejectedError:
+    detail = f"{error.details() or 'no reason was given'}"
+    if error.code() in _REJECTIONS and not is_transfer:
+        return RejectedError(f"The coordinator refused this client: {detail}.")
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED and not is_transfer:
+        return RejectedError(f"The coordinator refused this client's signature: {detail}.")
+    return ConnectionLostError(detail)
+
+
+def _raise_goodbye(goodbye: pb.Goodbye) -> None:
+    if goodbye.reason == pb.GOODBYE_REASON_SUPERSEDED:
+        raise RejectedError(
+            f"The coordinator ended this session: {goodbye.detail}. Each client must have an identity of its own."
+        )
+    raise ConnectionLostError(goodbye.detail)

@@ -1,0 +1,85 @@
+"""Options of each kind of data, as `parse_source` reads them from text."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from client.data.fields import Distinct, Joined, Names
+from wire.spec import Strict
+
+BLOCK_COUNT = 14
+
+Block = Annotated[int, Field(ge=0, lt=BLOCK_COUNT, strict=False)]
+
+
+class DigitsOptions(Strict):
+    """Options of `digits`: the embedded handwritten digits, which need no path."""
+
+    blocks: Annotated[tuple[Block, ...], Joined, Distinct] = tuple(range(BLOCK_COUNT))
+    """Form blocks to take, 0 to 13, joined by `|`. Default: all."""
+
+
+def _number(value: object) -> object:
+    return int(value) if isinstance(value, str) and value in ("1", "3") else value
+
+
+class ImagesOptions(Strict):
+    """Options of `images`: a folder that holds one folder of images a class."""
+
+    size: int | None = Field(default=None, ge=1, le=8192, strict=False)
+    """Height and width that every image is resized to, pixels. Default: none is resized, and all must have one size."""
+    channels: Annotated[Literal[1, 3], BeforeValidator(_number)] = 1
+    """1 for grey, 3 for red, green and blue. Transparency is dropped."""
+    classes: Names | None = None
+    """Names of the class folders in the order of their numbers, joined by `|`. Not needed where all are numbers."""
+
+
+class TableOptions(Strict):
+    """Options of every kind of table."""
+
+    target: str = Field(min_length=1)
+    """Column of the classes: integers from 0, or text that `classes` lists."""
+    classes: Names | None = None
+    """Values of the target in the order of their numbers, joined by `|`. Not needed where all are integers."""
+    features: Names | None = None
+    """Columns of the inputs in order, joined by `|`. Default: all but the target, in the order of the file."""
+
+
+class CsvOptions(TableOptions):
+    """Options of `csv`: a UTF-8 file separated by commas, with a header."""
+
+
+class ParquetOptions(TableOptions):
+    """Options of `parquet`: one Parquet file."""
+
+
+class NpzOptions(Strict):
+    """Options of `npz`: a NumPy archive."""
+
+    inputs: str = Field(default="x", min_length=1)
+    """Name of the array of inputs, (examples, ...)."""
+    targets: str = Field(default="y", min_length=1)
+    """Name of the array of targets, (examples,) or (examples, ...), integers."""
+    codes: bool = Field(default=False, strict=False)
+    """Whether inputs are integer codes, such as those of text. If not, they become float32."""
+
+
+class TextOptions(Strict):
+    """Options of `text`: one file, or a folder of .txt files."""
+
+    window: int = Field(default=80, ge=1, le=1_000_000, strict=False)
+    """Bytes in one example."""
+
+
+Options = DigitsOptions | ImagesOptions | CsvOptions | ParquetOptions | NpzOptions | TextOptions
+
+OPTIONS: Mapping[str, type[Options]] = {
+    "digits": DigitsOptions,
+    "images": ImagesOptions,
+    "csv": CsvOptions,
+    "parquet": ParquetOptions,
+    "npz": NpzOptions,
+    "text": TextOptions,
+}
+"""The options of each kind of data."""

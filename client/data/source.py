@@ -1,0 +1,134 @@
+"""Where local data comes from, as one text: KIND[:PATH][,key=value...].
+
+Such as `digits,blocks=0|3`, `images:./scans,size=28`, `csv:./patients.csv,target=outcome,classes=benign|malignant`,
+`parquet:./patients.parquet,target=outcome`, `npz:./site.npz` and `text:./plays,window=80`.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from client.data.digits import DIGITS_FILE, load_digits
+from client.data.fields import OPTION_START, shown
+from client.data.npz import load_npz
+from client.data.options import (
+    OPTIONS,
+    CsvOptions,
+    DigitsOptions,
+    ImagesOptions,
+    NpzOptions,
+    Options,
+    ParquetOptions,
+    TextOptions,
+)
+from client.data.split import LocalData, split
+from client.data.text import load_text
+from models.errors import DataError
+from models.learner import Examples
+from wire.spec import explain
+
+_HEAD = re.compile(r"(?P<kind>[^:,]*)(?::(?P<path>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Where local data comes from.
+
+    Attributes:
+        kind: A key of `OPTIONS`.
+        path: The file or folder to read.
+        options: How to read it.
+    """
+
+    kind: str
+    path: Path
+    options: Options
+
+
+def parse_source(text: str) -> DataSource:
+    """Read KIND[:PATH][,key=value...]. Touches no file.
+
+    Raises:
+        DataError: The kind or a key is unknown, a value breaks a rule, or the path is missing or not wanted.
+    """
+    subject = f"Data source {text!r}"
+    head, *pairs = OPTION_START.split(text)
+    parts = _HEAD.fullmatch(head)
+    if parts is None:
+        raise DataError(
+            f"{subject}: text must read KIND[:PATH][,key=value...], got {shown(head)}. Give each option a value."
+        )
+    kind, path = parts["kind"], parts["path"]
+    if kind not in OPTIONS:
+        raise DataError(
+            f"{subject}: kind must be one of {', '.join(OPTIONS)}, got {shown(kind)}. Write KIND[:PATH][,key=value...]."
+        )
+    return DataSource(kind, _path(subject, kind, path), _options(subject, kind, pairs))
+
+
+def load(source: DataSource) -> Examples:
+    """Read and check all of the data.
+
+    Raises:
+        DataError: Something cannot be used; the message names the file, and the row where there is one.
+    """
+    # Pillow and pyarrow are imported only for the kinds that need them: a small client may do without.
+    try:
+        match source.options:
+            case DigitsOptions():
+                return load_digits(source.options)
+            case ImagesOptions():
+                from client.data.images import load_images
+
+                return load_images(source.path, source.options)
+            case CsvOptions():
+                from client.data.table import load_csv
+
+                return load_csv(source.path, source.options)
+            case ParquetOptions():
+                from client.data.table import load_parquet
+
+                return load_parquet(source.path, source.options)
+            case NpzOptions():
+                return load_npz(source.path, source.options)
+            case TextOptions():
+                return load_text(source.path, source.options)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"Data of kind {source.kind}: package {error.name} must be installed, got none. "
+            "Run pip install 'choral[client]'."
+        ) from error
+
+
+def load_local(text: str, held_out_fraction: float, seed: int) -> LocalData:
+    """Parse `text`, read the data and split it. Arguments as `split`; raises as `parse_source`, `load` and `split`."""
+    source = parse_source(text)
+    return split(load(source), held_out_fraction, seed, source.kind)
+
+
+def _path(subject: str, kind: str, path: str | None) -> Path:
+    if kind == "digits":
+        if path is not None:
+            raise DataError(f"{subject}: path must be left out for digits, got {shown(path)}. They are part of Choral.")
+        return DIGITS_FILE
+    if not path:
+        raise DataError(f"{subject}: path must be given for {kind}, got none. Write {kind}:PATH.")
+    return Path(path)
+
+
+def _options(subject: str, kind: str, pairs: list[str]) -> Options:
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key in values:
+            raise DataError(
+                f"{subject}: {key} must be given once, got {shown(values[key])} and {shown(value)}. Leave one out."
+            )
+        values[key] = value
+    try:
+        return OPTIONS[kind].model_validate(values)
+    except ValidationError as error:
+        keys = ", ".join(OPTIONS[kind].model_fields)
+        raise DataError(f"{explain(error, subject)} The keys of {kind} are {keys}.") from error

@@ -1,0 +1,26 @@
+"""Errors of the edge client.
+
+ChoralError
+├── PolicyError          the site's policy forbids a task
+├── IdentityError        the key file cannot be read or written
+├── RejectedError        the coordinator will not have this client; coming back does not help
+└── ConnectionLostError  the connection broke; coming back helps
+"""
+
+from wire.errors import ChoralError
+
+
+class PolicyError(ChoralError):
+    """The site's policy forbids a task, or cannot be read. Nothing was run."""
+
+
+class IdentityError(ChoralError):
+    """The key file cannot be read or written. Nothing was changed."""
+
+
+class RejectedError(ChoralError):
+    """The coordinator will not have this client as it is; coming back does not help."""
+
+
+class ConnectionLostError(ChoralError):
+    """The connection to the coordinator broke or never came about; coming back helps."""

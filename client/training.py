@@ -1,0 +1,123 @@
+"""One client's part in a round: train on local data, or evaluate. The agent and the simulation call the same code (law L2).
+
+Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+Algorithm 1, ClientUpdate.
+https://arxiv.org/abs/1602.05629
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from client.data import LocalData
+from models import DataError, Evaluation, Learner, build_learner
+from models.learner import Report
+from wire.seeds import derive_generator
+from wire.spec import Named, RunSpec
+from wire.tensors import Layout, State, Vector
+
+QUALITY_SHARPNESS = 5.0
+"""Weight by quality is n * exp(-5 * loss)."""
+
+QUALITY_STEPS = 64
+"""Weights by quality are multiples of 1/64 example, because weights travel as integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a client brings to a round.
+
+    Attributes:
+        vector: float32 (parameters,), the contribution.
+        weight: Its weight, 1 to the run's cap.
+        example_count: Examples trained on.
+        metrics: What training measured.
+        train_seconds: Wall time.
+    """
+
+    vector: Vector = field(repr=False)
+    weight: int
+    example_count: int
+    metrics: Mapping[str, float]
+    train_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a client is to train.
+
+    Attributes:
+        spec: The run's spec.
+        round_number: 1 or more; with seed and client it decides every random draw.
+        client_id: The client's identity.
+        vector: The model to start from, float32 (parameters,), left unchanged.
+    """
+
+    spec: RunSpec
+    round_number: int
+    client_id: str
+    vector: Vector = field(repr=False)
+
+
+class Trainer:
+    """A learner and where it runs, resident over the rounds of a run. Not safe for concurrent use."""
+
+    def __init__(self, learner: Named, device: torch.device) -> None:
+        """Build the learner. Raises `LearnerError` when the zoo does not have it."""
+        self._learner: Learner = build_learner(learner, device)
+        self._device = device
+        self.named = learner
+        # The layout does not depend on the seed.
+        self.layout = Layout.of(self._learner.init(0))
+
+    def check(self, data: LocalData) -> None:
+        """Check that both parts of the data suit the learner. Raises `DataError`."""
+        self._learner.check(data.training)
+        if len(data.held_out):
+            self._learner.check(data.held_out)
+
+    def train(self, assignment: Assignment, data: LocalData, report: Report) -> Result:
+        """Train from a model.
+
+        Args:
+            assignment: From what, for which round.
+            data: The client's examples, on the trainer's device.
+            report: Called with the done part; may raise `TrainingStopped`.
+
+        Raises:
+            TrainingStopped: `report` did.
+            DataError: The weight must come from held-out data, and there is none.
+        """
+        start = time.perf_counter()
+        spec = assignment.spec
+        state = self.layout.views(assignment.vector)
+        weight = self._weight(spec, state, data)
+        generator = derive_generator(spec.seed, "fit", assignment.round_number, assignment.client_id)
+        contribution = self._learner.fit(state, data.training, spec.local, generator, report)
+        return Result(
+            contribution.vector,
+            weight,
+            contribution.example_count,
+            contribution.metrics,
+            time.perf_counter() - start,
+        )
+
+    def evaluate(self, vector: Vector, data: LocalData) -> Evaluation:
+        """Measure a model on the held-out examples; of 0 examples if there are none."""
+        return self._learner.evaluate(self.layout.views(vector), data.held_out)
+
+    def _weight(self, spec: RunSpec, state: State, data: LocalData) -> int:
+        """Return the weight of a client's contribution, 1 to the cap."""
+        cap = spec.limits.weight_cap
+        if spec.weight_by == "examples":
+            return min(len(data.training), cap)
+        if not len(data.held_out):
+            raise DataError(
+                "Weight by quality: at least 1 example must be held out, got 0. Join with a held-out fraction above 0."
+            )
+        loss = self._learner.evaluate(state, data.held_out).metrics["loss"]
+        quality = math.exp(-QUALITY_SHARPNESS * loss) if math.isfinite(loss) else 0.0
+        return min(cap, max(1, round(len(data.training) * QUALITY_STEPS * quality)))

@@ -1,0 +1,273 @@
+"""Works on one task at a time: fetch the model, train or evaluate off the event loop, deliver. Outlives sessions.
+
+A connection that breaks does not stop a task: training goes on, and delivery waits for the next session. A finished contribution is kept
+until the next one, so that a coordinator that asks again, after a restart, gets it without training twice.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from client.cache import ModelCache
+from client.connection import Connection
+from client.data import LocalData
+from client.errors import ConnectionLostError, PolicyError
+from client.policy import Policy
+from client.training import Assignment, Result, Trainer
+from models import DataError, TrainingStopped, warm_up
+from wire import federation_pb2 as pb
+from wire.errors import ChoralError, LayoutError, TransferError
+from wire.spec import RunSpec, parse_spec
+from wire.tensors import Vector, vector_bytes
+
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+PROGRESS_SECONDS = 1.0
+
+
+class Link:
+    """The connection of the moment, for work that outlives it."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._is_up = asyncio.Event()
+
+    def set(self, connection: Connection | None) -> None:
+        """Put a connection in place, or take it away."""
+        self._connection = connection
+        if connection is None:
+            self._is_up.clear()
+        else:
+            self._is_up.set()
+
+    async def get(self) -> Connection:
+        """Wait for a connection."""
+        while self._connection is None:
+            await self._is_up.wait()
+        return self._connection
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a client works with: its data, on its device, under its policy."""
+
+    data: LocalData = field(repr=False)
+    device: torch.device
+    policy: Policy
+    cache: ModelCache
+
+
+class Worker:
+    """Takes tasks from the coordinator. Used from the event loop alone; learners run in one thread of its own."""
+
+    def __init__(self, site: Site, link: Link) -> None:
+        self._site = site
+        self._link = link
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._thread.submit(warm_up)
+        self._job: asyncio.Task[None] | None = None
+        self._task = pb.Task()
+        self._trainer: Trainer | None = None
+        self._kept: tuple[tuple[object, ...], Result, bytes] | None = None
+        self._phase = pb.PHASE_UNSPECIFIED
+        self._fraction = 0.0
+
+    def take(self, task: pb.Task, client_id: str) -> None:
+        """Begin a task. One that is under way goes on if it is the same, and ends if it is another."""
+        if self._job is not None and not self._job.done():
+            if task == self._task:
+                return
+            self._job.cancel()
+        self._task = task
+        self._job = asyncio.create_task(self._work(task, client_id), name=task.task_id)
+
+    def cancel(self, task_id: str, reason: str) -> None:
+        """Stop working on a task."""
+        if self._job is not None and not self._job.done() and self._task.task_id == task_id:
+            log.info("task %s: withdrawn, %s", task_id, reason)
+            self._job.cancel()
+
+    async def close(self) -> None:
+        """Stop whatever is under way."""
+        if self._job is not None:
+            self._job.cancel()
+            await asyncio.wait([self._job])
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self, task: pb.Task, client_id: str) -> None:
+        failure: tuple[pb.RefusalReason, str]
+        try:
+            async with self._progress(task.task_id):
+                await self._attempt(task, client_id)
+            return
+        except LookupError as error:
+            log.info("task %s: dropped, %s", task.task_id, error)
+            return
+        except PolicyError as error:
+            failure = pb.REFUSAL_REASON_CLIENT_POLICY, str(error)
+        except DataError as error:
+            failure = pb.REFUSAL_REASON_CLIENT_DATA, str(error)
+        except ChoralError as error:
+            failure = pb.REFUSAL_REASON_CLIENT_ERROR, str(error)
+        except Exception as error:
+            log.exception("task %s: unexpected error", task.task_id)
+            failure = pb.REFUSAL_REASON_CLIENT_ERROR, f"Unexpected {type(error).__name__}: {error}"
+        log.warning("task %s: refused. %s", task.task_id, failure[1])
+        refusal = pb.TaskFailed(task_id=task.task_id, reason=failure[0], detail=failure[1])
+        await self._send(pb.JoinRequest(task_failed=refusal))
+
+    async def _attempt(self, task: pb.Task, client_id: str) -> None:
+        spec = parse_spec(task.spec_json, "The coordinator's run spec")
+        self._site.policy.check(spec, task.cohort_size)
+        trainer = await self._trainer_for(spec, task.base)
+        if task.HasField("train"):
+            await self._train(task, spec, trainer, client_id)
+        elif task.HasField("evaluate"):
+            vector = await self._model(task.base)
+            self._enter(pb.PHASE_EVALUATING)
+            evaluation = await self._in_thread(lambda: trainer.evaluate(vector, self._site.data))
+            result = pb.EvaluateResult(
+                task_id=task.task_id, example_count=evaluation.example_count, metrics=dict(evaluation.metrics)
+            )
+            await self._send(pb.JoinRequest(evaluate_result=result))
+        else:
+            raise ChoralError(
+                "Task: kind must be one that this release knows, got another one. Install the coordinator's release."
+            )
+
+    async def _train(self, task: pb.Task, spec: RunSpec, trainer: Trainer, client_id: str) -> None:
+        key = (task.run_id, task.round, task.base.sha256, task.spec_json)
+        if self._kept is None or self._kept[0] != key:
+            vector = await self._model(task.base)
+            self._kept = None
+            self._enter(pb.PHASE_TRAINING)
+            assignment = Assignment(spec, task.round, client_id, vector)
+            stop = threading.Event()
+
+            def report(fraction: float) -> None:
+                self._fraction = fraction
+                if stop.is_set():
+                    raise TrainingStopped("The task was withdrawn.")
+
+            def train() -> tuple[Result, bytes]:
+                result = trainer.train(assignment, self._site.data, report)
+                return result, hashlib.sha256(vector_bytes(result.vector)).digest()
+
+            try:
+                self._kept = (key, *await self._in_thread(train))
+            except asyncio.CancelledError:
+                stop.set()
+                raise
+        _, result, sha256 = self._kept
+        await self._deliver(task, result, sha256)
+
+    async def _deliver(self, task: pb.Task, result: Result, sha256: bytes) -> None:
+        data = vector_bytes(result.vector)
+        header = pb.UploadHeader(
+            task_id=task.task_id,
+            run_id=task.run_id,
+            round=task.round,
+            base_sha256=task.base.sha256,
+            layout_sha256=task.base.layout_sha256,
+            encoding=pb.VECTOR_ENCODING_FLOAT32,
+            total_bytes=len(data),
+            sha256=sha256,
+            weight=result.weight,
+            example_count=result.example_count,
+            metrics=dict(result.metrics),
+            train_seconds=result.train_seconds,
+        )
+        self._enter(pb.PHASE_WAITING)
+        verdict = await self._with_connection(lambda connection: connection.upload(header, data, self._report_upload))
+        if verdict.reason == pb.REFUSAL_REASON_UNSPECIFIED:
+            log.info(
+                "task %s: delivered, %d examples in %.2f s", task.task_id, result.example_count, result.train_seconds
+            )
+        else:
+            reason = pb.RefusalReason.Name(verdict.reason).removeprefix("REFUSAL_REASON_").lower()
+            log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
+
+    async def _trainer_for(self, spec: RunSpec, base: pb.ModelReference) -> Trainer:
+        """Return the resident trainer, or one for another learner once the data suits it."""
+        trainer = self._trainer
+        if trainer is None or trainer.named != spec.learner:
+            trainer = await self._in_thread(lambda: Trainer(spec.learner, self._site.device))
+            trainer.check(self._site.data)
+        if trainer.layout.sha256 != base.layout_sha256 or trainer.layout.byte_count != base.total_bytes:
+            raise LayoutError(
+                f"Learner {spec.learner.name}: layout must be the coordinator's, {base.layout_sha256.hex()[:16]}, "
+                f"got {trainer.layout.sha256.hex()[:16]}. Install the coordinator's release."
+            )
+        self._trainer = trainer
+        return trainer
+
+    async def _model(self, reference: pb.ModelReference) -> Vector:
+        """Return the model, from the cache or by download."""
+        if (vector := self._site.cache.get(reference.sha256)) is not None:
+            return vector
+        self._enter(pb.PHASE_DOWNLOADING)
+
+        async def download(connection: Connection) -> None:
+            with self._site.cache.begin(reference.sha256) as partial:
+                await connection.download(partial, reference, self._report_fraction)
+
+        await self._with_connection(download)
+        self._site.cache.prune()
+        vector = self._site.cache.get(reference.sha256)
+        if vector is None:
+            raise TransferError(
+                f"Model {reference.sha256[:8].hex()}: must be in the cache after its download, it is gone."
+            )
+        return vector
+
+    async def _with_connection(self, transfer: Callable[[Connection], Awaitable[Value]]) -> Value:
+        """Run a transfer on the connection of the moment, again and again until one holds."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((ConnectionLostError, TransferError)),
+            wait=wait_random_exponential(multiplier=0.1, max=10),
+        )
+        return await retrying(self._transfer, transfer)
+
+    async def _transfer(self, transfer: Callable[[Connection], Awaitable[Value]]) -> Value:
+        return await transfer(await self._link.get())
+
+    async def _send(self, message: pb.JoinRequest) -> None:
+        await (await self._link.get()).send(message)
+
+    async def _in_thread(self, function: Callable[[], Value]) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _enter(self, phase: pb.Phase) -> None:
+        self._phase, self._fraction = phase, 0.0
+
+    def _report_fraction(self, fraction: float) -> None:
+        self._fraction = fraction
+
+    def _report_upload(self, fraction: float) -> None:
+        self._phase, self._fraction = pb.PHASE_UPLOADING, fraction
+
+    @contextlib.asynccontextmanager
+    async def _progress(self, task_id: str) -> AsyncIterator[None]:
+        """Tell the coordinator once a second how far the task is, while the context is open."""
+
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(PROGRESS_SECONDS)
+                progress = pb.Progress(task_id=task_id, phase=self._phase, fraction=self._fraction)
+                await self._send(pb.JoinRequest(progress=progress))
+
+        telling = asyncio.create_task(tell())
+        try:
+            yield
+        finally:
+            telling.cancel()
