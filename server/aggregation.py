@@ -1,0 +1,112 @@
+"""Streaming weighted mean of contributions, exact whatever their order: the sum of FedAvg on a fixed-point grid (law L1).
+
+Each contribution is rounded to the round's grid, added as integers and dropped, so memory holds one sum however many clients take part, and
+sums of parts can be merged into the sum of the whole.
+
+Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, Algorithm 1.
+https://arxiv.org/abs/1602.05629
+"""
+
+import numpy as np
+
+from server.errors import ContributionRefused
+from wire.federation_pb2 import RefusalReason
+from wire.grid import Grid
+from wire.tensors import Vector
+
+BLOCK = 1 << 16
+"""Coordinates handled at a time: a block of float64 stays in a core's cache."""
+
+
+class WeightedMean:
+    """Mean of vectors weighted by integers: sum_k(w_k * v_k) / sum_k(w_k).
+
+    Not safe for concurrent use: one round owns it and is its only writer.
+    """
+
+    def __init__(self, grid: Grid, size: int) -> None:
+        """Start from an empty sum of vectors with `size` coordinates."""
+        self.grid = grid
+        self.count = 0
+        self.weight_total = 0
+        self._total = np.zeros(size, dtype=np.int64)
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return len(self._total)
+
+    def add(self, vector: Vector, weight: int) -> None:
+        """Add one vector, all or nothing, in O(size) time and with no memory that grows with it.
+
+        Args:
+            vector: float32 (size,), finite, no coordinate beyond the grid's bound.
+            weight: 1 to the grid's weight cap.
+
+        Raises:
+            ContributionRefused: `vector` or `weight` breaks that contract, or the sum has taken all the vectors it has room for. The sum
+                is unchanged.
+        """
+        self._check(vector, weight)
+        scratch = np.empty(min(BLOCK, len(vector)), dtype=np.float64)
+        for start in range(0, len(vector), BLOCK):
+            block = vector[start : start + BLOCK]
+            steps = self.grid.quantise(block, weight, out=scratch[: len(block)])
+            self._total[start : start + BLOCK] += steps.astype(np.int64)
+        self.count += 1
+        self.weight_total += weight
+
+    def merge(self, other: "WeightedMean") -> None:
+        """Add the sum of other clients on the same grid, as an aggregator between clients and coordinator would hand it up."""
+        if other.grid != self.grid or other._total.shape != self._total.shape:
+            raise ValueError("Sums must have the same grid and size to be merged.")
+        if self.count + other.count > self.grid.client_count:
+            raise ValueError(f"A sum on this grid must have at most {self.grid.client_count} contributions.")
+        self._total += other._total
+        self.count += other.count
+        self.weight_total += other.weight_total
+
+    def mean(self) -> Vector:
+        """Return the mean, float32 (size,), rounded once from the exact sum to float64 and once to float32."""
+        if self.count == 0:
+            raise ValueError("A mean must have at least one contribution, got none.")
+        mean = np.empty(len(self._total), dtype=np.float32)
+        for start in range(0, len(mean), BLOCK):
+            rows = slice(start, start + BLOCK)
+            self.grid.mean(self._total[rows], self.weight_total, out=mean[rows])
+        return mean
+
+    def _check(self, vector: Vector, weight: int) -> None:
+        if self.count >= self.grid.client_count:
+            raise ContributionRefused(
+                RefusalReason.REFUSAL_REASON_TOO_LATE,
+                f"the round must have at most {self.grid.client_count} contributions, this would be one more",
+            )
+        if not 1 <= weight <= self.grid.weight_cap:
+            raise ContributionRefused(
+                RefusalReason.REFUSAL_REASON_WRONG_WEIGHT,
+                f"weight must be 1 to {self.grid.weight_cap}, got {weight}",
+            )
+        if vector.shape != self._total.shape or vector.dtype != np.float32:
+            raise ContributionRefused(
+                RefusalReason.REFUSAL_REASON_WRONG_LAYOUT,
+                f"vector must have shape {self._total.shape} float32, got {vector.shape} {vector.dtype}",
+            )
+        largest = 0.0
+        for start in range(0, len(vector), BLOCK):
+            block = vector[start : start + BLOCK]
+            # A NaN survives min and max, so two passes without a scratch array find it too.
+            largest = max(abs(float(block.min())), float(block.max()), largest, key=_nan_first)
+        if not np.isfinite(largest):
+            raise ContributionRefused(
+                RefusalReason.REFUSAL_REASON_NOT_FINITE, f"every coordinate must be finite, got {largest}"
+            )
+        if largest > self.grid.coordinate_bound:
+            raise ContributionRefused(
+                RefusalReason.REFUSAL_REASON_OUT_OF_RANGE,
+                f"every coordinate must be at most {self.grid.coordinate_bound:g} in magnitude, got {largest:g}",
+            )
+
+
+def _nan_first(value: float) -> float:
+    return np.inf if np.isnan(value) else value

@@ -1,0 +1,217 @@
+"""The REST API: what the command line needs to submit, watch and steer runs. Errors are problem details (RFC 9457)."""
+
+import secrets
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from server.errors import ConflictError, LeaseTakenError, NotFoundError, StoreError
+from server.pulse import Pulse
+from server.records import ClientRecord, RoundRecord, RunRecord
+from server.runs import Runs
+from server.sessions import Sessions
+from server.store import Store
+from wire import federation_pb2 as pb
+from wire.errors import ChoralError, SpecError
+from wire.protocol import PROTOCOL_VERSION
+from wire.spec import RunSpec, validate_spec
+
+HTTP_CODES: dict[type[ChoralError], int] = {
+    NotFoundError: 404,
+    ConflictError: 409,
+    SpecError: 422,
+    StoreError: 503,
+    LeaseTakenError: 503,
+}
+"""The one table from errors to HTTP codes; what is not here is a 400."""
+
+
+class RunView(RunRecord):
+    """A run and what it is doing now."""
+
+    status: str
+    """One line; of a wait it says for what, how much is missing and how long it may still take."""
+
+
+class ClientView(ClientRecord):
+    """A client and what it is doing now."""
+
+    task_id: str = ""
+    phase: str = ""
+    """Phase of its task, such as "training"; empty when idle."""
+    fraction: float = 0.0
+    """Done part of that phase, 0 to 1."""
+
+
+class Health(BaseModel):
+    """The coordinator's health."""
+
+    status: str = "ok"
+    protocol_version: int = PROTOCOL_VERSION
+    uptime_seconds: float
+    client_count: int
+    """Clients with an open session."""
+    longest_stall_seconds: float
+    """Longest time that the event loop was busy with one thing."""
+    rss_bytes: int
+    peak_rss_bytes: int
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    title: str
+    status: int
+    detail: str
+
+
+def create_api(runs: Runs, sessions: Sessions, store: Store, pulse: Pulse, token: str) -> FastAPI:
+    """Build the application. An empty `token` asks nobody for one, and then answers only requests to loopback names."""
+    app = FastAPI(title="Choral", version="0.1.0", summary="Federated learning: runs, rounds and clients.")
+    app.include_router(_health_routes(sessions, pulse), prefix="/api/v1")
+    protected = [Depends(_require(token))] if token else []
+    problems: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 404, 409, 422, 503)}
+    app.include_router(_run_routes(runs, store), prefix="/api/v1", dependencies=protected, responses=problems)
+    app.include_router(_spec_routes(), prefix="/api/v1")
+    app.include_router(_client_routes(sessions), prefix="/api/v1", dependencies=protected, responses=problems)
+    if not token:
+        # A page in the user's browser must not reach a coordinator on loopback by a name that it made up.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "testserver"])
+    app.add_exception_handler(ChoralError, _choral_problem)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(RequestValidationError, _validation_problem)
+    return app
+
+
+def _run_routes(runs: Runs, store: Store) -> APIRouter:
+    router = APIRouter(tags=["runs"])
+
+    def view(run: RunRecord) -> RunView:
+        return RunView(**run.model_dump(exclude={"spec"}), spec=run.spec, status=runs.status(run))
+
+    @router.post("/runs", status_code=201, summary="Submit a run spec")
+    async def submit(spec: dict[str, Any]) -> RunView:
+        return view(await runs.submit(validate_spec(spec)))
+
+    @router.get("/runs", summary="List runs, oldest first")
+    async def list_runs() -> list[RunView]:
+        return [view(run) for run in await store.runs()]
+
+    @router.get("/runs/{run_id}", summary="Show a run")
+    async def show(run_id: str) -> RunView:
+        return view(await store.run(run_id))
+
+    @router.get("/runs/{run_id}/rounds", summary="List a run's rounds, oldest first")
+    async def rounds(
+        run_id: str, after: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> list[RoundRecord]:
+        await store.run(run_id)
+        return list(await store.rounds(run_id, after, limit))
+
+    @router.get("/runs/{run_id}/model", summary="Download a run's model (safetensors)", response_class=FileResponse)
+    async def model(run_id: str) -> FileResponse:
+        run = await store.run(run_id)
+        name = f"{run.spec.name}-{run.round_number}.safetensors"
+        return FileResponse(runs.model_path(run), media_type="application/octet-stream", filename=name)
+
+    @router.post("/runs/{run_id}/pause", summary="Pause a run at its last committed round")
+    async def pause(run_id: str) -> RunView:
+        return view(await runs.pause(run_id))
+
+    @router.post("/runs/{run_id}/resume", summary="Queue a paused run again")
+    async def resume(run_id: str) -> RunView:
+        return view(await runs.resume(run_id))
+
+    @router.post("/runs/{run_id}/stop", summary="End a run for good")
+    async def stop(run_id: str) -> RunView:
+        return view(await runs.stop(run_id))
+
+    return router
+
+
+def _spec_routes() -> APIRouter:
+    router = APIRouter(tags=["specs"])
+
+    @router.get("/spec/schema", summary="JSON Schema of a run spec")
+    async def schema() -> dict[str, Any]:
+        return RunSpec.model_json_schema()
+
+    return router
+
+
+def _client_routes(sessions: Sessions) -> APIRouter:
+    router = APIRouter(tags=["clients"])
+
+    @router.get("/clients", summary="List every client that ever joined, by identity")
+    async def clients() -> list[ClientView]:
+        return [_client_view(client, sessions) for client in sessions.clients()]
+
+    return router
+
+
+def _client_view(client: ClientRecord, sessions: Sessions) -> ClientView:
+    session = sessions.by_client(client.client_id)
+    progress = session.progress if session else None
+    if progress is None:
+        return ClientView(**client.model_dump())
+    phase = pb.Phase.Name(progress.phase).removeprefix("PHASE_").lower()
+    fraction = min(1.0, max(0.0, progress.fraction))
+    return ClientView(**client.model_dump(), task_id=progress.task_id, phase=phase, fraction=fraction)
+
+
+def _health_routes(sessions: Sessions, pulse: Pulse) -> APIRouter:
+    router = APIRouter(tags=["health"])
+    started = time.monotonic()
+
+    @router.get("/health", summary="Show the coordinator's health")
+    async def health() -> Health:
+        return Health(
+            uptime_seconds=time.monotonic() - started,
+            client_count=sum(member.is_present for member in sessions.members()),
+            longest_stall_seconds=pulse.longest_stall_seconds,
+            rss_bytes=pulse.rss_bytes,
+            peak_rss_bytes=pulse.peak_rss_bytes,
+        )
+
+    return router
+
+
+def _require(token: str) -> Any:
+    scheme = HTTPBearer(auto_error=False)
+
+    async def check(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
+        given = credentials.credentials if credentials else ""
+        if not secrets.compare_digest(given.encode(), token.encode()):
+            raise HTTPException(
+                401, "A valid bearer token must be given, got none or another one.", {"WWW-Authenticate": "Bearer"}
+            )
+
+    return check
+
+
+def _problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
+    body = Problem(title=title, status=status, detail=detail).model_dump()
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+async def _choral_problem(request: Request, error: Exception) -> Response:
+    status = next((HTTP_CODES[kind] for kind in type(error).__mro__ if kind in HTTP_CODES), 400)
+    return _problem(status, type(error).__name__.removesuffix("Error"), str(error))
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _problem(error.status_code, "HTTP", error.detail, dict(error.headers or {}))
+
+
+async def _validation_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
+    return _problem(422, "Request", found)

@@ -1,0 +1,278 @@
+"""The coordinator's process: store, sessions, runs, the gRPC service and the REST API, on one event loop."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import uvicorn
+
+from models import Examples, warm_up
+from server.api import create_api
+from server.errors import ConfigurationError, StoreError
+from server.pulse import Pulse
+from server.remote import RemoteCohort
+from server.rounds import Site
+from server.runs import Runs
+from server.service import FederationService
+from server.sessions import Sessions
+from server.store import Store, open_store
+from server.transfers import Transfers
+from wire.federation_pb2_grpc import add_FederationServiceServicer_to_server
+from wire.protocol import SERVER_OPTIONS, STALL_SECONDS, is_loopback
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 15.0
+SHUTDOWN_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """Paths of PEM files. With `client_ca`, clients must show a certificate that it signed."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    """How a coordinator runs; read once, at its start.
+
+    Attributes:
+        folder: Where checkpoints, the embedded store and the API's token lie.
+        store: "redis://..." or empty for the embedded store.
+        address: Host and port of gRPC; port 0 takes a free one.
+        http_address: Host and port of the REST API.
+        tls: Certificates for both, or None for plain text.
+        is_insecure: Plain text is allowed beyond loopback.
+        api_token: What the REST API asks for; empty: nothing on loopback, a stored token elsewhere.
+        upload_places: Uploads received at a time; each takes one model's size of memory.
+        download_places: Downloads sent at a time.
+        concurrent_runs: Runs played at a time, with disjoint cohorts.
+        stall_seconds: Longest time in which a transfer may make no headway.
+    """
+
+    folder: Path
+    store: str = ""
+    address: str = "127.0.0.1:7070"
+    http_address: str = "127.0.0.1:8080"
+    tls: TLS | None = None
+    is_insecure: bool = False
+    api_token: str = field(default="", repr=False)
+    upload_places: int = 2
+    download_places: int = 8
+    concurrent_runs: int = 1
+    stall_seconds: float = STALL_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinator:
+    """A coordinator that is being served.
+
+    Attributes:
+        address: Host and port of gRPC, with the port that was taken.
+        http_address: Host and port of the REST API.
+        api_token: What the REST API asks for; empty for nothing.
+    """
+
+    address: str
+    http_address: str
+    api_token: str = field(repr=False)
+    runs: Runs
+    sessions: Sessions
+    store: Store
+    pulse: Pulse
+
+
+@contextlib.asynccontextmanager
+async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> AsyncIterator[Coordinator]:
+    """Serve a federation while the context is open; leave it by cancellation or from within.
+
+    Args:
+        config: How.
+        own_data: Examples for `evaluate.on: coordinator`.
+
+    Raises:
+        ConfigurationError: An address is taken, plain text would leave the machine, or a certificate cannot be read.
+        StoreError: The store cannot be opened.
+        LeaseTakenError: Another coordinator serves the store.
+    """
+    check_exposure(config)
+    # Before the event loop has anything to do, because these imports would hold it up.
+    warm_up()
+    try:
+        config.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"Folder {config.folder}: must be writable, got: {error}.") from error
+    token = _api_token(config)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await open_store(config.store or str(config.folder / "choral.sqlite"))
+        stack.push_async_callback(store.close)
+        holder = _holder(config.folder)
+        await store.acquire_lease(holder, LEASE_SECONDS)
+        stack.push_async_callback(store.release_lease, holder)
+        sessions = Sessions(store)
+        await sessions.restore()
+        transfers = Transfers(config.upload_places, config.download_places)
+        runs = Runs(
+            Site(store, RemoteCohort(sessions, transfers), config.folder / "runs", own_data), config.concurrent_runs
+        )
+        pulse = Pulse()
+        http_socket = stack.enter_context(_bound_socket(config.http_address))
+        service = FederationService(sessions, transfers, config.stall_seconds)
+        server, port = await _start_grpc(config, service)
+        stack.push_async_callback(server.stop, SHUTDOWN_SECONDS)
+        coordinator = Coordinator(
+            f"{_host(config.address)}:{port}",
+            f"{_host(config.http_address)}:{http_socket.getsockname()[1]}",
+            token,
+            runs,
+            sessions,
+            store,
+            pulse,
+        )
+        web = _Web(_web_config(config, coordinator))
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        tasks = [
+            group.create_task(runs.serve(), name="runs"),
+            group.create_task(pulse.beat(), name="pulse"),
+            group.create_task(_keep_lease(store, holder), name="lease"),
+        ]
+        web_task = group.create_task(web.serve(sockets=[http_socket]), name="web")
+        try:
+            yield coordinator
+        finally:
+            sessions.end_all()
+            web.should_exit = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait([web_task], timeout=SHUTDOWN_SECONDS)
+            web_task.cancel()
+
+
+def check_exposure(config: CoordinatorConfig) -> None:
+    """Refuse plain text beyond loopback unless it was asked for.
+
+    Raises:
+        ConfigurationError: Updates or tokens would cross a network unprotected.
+    """
+    if config.tls is not None or config.is_insecure:
+        return
+    for name, address in (("gRPC", config.address), ("REST", config.http_address)):
+        if not is_loopback(address):
+            raise ConfigurationError(
+                f"{name} address: must be on loopback without TLS, got {address}. Give --tls-cert and --tls-key, or --insecure."
+            )
+
+
+class _Web(uvicorn.Server):
+    """uvicorn without its signal handlers: the process has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _start_grpc(config: CoordinatorConfig, service: FederationService) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    add_FederationServiceServicer_to_server(service, server)
+    try:
+        if config.tls is None:
+            port = server.add_insecure_port(config.address)
+        else:
+            port = server.add_secure_port(config.address, _credentials(config.tls))
+    except RuntimeError as error:
+        raise ConfigurationError(f"gRPC address: must be free, got {config.address}: {error}.") from error
+    await server.start()
+    return server, port
+
+
+def _credentials(tls: TLS) -> grpc.ServerCredentials:
+    try:
+        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
+    except OSError as error:
+        raise ConfigurationError(f"Certificate {error.filename}: must be readable, got: {error.strerror}.") from error
+    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+
+
+def _web_config(config: CoordinatorConfig, coordinator: Coordinator) -> uvicorn.Config:
+    app = create_api(
+        coordinator.runs, coordinator.sessions, coordinator.store, coordinator.pulse, coordinator.api_token
+    )
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        ssl_certfile=str(config.tls.certificate) if config.tls else None,
+        ssl_keyfile=str(config.tls.key) if config.tls else None,
+        timeout_graceful_shutdown=int(SHUTDOWN_SECONDS),
+    )
+
+
+def _bound_socket(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    try:
+        return socket.create_server(
+            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"REST address: must be HOST:PORT, got {address}.") from error
+    except OSError as error:
+        reason = "is taken" if error.errno == errno.EADDRINUSE else str(error)
+        raise ConfigurationError(f"REST address: must be free, got {address}: {reason}.") from error
+
+
+def _api_token(config: CoordinatorConfig) -> str:
+    """Return the token that the REST API asks for: the given one, none on loopback, else one that is made once and kept."""
+    if config.api_token or is_loopback(config.http_address):
+        return config.api_token
+    return _kept(config.folder / "api-token", secrets.token_urlsafe(32))
+
+
+def _holder(folder: Path) -> str:
+    """Return this coordinator's name on the lease: the same after a restart, so that it need not wait for its own lease to run out."""
+    return _kept(folder / "coordinator-id", secrets.token_hex(8))
+
+
+def _kept(path: Path, new: str) -> str:
+    """Return the text of a private file, which is made with `new` if it does not exist."""
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(new)
+    return path.read_text().strip()
+
+
+async def _keep_lease(store: Store, holder: str) -> None:
+    """Prolong the lease until cancelled.
+
+    Raises:
+        LeaseTakenError: Another coordinator has it.
+        StoreError: The store was away for as long as the lease holds. Either way this coordinator must not go on.
+    """
+    held_until = time.monotonic() + LEASE_SECONDS
+    while True:
+        await asyncio.sleep(LEASE_SECONDS / 5)
+        now = time.monotonic()
+        try:
+            await store.acquire_lease(holder, LEASE_SECONDS)
+            held_until = now + LEASE_SECONDS
+        except StoreError as error:
+            if time.monotonic() > held_until - LEASE_SECONDS / 5:
+                raise
+            log.warning("the lease could not be prolonged, trying again: %s", error)
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]

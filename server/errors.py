@@ -1,0 +1,51 @@
+"""Errors of the coordinator.
+
+ChoralError
+├── NotFoundError        a run, round or model does not exist
+├── ConflictError        the state of a run does not allow what was asked
+├── StoreError           the store cannot be reached or holds something unreadable
+├── LeaseTakenError      another coordinator serves this store
+├── ConfigurationError   the coordinator cannot be started as it is configured
+├── ContributionRefused  a contribution does not enter the sum
+└── QuorumError          a round could not reach its quorum
+"""
+
+from wire.errors import ChoralError
+from wire.federation_pb2 import RefusalReason
+
+
+class NotFoundError(ChoralError):
+    """A run, round or model does not exist. Nothing was changed."""
+
+
+class ConflictError(ChoralError):
+    """The state of a run does not allow what was asked. Nothing was changed."""
+
+
+class StoreError(ChoralError):
+    """The store cannot be reached or holds something unreadable. The last transaction did not take place."""
+
+
+class LeaseTakenError(ChoralError):
+    """Another coordinator serves this store. Nothing was changed."""
+
+
+class ConfigurationError(ChoralError):
+    """The coordinator cannot be started as it is configured. Nothing was started."""
+
+
+class ContributionRefused(ChoralError):
+    """A contribution does not enter the sum, which is unchanged. `reason` is a RefusalReason."""
+
+    def __init__(self, reason: RefusalReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class QuorumError(ChoralError):
+    """A round could not reach its quorum. Its run pauses with this message."""
+
+
+def reason_name(reason: RefusalReason) -> str:
+    """Return the name of a reason as records and metrics have it, such as "not_finite"."""
+    return RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()

@@ -1,0 +1,254 @@
+"""What a round receives: contributions, admitted one by one into the exact sum (law L5), and results of evaluations.
+
+An update enters the sum only if it is bound to this run, round and base model, has the layout, is finite and within range, and comes from a
+client that was asked, once. A refused one is recorded with its reason; the round goes on.
+"""
+
+import asyncio
+import contextlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from models import Evaluation
+from server.aggregation import WeightedMean
+from server.errors import ContributionRefused, reason_name
+from server.records import ContributionRecord, RefusalRecord
+from server.signal import Signal
+from wire.federation_pb2 import RefusalReason
+from wire.tensors import Vector
+
+METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+METRIC_COUNT = 64
+DETAIL_LENGTH = 1000
+REFUSAL_COUNT = 10_000
+"""Refusals kept in one round's record; a client that is refused more often than this does not fill the store."""
+
+OF_ANOTHER_ROUND = (RefusalReason.REFUSAL_REASON_WRONG_RUN, RefusalReason.REFUSAL_REASON_WRONG_ROUND)
+"""Refusals that settle nobody: a client that was away brings what another round asked of it before it hears of this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a contribution must be bound to, or is."""
+
+    run_id: str
+    round_number: int
+    base_sha256: bytes
+    layout_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One contribution as it came in, not yet admitted."""
+
+    client_id: str
+    binding: Binding
+    weight: int
+    example_count: int
+    metrics: Mapping[str, float]
+    train_seconds: float
+    vector: Vector = field(repr=False)
+
+
+class Inbox:
+    """Takes the contributions of one attempt at a round."""
+
+    def __init__(self, binding: Binding, invited: Sequence[str], total: WeightedMean, changed: Signal) -> None:
+        """Open the inbox.
+
+        Args:
+            binding: What every contribution must be bound to.
+            invited: Clients that are asked.
+            total: The sum, empty.
+            changed: Notified whenever a client settles.
+        """
+        self.binding = binding
+        self.changed = changed
+        self.contributions: dict[str, ContributionRecord] = {}
+        self.refusals: list[RefusalRecord] = []
+        self._invited = frozenset(invited)
+        self._refused: set[str] = set()
+        self._total = total
+        self._adding = asyncio.Lock()
+        self._admissions: set[asyncio.Task[ContributionRefused | None]] = set()
+        self._is_closed = False
+
+    @property
+    def invited(self) -> frozenset[str]:
+        """Clients that were asked."""
+        return self._invited
+
+    @property
+    def vector_bytes(self) -> int:
+        """Length that a contribution's vector must have on the wire."""
+        return 4 * self._total.size
+
+    @property
+    def count(self) -> int:
+        """Contributions in the sum."""
+        return len(self.contributions)
+
+    @property
+    def unsettled(self) -> frozenset[str]:
+        """Clients that were asked and have neither contributed nor been refused."""
+        return self._invited - self.contributions.keys() - self._refused
+
+    def check(self, client_id: str, found: Binding) -> None:
+        """Check what can be known before the first byte of a vector.
+
+        Raises:
+            ContributionRefused: The contribution is not for this round or not from a client that may still contribute.
+        """
+        reason = RefusalReason
+        expected = self.binding
+        if found.run_id != expected.run_id:
+            raise ContributionRefused(
+                reason.REFUSAL_REASON_WRONG_RUN, f"run must be {expected.run_id}, got {found.run_id}"
+            )
+        if client_id not in self._invited:
+            raise ContributionRefused(reason.REFUSAL_REASON_NOT_INVITED, "the client must have been asked, it was not")
+        if client_id in self.contributions:
+            raise ContributionRefused(
+                reason.REFUSAL_REASON_DUPLICATE, "a client must contribute once per round, got a second one"
+            )
+        if client_id in self._refused:
+            raise ContributionRefused(
+                reason.REFUSAL_REASON_DUPLICATE, "a client that was refused must wait for the next round"
+            )
+        if self._is_closed:
+            raise ContributionRefused(reason.REFUSAL_REASON_TOO_LATE, f"round {expected.round_number} has closed")
+        if found.round_number != expected.round_number:
+            raise ContributionRefused(
+                reason.REFUSAL_REASON_WRONG_ROUND, f"round must be {expected.round_number}, got {found.round_number}"
+            )
+        if found.base_sha256 != expected.base_sha256:
+            raise ContributionRefused(
+                reason.REFUSAL_REASON_WRONG_BASE,
+                f"base model must be {expected.base_sha256.hex()[:16]}, got {found.base_sha256.hex()[:16] or 'none'}",
+            )
+        if found.layout_sha256 != expected.layout_sha256:
+            raise ContributionRefused(
+                reason.REFUSAL_REASON_WRONG_LAYOUT,
+                f"layout must be {expected.layout_sha256.hex()[:16]}, got {found.layout_sha256.hex()[:16] or 'none'}",
+            )
+
+    async def admit(self, arrival: Arrival) -> ContributionRefused | None:
+        """Add a contribution to the sum, or record why not.
+
+        The work goes on to its end even if the caller is cancelled, and the caller waits for it: a sum is never left half-added, and the
+        vector's buffer is not lent to another while it is read.
+
+        Returns:
+            None when it entered the sum; else the refusal, which is recorded already. The sum is then unchanged.
+        """
+        admission = asyncio.create_task(self._admit(arrival))
+        self._admissions.add(admission)
+        admission.add_done_callback(self._admissions.discard)
+        try:
+            return await asyncio.shield(admission)
+        finally:
+            if not admission.done():
+                await asyncio.wait([admission])
+
+    def refuse(self, client_id: str, reason: RefusalReason, detail: str) -> None:
+        """Record that a contribution did not enter the sum.
+
+        A client that was asked and has not contributed is then settled, unless what it brought was for another round.
+        """
+        if len(self.refusals) < REFUSAL_COUNT:
+            self.refusals.append(
+                RefusalRecord(client_id=client_id, reason=reason_name(reason), detail=detail[:DETAIL_LENGTH])
+            )
+        if client_id in self.unsettled and reason not in OF_ANOTHER_ROUND:
+            self._refused.add(client_id)
+        self.changed.notify()
+
+    async def close(self) -> WeightedMean:
+        """Admit nothing more, wait for what is being added, and return the sum."""
+        self._is_closed = True
+        if self._admissions:
+            await asyncio.wait(self._admissions)
+        return self._total
+
+    async def _admit(self, arrival: Arrival) -> ContributionRefused | None:
+        try:
+            async with self._adding:
+                self.check(arrival.client_id, arrival.binding)
+                await asyncio.to_thread(self._total.add, arrival.vector, arrival.weight)
+                self.contributions[arrival.client_id] = ContributionRecord(
+                    client_id=arrival.client_id,
+                    weight=arrival.weight,
+                    example_count=arrival.example_count,
+                    byte_count=arrival.vector.nbytes,
+                    train_seconds=arrival.train_seconds,
+                    metrics=accepted_metrics(arrival.metrics),
+                )
+        except ContributionRefused as refusal:
+            self.refuse(arrival.client_id, refusal.reason, str(refusal))
+            return refusal
+        self.changed.notify()
+        return None
+
+
+class Ballot:
+    """Takes the results of one evaluation."""
+
+    def __init__(self, invited: Sequence[str], changed: Signal) -> None:
+        """Open the ballot for clients that are asked. `changed` is notified whenever one settles."""
+        self.changed = changed
+        self.evaluations: dict[str, Evaluation] = {}
+        self.failures: dict[str, str] = {}
+        self._invited = frozenset(invited)
+
+    @property
+    def count(self) -> int:
+        """Results that are in."""
+        return len(self.evaluations)
+
+    @property
+    def unsettled(self) -> frozenset[str]:
+        """Clients that have not answered."""
+        return self._invited - self.evaluations.keys() - self.failures.keys()
+
+    def record(self, client_id: str, evaluation: Evaluation) -> None:
+        """Take a result. One from a client that was not asked, or that has answered, is ignored."""
+        if client_id in self.unsettled:
+            metrics = accepted_metrics(evaluation.metrics)
+            self.evaluations[client_id] = Evaluation(max(0, evaluation.example_count), metrics)
+            self.changed.notify()
+
+    def fail(self, client_id: str, detail: str) -> None:
+        """Take the word of a client that it cannot evaluate."""
+        if client_id in self.unsettled:
+            self.failures[client_id] = detail[:DETAIL_LENGTH]
+            self.changed.notify()
+
+    def means(self) -> dict[str, float]:
+        """Return the means over the clients, weighted by examples."""
+        return weighted_means([(result.example_count, result.metrics) for result in self.evaluations.values()])
+
+
+def accepted_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the entries that keep the contract's rules, at most 64: an odd name or value never costs a round."""
+    kept = {
+        name: float(value) for name, value in metrics.items() if METRIC_NAME.fullmatch(name) and math.isfinite(value)
+    }
+    return dict(sorted(kept.items())[:METRIC_COUNT])
+
+
+def weighted_means(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Return each metric's mean over the parts that have it, weighted by examples; the same whatever the order of the parts.
+
+    A metric whose sum is beyond float64, because some client made up its value or its examples, is left out.
+    """
+    names = sorted({name for count, metrics in parts if count for name in metrics})
+    means = {}
+    for name in names:
+        having = [(count, metrics[name]) for count, metrics in parts if count and name in metrics]
+        with contextlib.suppress(OverflowError, ValueError):
+            mean = math.fsum(count * value for count, value in having) / sum(count for count, _ in having)
+            if math.isfinite(mean):
+                means[name] = mean
+    return means

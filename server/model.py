@@ -1,0 +1,141 @@
+"""The global model of a run: made from its spec, moved by the mean of a round, and kept as a checkpoint.
+
+A checkpoint is a safetensors file: the model's tensors under their own names, the server optimizer's under `optimizer/`, and a header
+with run, round, spec hash and layout. It is written to a temporary name, fsynced and renamed, so that a file with its final name is whole.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models import Evaluation, Examples, Learner, ServerOptimizer, build_learner
+from server.errors import StoreError
+from wire.seeds import derive_seed
+from wire.spec import RunSpec
+from wire.tensors import Layout, Vector, vector_bytes
+
+OPTIMIZER_PREFIX = "optimizer/"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A global model: its vector, float32 (parameters,), named by the SHA-256 of its bytes.
+
+    Attributes:
+        slots: The server optimizer's own tensors.
+        constants: Tensors that do not travel, such as integer buffers.
+    """
+
+    vector: Vector = field(repr=False)
+    sha256: bytes
+    layout: Layout = field(repr=False)
+    slots: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls, vector: Vector, layout: Layout, slots: Mapping[str, Tensor], constants: Mapping[str, Tensor]
+    ) -> "Model":
+        """Make a model of a vector that nobody changes any more."""
+        return cls(vector, hashlib.sha256(vector_bytes(vector)).digest(), layout, slots, constants)
+
+
+class ModelShop:
+    """Makes the models of one run. Synchronous and slow for large models: call it in a thread, one call at a time."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        """Build the learner. Raises `LearnerError` when the spec names something that the zoo does not have."""
+        self._spec = spec
+        self._learner: Learner = build_learner(spec.learner)
+
+    def initial(self) -> Model:
+        """Return the model before the first round, drawn from the spec's seed."""
+        state = self._learner.init(derive_seed(self._spec.seed, "init"))
+        layout = Layout.of(state)
+        travelling = {entry.name for entry in layout.entries}
+        constants = {name: tensor for name, tensor in state.items() if name not in travelling}
+        return Model.of(layout.flatten(state), layout, {}, constants)
+
+    def next(self, model: Model, mean: Vector) -> Model:
+        """Return the model after the server step on `mean`, which is used up. `model` is left unchanged."""
+        optimizer = ServerOptimizer(
+            self._spec.server.optimizer, {name: slot.clone() for name, slot in model.slots.items()}
+        )
+        vector = model.vector.copy()
+        state = model.layout.views(vector)
+        result = self._learner.apply(state, model.layout.views(mean), optimizer)
+        if any(result[name].data_ptr() != tensor.data_ptr() for name, tensor in state.items() if tensor.numel()):
+            vector = model.layout.flatten(result)
+        return Model.of(vector, model.layout, optimizer.slots(), model.constants)
+
+    def evaluate(self, model: Model, data: Examples) -> Evaluation:
+        """Evaluate on the coordinator's own data. Raises `DataError` when it does not suit the learner."""
+        self._learner.check(data)
+        return self._learner.evaluate(model.layout.views(model.vector), data)
+
+
+def write_checkpoint(path: Path, model: Model, header: Mapping[str, str]) -> None:
+    """Write a checkpoint so that it survives a crash from the moment this returns.
+
+    Raises:
+        StoreError: The disk is full or the folder cannot be written. No file of the name `path` was changed.
+    """
+    tensors: dict[str, Tensor] = dict(model.layout.views(model.vector))
+    tensors |= {OPTIMIZER_PREFIX + name: slot.contiguous() for name, slot in model.slots.items()}
+    tensors |= model.constants
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, dict(header, layout=model.layout.json, sha256=model.sha256.hex()))
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StoreError(f"Checkpoint {path}: must be writable, got: {error}") from error
+
+
+def read_checkpoint(path: Path, layout: Layout) -> Model:
+    """Read a checkpoint of a model with this layout.
+
+    Raises:
+        StoreError: The file is missing, damaged, or of another layout.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"Checkpoint {path}: must be a readable safetensors file, got: {error}") from error
+    if header.get("layout") != layout.json:
+        raise StoreError(f"Checkpoint {path}: layout must be that of the run's learner, got another one.")
+    vector = np.empty(layout.size, dtype=np.float32)
+    for name, view in layout.views(vector).items():
+        view.copy_(tensors.pop(name))
+    slots = {
+        name.removeprefix(OPTIMIZER_PREFIX): value
+        for name, value in tensors.items()
+        if name.startswith(OPTIMIZER_PREFIX)
+    }
+    constants = {name: value for name, value in tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
+    model = Model.of(vector, layout, slots, constants)
+    if model.sha256.hex() != header.get("sha256"):
+        raise StoreError(f"Checkpoint {path}: SHA-256 must be {header.get('sha256')}, got {model.sha256.hex()}.")
+    return model
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

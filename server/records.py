@@ -1,0 +1,132 @@
+"""What the coordinator remembers: runs, rounds, events and clients, as values that a store keeps.
+
+Times are UTC seconds since the epoch.
+"""
+
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from wire.spec import RunSpec
+
+
+class Record(BaseModel):
+    """A value that is stored whole. A change is a new value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def with_(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return self.model_copy(update=changes)
+
+
+class RunState(StrEnum):
+    """Where a run stands. `queued` and `running` runs are taken up again when a coordinator starts."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended for good."""
+        return self in (RunState.FINISHED, RunState.STOPPED, RunState.FAILED)
+
+
+class RunRecord(Record):
+    """One run, as of its last committed round."""
+
+    run_id: str
+    spec: RunSpec
+    state: RunState
+    submitted_time: float
+    reason: str = ""
+    """Why the run is paused, stopped or failed; one sentence, else empty."""
+    round_number: int = 0
+    """Last committed round; 0 before the first."""
+    model_sha256: str = ""
+    """Model after that round."""
+    started_time: float | None = None
+    ended_time: float | None = None
+
+
+class ContributionRecord(Record):
+    """One accepted contribution."""
+
+    client_id: str
+    weight: int
+    example_count: int
+    byte_count: int
+    train_seconds: float
+    metrics: dict[str, float] = {}
+
+
+class RefusalRecord(Record):
+    """One contribution that did not enter the sum."""
+
+    client_id: str
+    reason: str
+    """Lower-case name of a RefusalReason, such as "not_finite"."""
+    detail: str
+
+
+class RoundState(StrEnum):
+    """Where a round stands. A run has at most one open round, the one after its last committed."""
+
+    OPEN = "open"
+    COMMITTED = "committed"
+
+
+class RoundRecord(Record):
+    """One round. It is stored open before its clients are asked, and again when it is committed."""
+
+    run_id: str
+    number: int
+    state: RoundState
+    attempt: int = 0
+    selected: list[str] = []
+    """Clients that were asked, by identity."""
+    contributions: list[ContributionRecord] = []
+    refusals: list[RefusalRecord] = []
+    """Of all attempts."""
+    metrics: dict[str, float] = {}
+    """Means over the clients: evaluated ones by their name, those of training with the prefix "train_"."""
+    model_sha256: str = ""
+    started_time: float = 0.0
+    ended_time: float | None = None
+    phase_seconds: dict[str, float] = {}
+    """Wall time by phase: select, train, apply, evaluate, commit."""
+
+
+class EventRecord(Record):
+    """Something that happened, for people and for followers of a run."""
+
+    event_id: int = 0
+    """Ascending within a store; 0 until stored."""
+    time: float
+    kind: str
+    """Such as "run_submitted", "round_committed", "client_joined"."""
+    run_id: str = ""
+    client_id: str = ""
+    detail: str = ""
+
+
+class ClientRecord(Record):
+    """One client that has joined at least once."""
+
+    client_id: str
+    name: str
+    device: str = ""
+    learners: list[str] = []
+    data_kind: str = ""
+    example_count: int = 0
+    held_out_count: int = 0
+    release: str = ""
+    is_connected: bool = False
+    """Whether it had a session when this was stored. After a crash of the coordinator, such clients are expected back."""
+    first_seen_time: float
+    last_seen_time: float

@@ -1,0 +1,284 @@
+"""The rounds of one run: select, train, aggregate, apply, evaluate, commit. Deployed and simulated runs differ in their `Cohort` alone.
+
+State is durable before it is announced: a round is stored open, with its clients, before they are asked; its model is a renamed file
+before the round is committed in one transaction. A run that is taken up again, after a pause or a crash, asks the clients of its open
+round once more. They draw the same random numbers, so they bring the same contributions, and the run ends with the model it would have
+had (law L3).
+
+Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, Algorithm 1;
+Bonawitz et al., "Towards Federated Learning at Scale: System Design", MLSys 2019, section 2.2 (over-selection, quorum, deadline).
+https://arxiv.org/abs/1602.05629  https://arxiv.org/abs/1902.01046
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import Examples
+from server.aggregation import WeightedMean
+from server.cohort import Cohort, Order
+from server.errors import QuorumError
+from server.inbox import Ballot, Binding, Inbox, weighted_means
+from server.model import Model, ModelShop, read_checkpoint, write_checkpoint
+from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
+from server.selection import Choice, choose
+from server.status import Status
+from server.store import Store
+from wire.errors import ChoralError
+
+CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the rounds of a run need of the coordinator.
+
+    Attributes:
+        folder: Where the run's checkpoints lie.
+        own_data: The coordinator's own examples, for `evaluate.on: coordinator`.
+    """
+
+    store: Store
+    cohort: Cohort
+    folder: Path
+    own_data: Examples | None = None
+
+
+def checkpoint_path(folder: Path, round_number: int) -> Path:
+    """Return where the model after a round lies."""
+    return folder / f"round-{round_number:07d}.safetensors"
+
+
+class Rounds:
+    """Plays a run from its last committed round to its end. One task owns it and is the only writer of the run's records."""
+
+    def __init__(self, run: RunRecord, site: Site, status: Status) -> None:
+        self._run = run
+        self._spec = run.spec
+        self._site = site
+        self._status = status
+        self._phase_seconds: dict[str, float] = {}
+
+    async def play(self) -> RunRecord:
+        """Run rounds until the last or until the spec's metric is reached, and return the finished run.
+
+        Cancelling it is safe at any moment: the run then stands at its last committed round.
+
+        Raises:
+            QuorumError: A round could not get enough contributions. The run may be played again later.
+            StoreError: Something could not be stored. The run stands at its last committed round.
+            ChoralError: The spec asks for what this coordinator does not have.
+        """
+        if self._spec.evaluate.on == "coordinator" and self._site.own_data is None:
+            raise ChoralError(
+                "Run spec: evaluate.on must be 'clients' on a coordinator without data of its own, got 'coordinator'."
+            )
+        shop = await asyncio.to_thread(ModelShop, self._spec)
+        model = await asyncio.to_thread(self._last_model, shop)
+        reason = ""
+        for number in range(self._run.round_number + 1, self._spec.rounds + 1):
+            self._phase_seconds = {}
+            model, metrics = await self._round(number, model, shop)
+            if self._spec.stop_when is not None and self._spec.stop_when.is_reached(metrics):
+                name = self._spec.stop_when.metric
+                reason = f"{name} reached {metrics[name]:.4g} in round {number}."
+                break
+        self._status.enter("finished", 0)
+        finished = self._run.with_(state=RunState.FINISHED, reason=reason, ended_time=time.time())
+        await self._site.store.put_run(finished, self._event("run_finished", reason))
+        return finished
+
+    async def _round(self, number: int, model: Model, shop: ModelShop) -> tuple[Model, dict[str, float]]:
+        """Play one round to its commit; start it over while it stays below its quorum."""
+        cohort = self._spec.cohort
+        record = await self._open_round(number)
+        while True:
+            if not record.selected:
+                record = await self._select(record)
+            with self._site.cohort.claim(record.selected, self._run.run_id):
+                order = Order(self._run.run_id, number, record.attempt, self._spec, model, len(record.selected))
+                inbox = await self._train(order, record.selected)
+                record = record.with_(refusals=[*record.refusals, *inbox.refusals])
+                if len(inbox.contributions) >= cohort.fewest:
+                    return await self._finish_round(record, order, inbox, shop)
+            record = await self._start_over(record, inbox)
+
+    async def _open_round(self, number: int) -> RoundRecord:
+        """Return the round that a crash or pause left open, or a new one."""
+        for record in await self._site.store.rounds(self._run.run_id, after=number - 1, limit=1):
+            return record
+        return RoundRecord(run_id=self._run.run_id, number=number, state=RoundState.OPEN, started_time=time.time())
+
+    async def _select(self, record: RoundRecord) -> RoundRecord:
+        """Wait until enough clients are present, choose among them, and store the choice before anyone is asked."""
+        self._status.enter("select", record.number)
+        loop, cohort = asyncio.get_running_loop(), self._spec.cohort
+        refused = {refusal.client_id for refusal in record.refusals}
+        give_up = loop.time() + cohort.wait_seconds
+
+        def choice_now() -> Choice:
+            return choose(self._site.cohort.members(), self._spec, record.number, loop.time(), refused)
+
+        with self._timed("select"):
+            choice = choice_now()
+            with self._status.waiting("clients", lambda: len(choice_now().present), choice.want, cohort.wait_seconds):
+                while not choice.is_ready and (now := loop.time()) < give_up:
+                    await self._site.cohort.changed.wait(max(0.0, min(give_up, choice.back_by) - now))
+                    choice = choice_now()
+            selected = choice.present if choice.is_ready or len(choice.present) >= cohort.fewest else ()
+            if not selected:
+                raise QuorumError(
+                    f"Round {record.number}: at least {cohort.fewest} clients must be present within {cohort.wait_seconds:g} s, "
+                    f"got {len(choice.present)}. Start more clients that can run {self._spec.learner.name!r}, then resume the run."
+                )
+            record = record.with_(selected=sorted(selected))
+            await self._site.store.put_round(record)
+        return record
+
+    async def _train(self, order: Order, selected: list[str]) -> Inbox:
+        """Ask the clients and return the inbox, closed, with what they brought."""
+        self._status.enter("train", order.round_number)
+        binding = Binding(order.run_id, order.round_number, order.model.sha256, order.model.layout.sha256)
+        total = WeightedMean(order.grid, order.model.layout.size)
+        inbox = Inbox(binding, selected, total, self._site.cohort.changed)
+        enough = min(self._spec.cohort.size or len(selected), len(selected))
+        with self._timed("train"):
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(self._site.cohort.train(order, selected, inbox))
+                with self._status.waiting(
+                    "updates", lambda: len(inbox.contributions), enough, self._spec.cohort.deadline_seconds
+                ):
+                    await self._until_closed(inbox, enough)
+                await inbox.close()
+                asking.cancel()
+        return inbox
+
+    async def _until_closed(self, inbox: Inbox | Ballot, enough: int) -> None:
+        """Wait until the round may close: enough are in, nobody is left, the quorum is in and the rest is gone, or the deadline."""
+        loop, cohort = asyncio.get_running_loop(), self._spec.cohort
+        deadline = loop.time() + cohort.deadline_seconds
+        while True:
+            unsettled = inbox.unsettled
+            is_possible = inbox.count + len(unsettled) >= cohort.fewest
+            if inbox.count >= enough or not unsettled or not is_possible:
+                return
+            close_at = deadline
+            if inbox.count >= cohort.fewest:
+                close_at = min(deadline, self._back_by(unsettled))
+            if (seconds := close_at - loop.time()) <= 0:
+                return
+            await self._site.cohort.changed.wait(seconds)
+
+    def _back_by(self, client_ids: frozenset[str]) -> float:
+        """Return when the last of these clients is given up if none comes back; infinite while one of them is present."""
+        members = {member.client_id: member for member in self._site.cohort.members()}
+        back_by = 0.0
+        for client_id in client_ids:
+            member = members.get(client_id)
+            if member is not None and member.is_present:
+                return float("inf")
+            if member is not None:
+                back_by = max(back_by, member.absent_since + self._spec.cohort.return_seconds)
+        return back_by
+
+    async def _start_over(self, record: RoundRecord, inbox: Inbox) -> RoundRecord:
+        """Return the round's next attempt, or give up. Either is stored, so that a crash here changes nothing."""
+        cohort = self._spec.cohort
+        is_last = record.attempt >= cohort.retries
+        again = record.with_(selected=[], attempt=0 if is_last else record.attempt + 1)
+        await self._site.store.put_round(again)
+        if is_last:
+            raise QuorumError(
+                f"Round {record.number}: quorum must be {cohort.fewest} contributions, got {len(inbox.contributions)} of "
+                f"{len(record.selected)} asked, {_summary(inbox)}. Mend the clients, then resume the run."
+            )
+        return again
+
+    async def _finish_round(
+        self, record: RoundRecord, order: Order, inbox: Inbox, shop: ModelShop
+    ) -> tuple[Model, dict[str, float]]:
+        """Turn the sum into the next model, evaluate it, and commit the round."""
+        self._status.enter("apply", record.number)
+        with self._timed("apply"):
+            total = await inbox.close()
+            model = await asyncio.to_thread(lambda: shop.next(order.model, total.mean()))
+        parts = sorted(inbox.contributions.items())
+        metrics = weighted_means([(part.example_count, part.metrics) for _, part in parts])
+        metrics |= await self._evaluate(order, model, record, shop)
+        await self._commit(
+            record.with_(
+                state=RoundState.COMMITTED,
+                contributions=[part for _, part in parts],
+                metrics=metrics,
+                model_sha256=model.sha256.hex(),
+            ),
+            model,
+        )
+        return model, metrics
+
+    async def _evaluate(self, order: Order, model: Model, record: RoundRecord, shop: ModelShop) -> dict[str, float]:
+        """Return the metrics of the new model on data that was not trained on, if this round is one to evaluate."""
+        every, number = self._spec.evaluate.every, record.number
+        if every == 0 or (number % every and number != self._spec.rounds):
+            return {}
+        self._status.enter("evaluate", number)
+        with self._timed("evaluate"):
+            if self._site.own_data is not None and self._spec.evaluate.on == "coordinator":
+                result = await asyncio.to_thread(shop.evaluate, model, self._site.own_data)
+                return dict(result.metrics)
+            refused = {refusal.client_id for refusal in record.refusals}
+            client_ids = [client_id for client_id in record.selected if client_id not in refused]
+            ballot = Ballot(client_ids, self._site.cohort.changed)
+            order = Order(order.run_id, number, order.attempt, self._spec, model, order.cohort_size)
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(self._site.cohort.evaluate(order, client_ids, ballot))
+                with self._status.waiting(
+                    "evaluations", lambda: ballot.count, len(client_ids), self._spec.cohort.deadline_seconds
+                ):
+                    await self._until_closed(ballot, len(client_ids))
+                asking.cancel()
+            return ballot.means()
+
+    async def _commit(self, record: RoundRecord, model: Model) -> None:
+        """Make the round durable: first its checkpoint, then one store transaction."""
+        self._status.enter("commit", record.number)
+        with self._timed("commit"):
+            await asyncio.to_thread(self._write_checkpoint, record.number, model)
+        now = time.time()
+        run = self._run.with_(round_number=record.number, model_sha256=record.model_sha256)
+        record = record.with_(ended_time=now, phase_seconds=self._phase_seconds)
+        await self._site.store.commit_round(run, record, self._event("round_committed", f"round {record.number}"))
+        self._run = run
+        await asyncio.to_thread(self._prune, record.number)
+
+    def _write_checkpoint(self, number: int, model: Model) -> None:
+        header = {"run": self._run.run_id, "round": str(number), "spec_sha256": self._spec.sha256}
+        write_checkpoint(checkpoint_path(self._site.folder, number), model, header)
+
+    def _last_model(self, shop: ModelShop) -> Model:
+        initial = shop.initial()
+        if self._run.round_number == 0:
+            return initial
+        return read_checkpoint(checkpoint_path(self._site.folder, self._run.round_number), initial.layout)
+
+    def _prune(self, number: int) -> None:
+        checkpoint_path(self._site.folder, number - CHECKPOINTS_KEPT).unlink(missing_ok=True)
+
+    def _event(self, kind: str, detail: str) -> EventRecord:
+        return EventRecord(time=time.time(), kind=kind, run_id=self._run.run_id, detail=detail)
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._phase_seconds[phase] = self._phase_seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def _summary(inbox: Inbox) -> str:
+    reasons = Counter(refusal.reason for refusal in inbox.refusals)
+    reasons["no_answer"] = len(inbox.unsettled)
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()) if count) or "none refused"

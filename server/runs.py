@@ -1,0 +1,181 @@
+"""The runs of a coordinator: submitted, queued, played, paused, resumed, stopped. Every change of state is stored before it is reported."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from models import check_spec
+from server.errors import ConflictError, QuorumError, StoreError
+from server.records import EventRecord, RunRecord, RunState
+from server.rounds import Rounds, Site, checkpoint_path
+from server.signal import Signal
+from server.status import Status
+from wire.errors import ChoralError
+from wire.spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+
+class Runs:
+    """Queues runs and plays up to `concurrent_count` at a time, oldest first. One per coordinator; used from its event loop alone."""
+
+    def __init__(self, site: Site, concurrent_count: int) -> None:
+        """Prepare the queue. `site.folder` is the folder of all runs; each gets one of its own in it."""
+        self._site = site
+        self._concurrent_count = concurrent_count
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._statuses: dict[str, Status] = {}
+        # Runs whose pause or failure could not be stored, with the reason: not started again before somebody resumes them.
+        self._held: dict[str, str] = {}
+        self._changed = Signal()
+        self._commands = asyncio.Lock()
+
+    async def serve(self) -> None:
+        """Take up what an earlier process left queued or running, then play runs until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    async with self._commands:
+                        for run in await self._startable():
+                            status = self._statuses[run.run_id] = Status()
+                            self._tasks[run.run_id] = group.create_task(
+                                self._play(run, status), name=f"run {run.run_id}"
+                            )
+                    await self._changed.wait()
+        finally:
+            self._tasks.clear()
+
+    async def submit(self, spec: RunSpec) -> RunRecord:
+        """Queue a run.
+
+        Raises:
+            SpecError: The zoo does not have what the spec asks for. Nothing was stored.
+        """
+        await asyncio.to_thread(check_spec, spec)
+        run = RunRecord(run_id=secrets.token_hex(6), spec=spec, state=RunState.QUEUED, submitted_time=time.time())
+        await self._site.store.put_run(run, _event(run, "run_submitted", spec.name))
+        self._changed.notify()
+        return run
+
+    async def pause(self, run_id: str) -> RunRecord:
+        """Pause a run at its last committed round; the round in progress is played again when it is resumed.
+
+        Raises:
+            NotFoundError: There is no such run.
+            ConflictError: The run is neither queued nor running.
+        """
+        return await self._halt(run_id, RunState.PAUSED, (RunState.QUEUED, RunState.RUNNING), "Paused by the operator.")
+
+    async def stop(self, run_id: str) -> RunRecord:
+        """End a run for good, with the model of its last committed round. Raises as `pause`, when the run has ended already."""
+        allowed = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED)
+        return await self._halt(run_id, RunState.STOPPED, allowed, "Stopped by the operator.")
+
+    async def resume(self, run_id: str) -> RunRecord:
+        """Queue a paused run again. Raises as `pause`, when the run is not paused."""
+        async with self._commands:
+            run = await self._site.store.run(run_id)
+            if self._held.pop(run_id, None) is None:
+                _check(run, "resumed", (RunState.PAUSED,))
+            run = run.with_(state=RunState.QUEUED, reason="")
+            await self._site.store.put_run(run, _event(run, "run_resumed"))
+        self._changed.notify()
+        return run
+
+    def status(self, run: RunRecord) -> str:
+        """Return what a run is doing, in one line."""
+        if run.run_id in self._tasks:
+            return self._statuses[run.run_id].sentence()
+        if run.run_id in self._held:
+            return f"paused: {self._held[run.run_id]}"
+        if run.state is RunState.QUEUED:
+            if len(self._tasks) < self._concurrent_count:
+                return "queued: about to start"
+            return f"queued: waiting for one of the {len(self._tasks)} runs that are being played to end"
+        return f"{run.state.value}: {run.reason}" if run.reason else run.state.value
+
+    def folder(self, run_id: str) -> Path:
+        """Return where a run's checkpoints lie."""
+        return self._site.folder / run_id
+
+    def model_path(self, run: RunRecord) -> Path:
+        """Return the checkpoint of a run's last committed round.
+
+        Raises:
+            ConflictError: No round is committed yet.
+        """
+        if run.round_number == 0:
+            raise ConflictError(
+                f"Run {run.run_id}: at least one round must be committed before it has a model, got none."
+            )
+        return checkpoint_path(self.folder(run.run_id), run.round_number)
+
+    async def _startable(self) -> Sequence[RunRecord]:
+        free = self._concurrent_count - len(self._tasks)
+        waiting = [
+            run
+            for run in await self._site.store.runs()
+            if run.state in (RunState.QUEUED, RunState.RUNNING)
+            and run.run_id not in self._tasks.keys() | self._held.keys()
+        ]
+        # What an earlier process was playing goes before what only waits.
+        waiting.sort(key=lambda run: run.state is not RunState.RUNNING)
+        return waiting[: max(0, free)]
+
+    async def _play(self, run: RunRecord, status: Status) -> None:
+        try:
+            run = run.with_(state=RunState.RUNNING, started_time=run.started_time or time.time())
+            await self._site.store.put_run(run, _event(run, "run_started"))
+            log.info("run %s (%s): started after round %d", run.run_id, run.spec.name, run.round_number)
+            finished = await Rounds(run, replace(self._site, folder=self.folder(run.run_id)), status).play()
+            log.info("run %s (%s): finished. %s", run.run_id, run.spec.name, finished.reason)
+        except (QuorumError, StoreError) as error:
+            await self._end_or_hold(run, RunState.PAUSED, str(error))
+        except ChoralError as error:
+            await self._end_or_hold(run, RunState.FAILED, str(error))
+        except Exception as error:
+            log.exception("run %s: unexpected error", run.run_id)
+            await self._end_or_hold(run, RunState.FAILED, f"Unexpected {type(error).__name__}: {error}")
+        finally:
+            self._tasks.pop(run.run_id, None)
+            self._changed.notify()
+
+    async def _halt(self, run_id: str, state: RunState, allowed: Sequence[RunState], reason: str) -> RunRecord:
+        async with self._commands:
+            _check(await self._site.store.run(run_id), state.value, allowed)
+            if (task := self._tasks.get(run_id)) is not None:
+                task.cancel()
+                await asyncio.wait([task])
+            run = await self._site.store.run(run_id)
+            # The run may have ended by itself in the meantime.
+            _check(run, state.value, allowed)
+            return await self._end(run, state, reason)
+
+    async def _end_or_hold(self, run: RunRecord, state: RunState, reason: str) -> None:
+        try:
+            await self._end(run, state, reason)
+        except StoreError as error:
+            self._held[run.run_id] = f"{reason} This could not be stored: {error}"
+            log.error("run %s: %s", run.run_id, self._held[run.run_id])
+
+    async def _end(self, run: RunRecord, state: RunState, reason: str) -> RunRecord:
+        stored = await self._site.store.run(run.run_id)
+        ended_time = time.time() if state.is_final else None
+        run = stored.with_(state=state, reason=reason, ended_time=ended_time)
+        log.warning("run %s (%s): %s. %s", run.run_id, run.spec.name, state.value, reason)
+        await self._site.store.put_run(run, _event(run, f"run_{state.value}", reason))
+        return run
+
+
+def _check(run: RunRecord, verb: str, allowed: Sequence[RunState]) -> None:
+    if run.state not in allowed:
+        names = " or ".join(state.value for state in allowed)
+        raise ConflictError(f"Run {run.run_id}: state must be {names} to be {verb}, got {run.state.value}.")
+
+
+def _event(run: RunRecord, kind: str, detail: str = "") -> EventRecord:
+    return EventRecord(time=time.time(), kind=kind, run_id=run.run_id, detail=detail)

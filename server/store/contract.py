@@ -1,0 +1,59 @@
+"""What a store does: runs, rounds, events, clients and the coordinator's lease, durable before a call returns.
+
+SQLite is the embedded default; Redis when several processes or hosts share the state. Both pass the same contract test.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord
+
+
+class Store(Protocol):
+    """Durable state of a coordinator. Every method is one transaction: it takes place whole, or raises `StoreError` and did not."""
+
+    async def put_run(self, run: RunRecord, *events: EventRecord) -> None:
+        """Insert or replace a run, and append events."""
+
+    async def run(self, run_id: str) -> RunRecord:
+        """Return one run. Raises `NotFoundError`."""
+
+    async def runs(self) -> Sequence[RunRecord]:
+        """Return all runs, in the order of their submission."""
+
+    async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
+        """Insert or replace a round that is open, and append events."""
+
+    async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
+        """Replace a run and its round and append events, in one transaction: the commit of a round."""
+
+    async def round(self, run_id: str, number: int) -> RoundRecord:
+        """Return one round. Raises `NotFoundError`."""
+
+    async def rounds(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundRecord]:
+        """Return up to `limit` rounds with a number above `after`, ascending."""
+
+    async def append_event(self, event: EventRecord) -> EventRecord:
+        """Append an event and return it with its number."""
+
+    async def events(self, run_id: str = "", after: int = 0, limit: int = 1000) -> Sequence[EventRecord]:
+        """Return up to `limit` events with a number above `after`, ascending; of one run if given."""
+
+    async def put_client(self, client: ClientRecord) -> None:
+        """Insert or replace a client."""
+
+    async def clients(self) -> Sequence[ClientRecord]:
+        """Return all clients, by identity."""
+
+    async def acquire_lease(self, holder: str, seconds: float) -> None:
+        """Take or prolong the lease that makes `holder` the one coordinator of this store.
+
+        Raises:
+            LeaseTakenError: Somebody else holds it and it has not run out.
+        """
+
+    async def release_lease(self, holder: str) -> None:
+        """Give the lease back, if `holder` has it."""
+
+    async def close(self) -> None:
+        """Let go of files and connections. The store must not be used afterwards."""

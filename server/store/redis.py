@@ -1,0 +1,258 @@
+"""The shared store: a Redis server, when several processes or hosts use one state.
+
+A call is durable when it returns only if the server runs with `appendonly yes` and `appendfsync always`; `open` warns when it does not.
+Its `maxmemory-policy` must be noeviction, which is the default: any other lets it forget records.
+One server, with replicas or without, not a Redis Cluster: a transaction touches several keys.
+
+Keys, each after "choral:":
+
+    runs            hash, run id to document          run_order        list of run ids, by submission
+    rounds:<run>    sorted set of documents           clients          hash, identity to document
+    events          stream of documents, id n-0       events:<run>     the same, of one run
+    event_count     number of the last event          lease            name of the holder, expires with the lease
+    written:<call>  number of the last event after a write; makes a repeated write harmless, expires
+
+Source: Redis documentation, "Scripting with Lua" and "Redis persistence", https://redis.io/docs/latest/
+"""
+
+import asyncio
+import logging
+import math
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from server.errors import LeaseTakenError, NotFoundError, StoreError
+from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord
+from server.store.documents import R, from_document, to_document
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "choral:"
+DEADLINE_SECONDS = 15.0  # longest time of one call, repeats after a lost connection included
+CONNECTION_COUNT = 8
+
+# A script runs alone and reaches the append-only file as one transaction. A lost connection makes the client send it
+# again, perhaps after it took place: then the marker of the call says so.
+WRITE = """
+local prefix, marker = KEYS[1], KEYS[2]
+local written = redis.call('GET', marker)
+if written then return tonumber(written) end
+local last = 0
+for i = 1, #ARGV, 4 do
+    local kind, id, number, document = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+    if kind == 'run' then
+        local is_new = redis.call('HSET', prefix .. 'runs', id, document) == 1
+        if is_new then redis.call('RPUSH', prefix .. 'run_order', id) end
+    elseif kind == 'round' then
+        redis.call('ZREMRANGEBYSCORE', prefix .. 'rounds:' .. id, number, number)
+        redis.call('ZADD', prefix .. 'rounds:' .. id, number, document)
+    else
+        last = redis.call('INCR', prefix .. 'event_count')
+        redis.call('XADD', prefix .. 'events', last .. '-0', 'document', document)
+        if id ~= '' then redis.call('XADD', prefix .. 'events:' .. id, last .. '-0', 'document', document) end
+    end
+end
+redis.call('SET', marker, last, 'EX', 60)
+return last
+"""
+
+ACQUIRE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return {holder, redis.call('PTTL', KEYS[1])} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return false
+"""
+
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+class RedisStore:
+    """A `Store` in a Redis server. Make one with `open`.
+
+    When the connection is lost during a write and does not come back, `StoreError` cannot say whether the write took place.
+    """
+
+    def __init__(self, client: Redis, address: str) -> None:
+        self._client: Any = client  # redis-py types every reply as str or bytes or more; ours are decoded
+        self._address = address
+
+    @classmethod
+    async def open(cls, url: str) -> "RedisStore":
+        """Connect to a server.
+
+        Args:
+            url: redis://, rediss:// (TLS) or unix://, as redis-py reads it; the password in it is never shown.
+
+        Raises:
+            StoreError: The URL cannot be read, or the server does not answer or lets us in.
+        """
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                decode_responses=True,
+                max_connections=CONNECTION_COUNT,
+                timeout=DEADLINE_SECONDS,
+                retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5),
+            )
+        except ValueError:  # its text may hold the password
+            raise StoreError(
+                "Store: address must be redis://[user:password@]host:port/number, rediss:// or unix://, got another form. "
+                "Write special characters of the password as %XX."
+            ) from None
+        store = cls(Redis.from_pool(pool), _address(url, pool.connection_kwargs))
+        try:
+            await store._check_durability()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def put_run(self, run: RunRecord, *events: EventRecord) -> None:
+        """Insert or replace a run, and append events."""
+        await self._write(_run(run), *map(_event, events))
+
+    async def run(self, run_id: str) -> RunRecord:
+        """Return one run. Raises `NotFoundError`."""
+        async with self._call():
+            document = await self._client.hget(PREFIX + "runs", run_id)
+        if document is None:
+            raise NotFoundError(f"Run {run_id!r}: must be in the store, got no such run.")
+        return from_document(RunRecord, document)
+
+    async def runs(self) -> Sequence[RunRecord]:
+        """Return all runs, in the order of their first `put_run`."""
+        async with self._call():  # not in MULTI, which a server without memory left refuses; no run is ever removed
+            order = await self._client.lrange(PREFIX + "run_order", 0, -1)
+            documents = await self._client.hmget(PREFIX + "runs", order) if order else []
+        return await _read(RunRecord, documents)
+
+    async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
+        """Insert or replace a round that is open, and append events."""
+        await self._write(_round(record), *map(_event, events))
+
+    async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
+        """Replace a run and its round and append events, in one transaction."""
+        await self._write(_run(run), _round(record), *map(_event, events))
+
+    async def round(self, run_id: str, number: int) -> RoundRecord:
+        """Return one round. Raises `NotFoundError`."""
+        found = await self.rounds(run_id, after=number - 1, limit=1)
+        if not found or found[0].number != number:
+            raise NotFoundError(f"Round {number} of run {run_id!r}: must be in the store, got no such round.")
+        return found[0]
+
+    async def rounds(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundRecord]:
+        """Return up to `limit` rounds with a number above `after`, ascending."""
+        async with self._call():
+            documents = await self._client.zrangebyscore(PREFIX + "rounds:" + run_id, f"({after}", "+inf", 0, limit)
+        return await _read(RoundRecord, documents)
+
+    async def append_event(self, event: EventRecord) -> EventRecord:
+        """Append an event and return it with its number."""
+        return event.with_(event_id=await self._write(_event(event)))
+
+    async def events(self, run_id: str = "", after: int = 0, limit: int = 1000) -> Sequence[EventRecord]:
+        """Return up to `limit` events with a number above `after`, ascending; of one run if given."""
+        if limit < 1:  # which XRANGE refuses
+            return []
+        stream = PREFIX + "events" + (f":{run_id}" if run_id else "")
+        async with self._call():
+            entries = await self._client.xrange(stream, f"({after}-0", "+", limit)
+        events = await _read(EventRecord, [fields["document"] for _, fields in entries])
+        numbers = [int(entry_id.partition("-")[0]) for entry_id, _ in entries]
+        return [event.with_(event_id=number) for event, number in zip(events, numbers, strict=True)]
+
+    async def put_client(self, client: ClientRecord) -> None:
+        """Insert or replace a client."""
+        async with self._call():
+            await self._client.hset(PREFIX + "clients", client.client_id, to_document(client))
+
+    async def clients(self) -> Sequence[ClientRecord]:
+        """Return all clients, by identity."""
+        async with self._call():
+            documents = await self._client.hgetall(PREFIX + "clients")
+        return await _read(ClientRecord, [documents[client_id] for client_id in sorted(documents)])
+
+    async def acquire_lease(self, holder: str, seconds: float) -> None:
+        """Take or prolong the lease. Raises `LeaseTakenError` while somebody else holds it."""
+        async with self._call():
+            taken = await self._client.eval(ACQUIRE, 1, PREFIX + "lease", holder, math.ceil(seconds * 1000))
+        if taken:
+            raise LeaseTakenError(
+                f"Store {self._address}: lease must be free or held by {holder!r}, "
+                f"got {taken[0]!r} for {taken[1] / 1000:.1f} s more. "
+                "Stop that coordinator, or wait until its lease has run out."
+            )
+
+    async def release_lease(self, holder: str) -> None:
+        """Give the lease back, if `holder` has it."""
+        async with self._call():
+            await self._client.eval(RELEASE, 1, PREFIX + "lease", holder)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _write(self, *changes: tuple[str, str, int, str]) -> int:
+        marker = f"{PREFIX}written:{uuid.uuid4().hex}"
+        async with self._call():
+            arguments = [str(part) for change in changes for part in change]
+            return int(await self._client.eval(WRITE, 2, PREFIX, marker, *arguments))
+
+    async def _check_durability(self) -> None:
+        async with self._call():
+            await self._client.ping()
+            try:
+                settings = await self._client.config_get("append*")
+            except ResponseError:  # hosted servers often forbid CONFIG
+                settings = {}
+        found = settings.get("appendonly", "unknown"), settings.get("appendfsync", "unknown")
+        if found != ("yes", "always"):
+            logger.warning(
+                "Store %s: appendonly must be yes and appendfsync always for rounds to survive a crash, got %s and %s.",
+                self._address,
+                *found,
+            )
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                yield
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            raise StoreError(
+                f"Store {self._address}: must answer within {DEADLINE_SECONDS:.0f} s, got {type(error).__name__}: {error}. "
+                "Check that Redis runs there, lets this user in and has memory left."
+            ) from error
+
+
+def _address(url: str, settings: dict[str, Any]) -> str:
+    """Say where the server is, from what the URL was parsed into, so that no password can slip through."""
+    scheme = url.partition("://")[0]
+    if scheme == "unix":
+        return f"unix://{settings.get('path', '')}"
+    return f"{scheme}://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
+
+
+def _run(run: RunRecord) -> tuple[str, str, int, str]:
+    return "run", run.run_id, 0, to_document(run)
+
+
+def _round(record: RoundRecord) -> tuple[str, str, int, str]:
+    return "round", record.run_id, record.number, to_document(record)
+
+
+def _event(event: EventRecord) -> tuple[str, str, int, str]:
+    return "event", event.run_id, 0, to_document(event)
+
+
+async def _read(kind: type[R], documents: Sequence[str]) -> list[R]:
+    # A page of rounds with large cohorts takes long to parse, and the event loop must go on.
+    return await asyncio.to_thread(lambda: [from_document(kind, document) for document in documents])

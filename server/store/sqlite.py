@@ -1,0 +1,232 @@
+"""The embedded store: one SQLite file, in write-ahead mode with a sync to disk at every commit.
+
+One thread owns the connection, so that calls take place one after the other and the event loop never waits for a disk.
+Other processes may open the same file; SQLite's locks order their transactions, and the lease says who serves.
+
+Source: SQLite documentation, "Write-Ahead Logging", https://www.sqlite.org/wal.html
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from server.errors import LeaseTakenError, NotFoundError, StoreError
+from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord
+from server.store.documents import R, from_document, to_document
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x43484F52  # "CHOR"; tells our files from those of other programs
+BUSY_SECONDS = 10.0  # longest wait for another process's transaction
+
+SCHEMA = (
+    "CREATE TABLE runs (position INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, document TEXT NOT NULL)",
+    "CREATE TABLE rounds (run_id TEXT, number INTEGER, document TEXT NOT NULL, PRIMARY KEY (run_id, number))",
+    "CREATE TABLE events (event_id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, document TEXT NOT NULL)",
+    "CREATE INDEX events_by_run ON events (run_id, event_id)",
+    "CREATE TABLE clients (client_id TEXT PRIMARY KEY, document TEXT NOT NULL)",
+    "CREATE TABLE leases (name TEXT PRIMARY KEY, holder TEXT NOT NULL, expires_time REAL NOT NULL)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+
+class SqliteStore:
+    """A `Store` in one SQLite file. Make one with `open`."""
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="choral-sqlite")
+        self._connection: sqlite3.Connection
+
+    @classmethod
+    async def open(cls, path: Path | str, clock: Callable[[], float] = time.time) -> "SqliteStore":
+        """Open a database file, or create it in a folder that exists.
+
+        Args:
+            path: The file; SQLite puts two more next to it, with -wal and -shm after its name.
+            clock: UTC seconds since the epoch, for the lease.
+
+        Raises:
+            StoreError: The file cannot be opened, is not a database of Choral's, or a newer release wrote it. Nothing
+                was changed.
+        """
+        store = cls(Path(path), clock)
+        try:
+            await store._on_thread(store._connect)
+        except BaseException:
+            store._thread.shutdown(wait=False)
+            raise
+        return store
+
+    async def put_run(self, run: RunRecord, *events: EventRecord) -> None:
+        """Insert or replace a run, and append events."""
+        await self._write(lambda connection: _put(connection, run, None, events))
+
+    async def run(self, run_id: str) -> RunRecord:
+        """Return one run. Raises `NotFoundError`."""
+        found = await self._read(RunRecord, "SELECT document FROM runs WHERE run_id = ?", run_id)
+        if not found:
+            raise NotFoundError(f"Run {run_id!r}: must be in the store, got no such run.")
+        return found[0]
+
+    async def runs(self) -> Sequence[RunRecord]:
+        """Return all runs, in the order of their first `put_run`."""
+        return await self._read(RunRecord, "SELECT document FROM runs ORDER BY position")
+
+    async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
+        """Insert or replace a round that is open, and append events."""
+        await self._write(lambda connection: _put(connection, None, record, events))
+
+    async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
+        """Replace a run and its round and append events, in one transaction."""
+        await self._write(lambda connection: _put(connection, run, record, events))
+
+    async def round(self, run_id: str, number: int) -> RoundRecord:
+        """Return one round. Raises `NotFoundError`."""
+        query = "SELECT document FROM rounds WHERE run_id = ? AND number = ?"
+        found = await self._read(RoundRecord, query, run_id, number)
+        if not found:
+            raise NotFoundError(f"Round {number} of run {run_id!r}: must be in the store, got no such round.")
+        return found[0]
+
+    async def rounds(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundRecord]:
+        """Return up to `limit` rounds with a number above `after`, ascending."""
+        query = "SELECT document FROM rounds WHERE run_id = ? AND number > ? ORDER BY number LIMIT ?"
+        return await self._read(RoundRecord, query, run_id, after, limit)
+
+    async def append_event(self, event: EventRecord) -> EventRecord:
+        """Append an event and return it with its number."""
+        return event.with_(event_id=await self._write(lambda connection: _append(connection, event)))
+
+    async def events(self, run_id: str = "", after: int = 0, limit: int = 1000) -> Sequence[EventRecord]:
+        """Return up to `limit` events with a number above `after`, ascending; of one run if given."""
+        where, parameters = ("run_id = ? AND ", (run_id,)) if run_id else ("", ())
+        query = f"SELECT event_id, document FROM events WHERE {where}event_id > ? ORDER BY event_id LIMIT ?"
+        return await self._on_thread(
+            lambda: [
+                from_document(EventRecord, document).with_(event_id=event_id)
+                for event_id, document in self._connection.execute(query, (*parameters, after, limit))
+            ]
+        )
+
+    async def put_client(self, client: ClientRecord) -> None:
+        """Insert or replace a client."""
+        query = "INSERT OR REPLACE INTO clients VALUES (?, ?)"
+        await self._write(lambda connection: connection.execute(query, (client.client_id, to_document(client))))
+
+    async def clients(self) -> Sequence[ClientRecord]:
+        """Return all clients, by identity."""
+        return await self._read(ClientRecord, "SELECT document FROM clients ORDER BY client_id")
+
+    async def acquire_lease(self, holder: str, seconds: float) -> None:
+        """Take or prolong the lease. Raises `LeaseTakenError` while somebody else holds it."""
+
+        def acquire(connection: sqlite3.Connection) -> None:
+            now = self._clock()
+            row = connection.execute("SELECT holder, expires_time FROM leases WHERE name = 'coordinator'").fetchone()
+            if row is not None and row[0] != holder and row[1] > now:
+                raise LeaseTakenError(
+                    f"Store {self._path}: lease must be free or held by {holder!r}, "
+                    f"got {row[0]!r} for {row[1] - now:.1f} s more. "
+                    "Stop that coordinator, or wait until its lease has run out."
+                )
+            connection.execute("INSERT OR REPLACE INTO leases VALUES ('coordinator', ?, ?)", (holder, now + seconds))
+
+        await self._write(acquire)
+
+    async def release_lease(self, holder: str) -> None:
+        """Give the lease back, if `holder` has it."""
+        query = "DELETE FROM leases WHERE name = 'coordinator' AND holder = ?"
+        await self._write(lambda connection: connection.execute(query, (holder,)))
+
+    async def close(self) -> None:
+        """Close the file, after the calls that are under way."""
+        await self._on_thread(self._connection.close)
+        self._thread.shutdown()
+
+    async def _read(self, kind: type[R], query: str, *parameters: object) -> list[R]:
+        def read() -> list[R]:
+            return [from_document(kind, document) for (document,) in self._connection.execute(query, parameters)]
+
+        return await self._on_thread(read)
+
+    async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        def write() -> T:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                return change(self._connection)
+
+        return await self._on_thread(write)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"Store {self._path}: must be a SQLite database that can be read and written, got: {error}. "
+                "Check the path, its permissions and the space on its disk."
+            ) from error
+
+    def _connect(self) -> None:
+        self._connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._check_or_create_schema()
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._switch_to_wal()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _switch_to_wal(self) -> None:
+        try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # Only for a new file, and only while another process opens it too; that one switches, for all connections.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+
+    def _check_or_create_schema(self) -> None:
+        if not self._value("SELECT count(*) FROM sqlite_schema"):
+            for statement in SCHEMA:
+                self._connection.execute(statement)
+        if (owner := self._value("PRAGMA application_id")) != APPLICATION_ID:
+            raise StoreError(
+                f"Store {self._path}: application_id must be {APPLICATION_ID}, got {owner}: another program's database. "
+                "Choose another path."
+            )
+        if (version := self._value("PRAGMA user_version")) > SCHEMA_VERSION:
+            raise StoreError(
+                f"Store {self._path}: user_version must be at most {SCHEMA_VERSION}, got {version}. "
+                "Start the release of Choral that wrote it, or a newer one."
+            )
+
+    def _value(self, query: str) -> Any:
+        return self._connection.execute(query).fetchone()[0]
+
+
+def _put(
+    connection: sqlite3.Connection, run: RunRecord | None, record: RoundRecord | None, events: Sequence[EventRecord]
+) -> None:
+    if run is not None:
+        query = "INSERT INTO runs (run_id, document) VALUES (?, ?)"  # a replaced run keeps its place in the order
+        keep_position = " ON CONFLICT (run_id) DO UPDATE SET document = excluded.document"
+        connection.execute(query + keep_position, (run.run_id, to_document(run)))
+    if record is not None:
+        row = (record.run_id, record.number, to_document(record))
+        connection.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", row)
+    for event in events:
+        _append(connection, event)
+
+
+def _append(connection: sqlite3.Connection, event: EventRecord) -> int:
+    row = (event.run_id, to_document(event))
+    return connection.execute("INSERT INTO events (run_id, document) VALUES (?, ?)", row).lastrowid or 0

@@ -1,0 +1,218 @@
+"""The contract of `server.store.contract`, against a SQLite file and a real Redis server."""
+
+import asyncio
+import signal
+
+import pytest
+
+from server.errors import LeaseTakenError, NotFoundError
+from server.records import (
+    ClientRecord,
+    RoundState,
+    RunState,
+)
+from server.store import Store, open_store
+from tests.server.store.conftest import Backend
+from tests.server.store.samples import make_client, make_event, make_round, make_run, run_python
+
+
+async def acquire_when_free(store: Store, holder: str) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await store.acquire_lease(holder, 60)
+            except LeaseTakenError:
+                continue
+
+
+async def test_put_every_record_reads_back_equal(store: Store) -> None:
+    run, record, client, event = make_run(), make_round(1), make_client("ana"), make_event("client_joined")
+    await store.put_run(run)
+    await store.put_round(record)
+    await store.put_client(client)
+    await store.append_event(event)
+    assert await store.run("run-1") == run
+    assert await store.runs() == [run]
+    assert await store.round("run-1", 1) == record
+    assert await store.rounds("run-1") == [record]
+    assert await store.clients() == [client]
+    assert await store.events() == [event.with_(event_id=1)]
+
+
+async def test_put_round_nan_metric_reads_back_nan(store: Store) -> None:
+    await store.put_round(make_round(1).with_(metrics={"loss": float("nan")}))
+    assert str((await store.round("run-1", 1)).metrics["loss"]) == "nan"
+
+
+async def test_empty_store_returns_nothing(store: Store) -> None:
+    assert list(await store.runs()) == []
+    assert list(await store.rounds("run-1")) == []
+    assert list(await store.events()) == []
+    assert list(await store.events("run-1")) == []
+    assert list(await store.clients()) == []
+
+
+async def test_put_again_replaces_and_keeps_the_order_of_submission(store: Store) -> None:
+    for run_id in ("c", "a", "b"):
+        await store.put_run(make_run(run_id))
+    finished = make_run("a").with_(state=RunState.FINISHED, ended_time=9.0)
+    await store.put_run(finished)
+    assert await store.runs() == [make_run("c"), finished, make_run("b")]
+
+    await store.put_round(make_round(1))
+    await store.put_round(make_round(1).with_(attempt=3))
+    assert await store.rounds("run-1") == [make_round(1).with_(attempt=3)]
+
+    for client_id in ("zoe", "ana", "Ben"):
+        await store.put_client(make_client(client_id))
+    await store.put_client(make_client("ana", name="south"))
+    expected = [make_client("Ben"), make_client("ana", name="south"), make_client("zoe")]
+    assert await store.clients() == expected
+
+
+async def test_missing_record_raises_not_found(store: Store) -> None:
+    await store.put_round(make_round(2))
+    with pytest.raises(NotFoundError, match=r"^Run 'nope': must be in the store"):
+        await store.run("nope")
+    with pytest.raises(NotFoundError, match=r"^Round 1 of run 'run-1': must be in the store"):
+        await store.round("run-1", 1)
+    with pytest.raises(NotFoundError, match=r"^Round 2 of run 'other': must be in the store"):
+        await store.round("other", 2)
+
+
+async def test_rounds_pages_are_ascending_and_of_one_run(store: Store) -> None:
+    for number in (10, 9, 2, 1, 11):
+        await store.put_round(make_round(number))
+    await store.put_round(make_round(3, run_id="run-10"))
+    assert [record.number for record in await store.rounds("run-1")] == [1, 2, 9, 10, 11]
+    assert [record.number for record in await store.rounds("run-1", limit=2)] == [1, 2]
+    assert [record.number for record in await store.rounds("run-1", after=2, limit=2)] == [9, 10]
+    assert [record.number for record in await store.rounds("run-1", after=3)] == [9, 10, 11]
+    assert list(await store.rounds("run-1", after=11)) == []
+    assert list(await store.rounds("run-1", limit=0)) == []
+
+
+async def test_events_are_numbered_across_runs_paged_and_filtered(store: Store) -> None:
+    await store.put_run(make_run("run-1"), make_event("run_submitted"), make_event("run_started"))
+    await store.put_round(make_round(1, run_id="run-2"), make_event("round_started", run_id="run-2"))
+    joined = await store.append_event(make_event("client_joined", run_id=""))
+    await store.commit_round(make_run("run-1"), make_round(1), make_event("round_committed"))
+    assert joined.event_id == 4
+
+    kinds = {event.event_id: event.kind for event in await store.events()}
+    assert list(kinds.items()) == [
+        (1, "run_submitted"),
+        (2, "run_started"),
+        (3, "round_started"),
+        (4, "client_joined"),
+        (5, "round_committed"),
+    ]
+    assert [event.event_id for event in await store.events(after=1, limit=2)] == [2, 3]
+    assert [event.event_id for event in await store.events("run-1", after=1)] == [2, 5]
+    assert [event.event_id for event in await store.events("run-1", limit=1)] == [1]
+    assert [event.event_id for event in await store.events("run-2")] == [3]
+    assert list(await store.events(after=5)) == []
+    assert list(await store.events(limit=0)) == []
+
+
+async def test_events_numbers_go_on_after_reopening(backend: Backend) -> None:
+    for number in (1, 2):
+        store = await open_store(backend.address)
+        assert (await store.append_event(make_event("x"))).event_id == number
+        await store.close()
+        backend.crash()
+
+
+async def test_concurrent_calls_each_take_place_once(store: Store) -> None:
+    writes = [store.append_event(make_event(f"e{i}", run_id=f"run-{i % 3}")) for i in range(40)]
+    rounds = [store.put_round(make_round(i + 1), make_event(f"r{i}")) for i in range(20)]
+    appended = await asyncio.gather(*writes)
+    await asyncio.gather(*rounds, *(store.put_client(make_client(f"c{i}")) for i in range(20)))
+
+    stored = await store.events()
+    assert [event.event_id for event in stored] == list(range(1, 61))
+    assert sorted(appended, key=lambda event: event.event_id) == stored[:40]
+    assert sorted(event.kind for event in stored[40:]) == sorted(f"r{i}" for i in range(20))
+    assert [record.number for record in await store.rounds("run-1")] == list(range(1, 21))
+    assert len(await store.clients()) == 20
+
+
+async def test_cancelled_calls_leave_the_store_usable(store: Store) -> None:
+    tasks = [asyncio.create_task(store.put_client(make_client(f"c{i:02}"))) for i in range(40)]
+    await tasks[0]
+    for task in tasks[::2]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    names = {client.client_id for client in await store.clients()}
+    assert names >= {f"c{i:02}" for i in range(1, 40, 2)}
+    reads = await asyncio.gather(*(store.rounds(f"run-{i}") for i in range(10)), store.clients())
+    assert [list(records) for records in reads[:10]] == [[]] * 10
+    assert {record.client_id for record in reads[10] if isinstance(record, ClientRecord)} == names
+
+
+WRITE_AND_DIE = """
+import asyncio, os, signal, sys
+from server.records import EventRecord, RoundRecord, RunRecord
+from server.store import open_store
+
+
+async def main():
+    store = await open_store(sys.argv[1])
+    run, record = RunRecord.model_validate_json(sys.argv[2]), RoundRecord.model_validate_json(sys.argv[3])
+    await store.acquire_lease("coordinator", 600)
+    await store.commit_round(run, record, EventRecord(time=1.0, kind="round_committed", run_id=run.run_id))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_commit_round_survives_kill_right_after(backend: Backend) -> None:
+    run, record = (
+        make_run(round_number=1),
+        make_round(1, state=RoundState.COMMITTED).with_(contributions=[], metrics={}),
+    )
+    died = run_python(WRITE_AND_DIE, backend.address, run.model_dump_json(), record.model_dump_json())
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    backend.crash()
+
+    store = await open_store(backend.address)
+    assert await store.run("run-1") == run
+    assert await store.rounds("run-1") == [record]
+    assert [event.kind for event in await store.events("run-1")] == ["round_committed"]
+    with pytest.raises(LeaseTakenError, match="got 'coordinator'"):
+        await store.acquire_lease("another", 1)
+    await store.acquire_lease("coordinator", 1)
+    await store.close()
+
+
+async def test_lease_has_one_holder_at_a_time(backend: Backend) -> None:
+    ours, theirs = await open_store(backend.address), await open_store(backend.address)
+    outcomes = await asyncio.gather(ours.acquire_lease("a", 60), theirs.acquire_lease("b", 60), return_exceptions=True)
+    winners = [holder for holder, outcome in zip("ab", outcomes, strict=True) if outcome is None]
+    assert len(winners) == 1
+    holder, other = winners[0], "ab".replace(winners[0], "")
+
+    with pytest.raises(
+        LeaseTakenError, match=rf"lease must be free or held by '{other}', got '{holder}' for \d+\.\d s"
+    ):
+        await theirs.acquire_lease(other, 60)
+    await theirs.release_lease(other)
+    await ours.acquire_lease(holder, 120)
+    with pytest.raises(LeaseTakenError, match=f"got '{holder}' for 1[12]"):
+        await theirs.acquire_lease(other, 60)
+
+    await ours.release_lease(holder)
+    await theirs.acquire_lease(other, 60)
+    with pytest.raises(LeaseTakenError, match=f"got '{other}'"):
+        await ours.acquire_lease(holder, 60)
+    await ours.close()
+    await theirs.close()
+
+
+async def test_lease_that_ran_out_is_free(store: Store) -> None:
+    await store.acquire_lease("a", 0.05)
+    await acquire_when_free(store, "b")
+    with pytest.raises(LeaseTakenError, match="got 'b'"):
+        await store.acquire_lease("a", 60)
