@@ -1,0 +1,24 @@
+"""Choral: federated learning. This package is the front door: the command line and the public Python interface."""
+
+import importlib.util
+from pathlib import Path
+
+from wire import RELEASE
+
+__version__ = RELEASE
+
+
+def _check_names() -> None:
+    """Check that the common names of Choral's packages mean Choral's folders, and not a file of the user's."""
+    home = Path(__file__).resolve().parent.parent
+    for name in ("wire", "models", "client", "server", "simulation"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if found is None or found.parent.parent != home:
+            raise ImportError(
+                f"Package {name!r}: must be Choral's own at {home / name}, got {found}. "
+                "Rename or move the file or folder of that name, or start Python elsewhere."
+            )
+
+
+_check_names()

@@ -1,0 +1,65 @@
+"""The command line. Errors are one sentence and an exit code; a traceback only with --debug."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from choral.commands import demo, join, runs, serve, specs
+from wire import RELEASE
+from wire.errors import ChoralError
+
+app = typer.Typer(
+    name="choral",
+    help="Train one model on data that stays where it is.\n\nExample: choral demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
+app.command("join")(join.join)
+app.command("submit")(runs.submit)
+app.add_typer(runs.app, name="runs")
+app.command("clients")(runs.clients)
+app.command("models")(specs.models)
+app.add_typer(specs.app, name="spec")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debugging messages.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the release and exit.")] = False,
+) -> None:
+    """Take what holds for every command."""
+    if version:
+        typer.echo(f"choral {RELEASE}")
+        raise typer.Exit
+    console = Console(stderr=True)
+    handler: logging.Handler = logging.StreamHandler()
+    form = "%(asctime)s %(levelname)s %(message)s"
+    if console.is_terminal:
+        handler, form = RichHandler(console=console, show_path=debug, markup=False), "%(message)s"
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format=form, handlers=[handler], force=True)
+    for noisy in ("httpx", "httpcore", "asyncio", "matplotlib", "PIL", "grpc", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except ChoralError as error:
+        if "--debug" in sys.argv:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {_escaped(str(error))}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

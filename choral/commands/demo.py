@@ -1,0 +1,5 @@
+"""`choral demo`: a small federation on this machine."""
+
+
+def demo() -> None:
+    """Run."""

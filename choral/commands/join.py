@@ -1,0 +1,69 @@
+"""`choral join`: run an edge client."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.agent import Agent, AgentConfig
+from client.connection import Endpoint
+from client.data import load_local
+from client.device import choose_device, set_threads
+from client.errors import RejectedError
+from client.policy import Policy, read_policy
+from wire.protocol import is_loopback
+
+
+def join(
+    address: Annotated[str, typer.Argument(help="Host and port of the coordinator.")],
+    data: Annotated[
+        str, typer.Option(help="Local data: KIND[:PATH][,key=value...], such as csv:patients.csv,target=outcome.")
+    ],
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Where this client's key and models lie; one per client.")
+    ] = Path("client-state"),
+    name: Annotated[str, typer.Option(help="A name for people; default: the host's.")] = "",
+    held_out: Annotated[float, typer.Option(help="Part of the data that is held out for evaluation.")] = 0.2,
+    split_seed: Annotated[int, typer.Option(help="Seed of that split.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for training on a CPU; default: all cores.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="YAML file of what this site allows.")] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="PEM authority that signed the coordinator's certificate.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of this client (mutual TLS).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = False,
+) -> None:
+    """Run an edge client: it joins a coordinator with its own data, works for it, and comes back whenever the connection breaks.
+
+    Example: choral join 127.0.0.1:7070 --data digits,blocks=3 --folder site-3
+    """
+    if tls_ca is None and not insecure and not is_loopback(address):
+        raise RejectedError(
+            f"Coordinator address: must be on loopback without TLS, got {address}. Give --tls-ca, or --insecure."
+        )
+    local = load_local(data, held_out, split_seed)
+    config = AgentConfig(
+        endpoint=Endpoint(address, tls_ca, tls_cert, tls_key),
+        folder=folder,
+        name=name or socket.gethostname()[:64],
+        device=choose_device(device),
+        thread_count=set_threads(threads),
+        policy=read_policy(policy) if policy else Policy(),
+    )
+    asyncio.run(_run(Agent(config, local)))
+
+
+async def _run(agent: Agent) -> None:
+    running = asyncio.create_task(agent.run())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running

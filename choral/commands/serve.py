@@ -1,0 +1,78 @@
+"""`choral serve`: run a coordinator."""
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.data import load_local
+from models import Examples
+from server.coordinator import TLS, CoordinatorConfig
+from server.coordinator import serve as serve_coordinator
+from server.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+
+def serve(
+    folder: Annotated[Path, typer.Option("--folder", help="Where state and models lie.")] = Path("coordinator"),
+    listen: Annotated[str, typer.Option(help="Host and port for clients (gRPC).")] = "127.0.0.1:7070",
+    http: Annotated[str, typer.Option(help="Host and port of the REST API.")] = "127.0.0.1:8080",
+    store: Annotated[
+        str, typer.Option(help="redis://HOST:PORT/0 to keep state in Redis; default: SQLite in the folder.")
+    ] = "",
+    data: Annotated[str, typer.Option(help="The coordinator's own data, for evaluate.on: coordinator.")] = "",
+    concurrent_runs: Annotated[int, typer.Option(min=1, help="Runs played at a time, with disjoint cohorts.")] = 1,
+    upload_slots: Annotated[
+        int, typer.Option(min=1, help="Uploads received at a time; each takes a model's size of memory.")
+    ] = 2,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of this coordinator.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
+    client_ca: Annotated[Path | None, typer.Option(help="PEM authority of client certificates (mutual TLS).")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = False,
+    token: Annotated[
+        str, typer.Option(envvar="CHORAL_TOKEN", help="Bearer token of the REST API.", show_default=False)
+    ] = "",
+) -> None:
+    """Run a coordinator: it waits for clients and for runs, and plays them.
+
+    Example: choral serve --folder coordinator --listen 127.0.0.1:7070
+    """
+    config = CoordinatorConfig(
+        folder=folder,
+        store=store,
+        address=listen,
+        http_address=http,
+        tls=_tls(tls_cert, tls_key, client_ca),
+        is_insecure=insecure,
+        api_token=token,
+        upload_places=upload_slots,
+        concurrent_runs=concurrent_runs,
+    )
+    own_data = load_local(data, 0.0, 0).training if data else None
+    asyncio.run(_serve(config, own_data))
+
+
+async def _serve(config: CoordinatorConfig, own_data: Examples | None) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with serve_coordinator(config, own_data) as coordinator:
+        scheme = "https" if config.tls else "http"
+        log.info("clients join at %s", coordinator.address)
+        log.info("REST API at %s://%s/api/v1, its description at /docs", scheme, coordinator.http_address)
+        if coordinator.api_token and not config.api_token:
+            log.info("bearer token in %s", config.folder / "api-token")
+        await stop.wait()
+        log.info("shutting down; runs go on at the next start")
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TLS | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigurationError("TLS: --tls-cert and --tls-key must be given together, got one or only --client-ca.")
+    return TLS(certificate, key, client_ca)

@@ -1,0 +1,71 @@
+"""The command line's side of the REST API."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from wire.errors import ChoralError
+
+TIMEOUT_SECONDS = 30.0
+
+
+class RestError(ChoralError):
+    """The coordinator cannot be reached over REST, or refused a request. Nothing was changed."""
+
+
+class Rest:
+    """A coordinator's REST API."""
+
+    def __init__(self, url: str, token: str = "") -> None:
+        """Talk to the API at `url`, such as "http://127.0.0.1:8080"."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._url = url
+        self._client = httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", headers=headers, timeout=TIMEOUT_SECONDS)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        """Return the JSON at `path`. Raises `RestError`."""
+        return self._request("GET", path, params=query)
+
+    def post(self, path: str, body: object = None) -> Any:
+        """Post `body` as JSON and return the answer. Raises `RestError`."""
+        return self._request("POST", path, json=body)
+
+    def download(self, path: str, target: Path) -> Iterator[tuple[int, int]]:
+        """Download a file and yield (bytes so far, bytes in all). Raises `RestError`; `target` is then incomplete."""
+        try:
+            with self._client.stream("GET", path) as response:
+                if response.is_error:
+                    response.read()
+                    raise _problem(response)
+                total = int(response.headers.get("content-length", 0))
+                with target.open("wb") as file:
+                    for part in response.iter_bytes(1 << 20):
+                        file.write(part)
+                        yield file.tell(), total
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _request(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            response = self._client.request(method, path, **arguments)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise _problem(response)
+        return response.json()
+
+    def _unreachable(self, error: Exception) -> RestError:
+        return RestError(f"Coordinator {self._url}: must be reachable, got: {error}. Is `choral serve` running there?")
+
+
+def _problem(response: httpx.Response) -> RestError:
+    try:
+        return RestError(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return RestError(f"Coordinator: answered {response.status_code} {response.reason_phrase}.")
