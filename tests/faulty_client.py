@@ -1,0 +1,53 @@
+"""A client that kills itself with SIGKILL at a chosen moment of its second round: MOMENT, then the command line's arguments."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from choral.cli import main
+from client import training
+from client.connection import Connection
+
+MOMENT = sys.argv[1]
+
+
+def die() -> None:
+    """End as kill -9 does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+match MOMENT:
+    case "while-training":
+        train = training.Trainer.train
+
+        def train_then_die(self: Any, assignment: training.Assignment, data: Any, report: Any) -> Any:
+            """Die in the middle of the second round's training."""
+
+            def report_then_die(fraction: float) -> None:
+                if assignment.round_number == 2 and fraction > 0.5:
+                    die()
+                report(fraction)
+
+            return train(self, assignment, data, report_then_die)
+
+        training.Trainer.train = train_then_die  # type: ignore[method-assign]
+    case "while-uploading":
+        upload = Connection.upload
+
+        async def upload_then_die(self: Connection, header: Any, data: memoryview, report: Any) -> Any:
+            """Die after the first slice of the second round's upload."""
+
+            def report_then_die(fraction: float) -> None:
+                if header.round == 2:
+                    die()
+                report(fraction)
+
+            return await upload(self, header, data, report_then_die)
+
+        Connection.upload = upload_then_die  # type: ignore[method-assign]
+    case _:
+        raise SystemExit(f"unknown moment {MOMENT}")
+
+sys.argv = ["choral", *sys.argv[2:]]
+main()
