@@ -30,7 +30,8 @@ class GradientLearner(ABC):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        with torch.random.fork_rng(devices=[]):
+        # Built where it will stay: on the meta device, which a coordinator uses, it takes no memory.
+        with torch.random.fork_rng(devices=[]), device:
             self._module = self.build().to(device)
         self._layout = Layout.of(self._module.state_dict())
         self._needs_pairs = any(isinstance(part, nn.BatchNorm1d) for part in self._module.modules())
@@ -56,7 +57,7 @@ class GradientLearner(ABC):
         """Return a new module's state, drawn from `seed` alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return {name: tensor.detach().clone() for name, tensor in self.build().state_dict().items()}
+            return {name: tensor.detach() for name, tensor in self.build().state_dict().items()}
 
     def fit(
         self, state: State, data: Examples, local: LocalSpec, generator: torch.Generator, report: Report

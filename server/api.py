@@ -1,16 +1,20 @@
 """The REST API: what the command line needs to submit, watch and steer runs. Errors are problem details (RFC 9457)."""
 
+import ipaddress
+import logging
 import secrets
 import time
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ConflictError, LeaseTakenError, NotFoundError, StoreError
 from server.pulse import Pulse
@@ -22,6 +26,8 @@ from wire import federation_pb2 as pb
 from wire.errors import ChoralError, SpecError
 from wire.protocol import PROTOCOL_VERSION
 from wire.spec import RunSpec, validate_spec
+
+log = logging.getLogger(__name__)
 
 HTTP_CODES: dict[type[ChoralError], int] = {
     NotFoundError: 404,
@@ -82,12 +88,35 @@ def create_api(runs: Runs, sessions: Sessions, store: Store, pulse: Pulse, token
     app.include_router(_spec_routes(), prefix="/api/v1")
     app.include_router(_client_routes(sessions), prefix="/api/v1", dependencies=protected, responses=problems)
     if not token:
-        # A page in the user's browser must not reach a coordinator on loopback by a name that it made up.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "testserver"])
+        app.add_middleware(_LoopbackNames)
     app.add_exception_handler(ChoralError, _choral_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
+    app.add_exception_handler(Exception, _unexpected_problem)
     return app
+
+
+class _LoopbackNames:
+    """Answers only who asks for this machine: a page in the user's browser must not come in by a name that it made up."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] in ("http", "websocket") else "localhost"
+        if _is_loopback_name(host):
+            await self._app(scope, receive, send)
+            return
+        detail = f"Host header: must be localhost or a loopback address as long as no token is asked for, got {host[:100]!r}."
+        await _problem(400, "Host", detail)(scope, receive, send)
+
+
+def _is_loopback_name(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _run_routes(runs: Runs, store: Store) -> APIRouter:
@@ -214,4 +243,9 @@ async def _http_problem(request: Request, error: Exception) -> Response:
 async def _validation_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
-    return _problem(422, "Request", found)
+    return _problem(422, "Request", f"Request: {found}.")
+
+
+async def _unexpected_problem(request: Request, error: Exception) -> Response:
+    log.error("%s %s: unexpected error", request.method, request.url.path, exc_info=error)
+    return _problem(500, "Unexpected", f"Unexpected {type(error).__name__}. The coordinator's log has the details.")

@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import uvicorn
 from models import Examples, warm_up
 from server.api import create_api
 from server.errors import ConfigurationError, StoreError
+from server.folder import held_folder, kept
 from server.pulse import Pulse
 from server.remote import RemoteCohort
 from server.rounds import Site
@@ -25,6 +25,7 @@ from server.runs import Runs
 from server.service import FederationService
 from server.sessions import Sessions
 from server.store import Store, open_store
+from server.tasks import task_group
 from server.transfers import Transfers
 from wire.federation_pb2_grpc import add_FederationServiceServicer_to_server
 from wire.protocol import SERVER_OPTIONS, STALL_SECONDS, is_loopback
@@ -70,7 +71,7 @@ class CoordinatorConfig:
     is_insecure: bool = False
     api_token: str = field(default="", repr=False)
     upload_places: int = 2
-    download_places: int = 8
+    download_places: int = 4
     concurrent_runs: int = 1
     stall_seconds: float = STALL_SECONDS
 
@@ -105,17 +106,14 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
     Raises:
         ConfigurationError: An address is taken, plain text would leave the machine, or a certificate cannot be read.
         StoreError: The store cannot be opened.
-        LeaseTakenError: Another coordinator serves the store.
+        LeaseTakenError: Another coordinator serves the folder or the store.
     """
     check_exposure(config)
-    # Before the event loop has anything to do, because these imports would hold it up.
-    warm_up()
-    try:
-        config.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"Folder {config.folder}: must be writable, got: {error}.") from error
-    token = _api_token(config)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(held_folder(config.folder))
+        token = _api_token(config)
+        # Before the event loop has anything to do, because these imports would hold it up.
+        warm_up()
         store = await open_store(config.store or str(config.folder / "choral.sqlite"))
         stack.push_async_callback(store.close)
         holder = _holder(config.folder)
@@ -128,7 +126,7 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
             Site(store, RemoteCohort(sessions, transfers), config.folder / "runs", own_data), config.concurrent_runs
         )
         pulse = Pulse()
-        http_socket = stack.enter_context(_bound_socket(config.http_address))
+        http_socket = stack.enter_context(_bound_socket("REST", config.http_address))
         service = FederationService(sessions, transfers, config.stall_seconds)
         server, port = await _start_grpc(config, service)
         stack.push_async_callback(server.stop, SHUTDOWN_SECONDS)
@@ -142,7 +140,7 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
             pulse,
         )
         web = _Web(_web_config(config, coordinator))
-        group = await stack.enter_async_context(asyncio.TaskGroup())
+        group = await stack.enter_async_context(task_group())
         tasks = [
             group.create_task(runs.serve(), name="runs"),
             group.create_task(pulse.beat(), name="pulse"),
@@ -186,21 +184,35 @@ class _Web(uvicorn.Server):
 async def _start_grpc(config: CoordinatorConfig, service: FederationService) -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_FederationServiceServicer_to_server(service, server)
+    # gRPC itself would not say why an address cannot be used.
+    _bound_socket("gRPC", config.address).close()
     try:
         if config.tls is None:
             port = server.add_insecure_port(config.address)
         else:
             port = server.add_secure_port(config.address, _credentials(config.tls))
     except RuntimeError as error:
-        raise ConfigurationError(f"gRPC address: must be free, got {config.address}: {error}.") from error
+        raise ConfigurationError(
+            f"gRPC address: must be free and of this machine, got {config.address}: {error}."
+        ) from error
     await server.start()
     return server, port
 
 
 def _credentials(tls: TLS) -> grpc.ServerCredentials:
+    """Read the certificates, and check that they fit: gRPC itself would only say that the address cannot be used."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
         client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
+        context.load_cert_chain(tls.certificate, tls.key, password="")
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+    except ssl.SSLError as error:
+        names = ", ".join(str(path) for path in (tls.certificate, tls.key, tls.client_ca) if path)
+        raise ConfigurationError(
+            f"Certificates {names}: must be PEM, with the key of the certificate and no password, got: {error}."
+        ) from error
     except OSError as error:
         raise ConfigurationError(f"Certificate {error.filename}: must be readable, got: {error.strerror}.") from error
     return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
@@ -220,38 +232,33 @@ def _web_config(config: CoordinatorConfig, coordinator: Coordinator) -> uvicorn.
     )
 
 
-def _bound_socket(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
+def _bound_socket(name: str, address: str) -> socket.socket:
+    host, port = _host_and_port(name, address)
     try:
-        return socket.create_server(
-            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
-    except ValueError as error:
-        raise ConfigurationError(f"REST address: must be HOST:PORT, got {address}.") from error
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        reason = "is taken" if error.errno == errno.EADDRINUSE else str(error)
-        raise ConfigurationError(f"REST address: must be free, got {address}: {reason}.") from error
+        raise ConfigurationError(
+            f"{name} address: must be free and of this machine, got {address}: {error.strerror}."
+        ) from error
+
+
+def _host_and_port(name: str, address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigurationError(f"{name} address: must be HOST:PORT with a port of 0 to 65535, got {address!r}.")
+    return host.strip("[]"), int(port)
 
 
 def _api_token(config: CoordinatorConfig) -> str:
     """Return the token that the REST API asks for: the given one, none on loopback, else one that is made once and kept."""
     if config.api_token or is_loopback(config.http_address):
         return config.api_token
-    return _kept(config.folder / "api-token", secrets.token_urlsafe(32))
+    return kept(config.folder / "api-token", secrets.token_urlsafe(32))
 
 
 def _holder(folder: Path) -> str:
     """Return this coordinator's name on the lease: the same after a restart, so that it need not wait for its own lease to run out."""
-    return _kept(folder / "coordinator-id", secrets.token_hex(8))
-
-
-def _kept(path: Path, new: str) -> str:
-    """Return the text of a private file, which is made with `new` if it does not exist."""
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(new)
-    return path.read_text().strip()
+    return kept(folder / "coordinator-id", secrets.token_hex(8))
 
 
 async def _keep_lease(store: Store, holder: str) -> None:

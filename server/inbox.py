@@ -165,18 +165,24 @@ class Inbox:
             self._refused.add(client_id)
         self.changed.notify()
 
-    async def close(self) -> WeightedMean:
-        """Admit nothing more, wait for what is being added, and return the sum."""
+    async def close(self) -> None:
+        """Admit nothing more, and wait for what is being added."""
         self._is_closed = True
         if self._admissions:
             await asyncio.wait(self._admissions)
-        return self._total
+
+    def take_total(self) -> WeightedMean:
+        """Hand over the sum; the inbox, which must be closed, keeps nothing of it."""
+        total, self._total = self._total, WeightedMean(self._total.grid, 0)
+        return total
 
     async def _admit(self, arrival: Arrival) -> ContributionRefused | None:
         try:
             async with self._adding:
                 self.check(arrival.client_id, arrival.binding)
-                await asyncio.to_thread(self._total.add, arrival.vector, arrival.weight)
+                # The pool keeps what it was called with for a moment longer, in which the next buffer is made already.
+                lent, weight = [arrival.vector], arrival.weight
+                await asyncio.to_thread(lambda: self._total.add(lent.pop(), weight))
                 self.contributions[arrival.client_id] = ContributionRecord(
                     client_id=arrival.client_id,
                     weight=arrival.weight,
@@ -248,7 +254,8 @@ def weighted_means(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str
     for name in names:
         having = [(count, metrics[name]) for count, metrics in parts if count and name in metrics]
         with contextlib.suppress(OverflowError, ValueError):
-            mean = math.fsum(count * value for count, value in having) / sum(count for count, _ in having)
+            # Sorted, because only the order of the terms decides whether a sum that ends small goes beyond float64 on its way.
+            mean = math.fsum(sorted(count * value for count, value in having)) / sum(count for count, _ in having)
             if math.isfinite(mean):
                 means[name] = mean
     return means

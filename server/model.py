@@ -54,7 +54,8 @@ class ModelShop:
     def __init__(self, spec: RunSpec) -> None:
         """Build the learner. Raises `LearnerError` when the spec names something that the zoo does not have."""
         self._spec = spec
-        self._learner: Learner = build_learner(spec.learner)
+        # A learner that never evaluates needs no parameters of its own.
+        self._learner: Learner = build_learner(spec.learner, "cpu" if spec.evaluate.on == "coordinator" else "meta")
 
     def initial(self) -> Model:
         """Return the model before the first round, drawn from the spec's seed."""
@@ -120,6 +121,10 @@ def read_checkpoint(path: Path, layout: Layout) -> Model:
         raise StoreError(f"Checkpoint {path}: layout must be that of the run's learner, got another one.")
     vector = np.empty(layout.size, dtype=np.float32)
     for name, view in layout.views(vector).items():
+        if name not in tensors or tensors[name].shape != view.shape:
+            raise StoreError(
+                f"Checkpoint {path}: tensor {name!r} must have shape {tuple(view.shape)}, got another or none."
+            )
         view.copy_(tensors.pop(name))
     slots = {
         name.removeprefix(OPTIMIZER_PREFIX): value

@@ -14,20 +14,21 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from models import Examples
 from server.aggregation import WeightedMean
 from server.cohort import Cohort, Order
-from server.errors import QuorumError
-from server.inbox import Ballot, Binding, Inbox, weighted_means
+from server.errors import QuorumError, StoreError
+from server.inbox import Ballot, Binding, Inbox, accepted_metrics, weighted_means
 from server.model import Model, ModelShop, read_checkpoint, write_checkpoint
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
 from server.selection import Choice, choose
 from server.status import Status
 from server.store import Store
+from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
 
 CHECKPOINTS_KEPT = 2
@@ -79,14 +80,12 @@ class Rounds:
             )
         shop = await asyncio.to_thread(ModelShop, self._spec)
         model = await asyncio.to_thread(self._last_model, shop)
-        reason = ""
-        for number in range(self._run.round_number + 1, self._spec.rounds + 1):
+        # A crash may have come between the last commit and the end of the run.
+        reason = self._reason_to_end(await self._last_metrics())
+        while not reason and self._run.round_number < self._spec.rounds:
             self._phase_seconds = {}
-            model, metrics = await self._round(number, model, shop)
-            if self._spec.stop_when is not None and self._spec.stop_when.is_reached(metrics):
-                name = self._spec.stop_when.metric
-                reason = f"{name} reached {metrics[name]:.4g} in round {number}."
-                break
+            model, metrics = await self._round(self._run.round_number + 1, model, shop)
+            reason = self._reason_to_end(metrics)
         self._status.enter("finished", 0)
         finished = self._run.with_(state=RunState.FINISHED, reason=reason, ended_time=time.time())
         await self._site.store.put_run(finished, self._event("run_finished", reason))
@@ -97,9 +96,8 @@ class Rounds:
         cohort = self._spec.cohort
         record = await self._open_round(number)
         while True:
-            if not record.selected:
-                record = await self._select(record)
-            with self._site.cohort.claim(record.selected, self._run.run_id):
+            with contextlib.ExitStack() as claims:
+                record = await self._gather(record, claims)
                 order = Order(self._run.run_id, number, record.attempt, self._spec, model, len(record.selected))
                 inbox = await self._train(order, record.selected)
                 record = record.with_(refusals=[*record.refusals, *inbox.refusals])
@@ -113,9 +111,36 @@ class Rounds:
             return record
         return RoundRecord(run_id=self._run.run_id, number=number, state=RoundState.OPEN, started_time=time.time())
 
-    async def _select(self, record: RoundRecord) -> RoundRecord:
-        """Wait until enough clients are present, choose among them, and store the choice before anyone is asked."""
+    async def _gather(self, record: RoundRecord, claims: contextlib.ExitStack) -> RoundRecord:
+        """Claim the clients that an earlier attempt chose, or new ones, whose names are stored before they are asked."""
         self._status.enter("select", record.number)
+        with self._timed("select"):
+            if record.selected and await self._are_free(record.selected):
+                claims.enter_context(self._site.cohort.claim(record.selected, self._run.run_id))
+                return record
+            selected = await self._select(record)
+            # Claimed without an await since the choice, so that no other run makes the same one.
+            claims.enter_context(self._site.cohort.claim(selected, self._run.run_id))
+            record = record.with_(selected=sorted(selected))
+            await self._site.store.put_round(record)
+        return record
+
+    async def _are_free(self, client_ids: Sequence[str]) -> bool:
+        """Wait until no other run has any of these clients; tell whether that came about."""
+        loop, seconds = asyncio.get_running_loop(), self._spec.cohort.wait_seconds
+        give_up = loop.time() + seconds
+
+        def free_count() -> int:
+            taken = {member.client_id for member in self._site.cohort.members() if member.claimed_by}
+            return len(set(client_ids) - taken)
+
+        with self._status.waiting("clients", free_count, len(client_ids), seconds):
+            while free_count() < len(client_ids) and (now := loop.time()) < give_up:
+                await self._site.cohort.changed.wait(give_up - now)
+        return free_count() == len(client_ids)
+
+    async def _select(self, record: RoundRecord) -> Sequence[str]:
+        """Wait until enough clients are present, and choose among them."""
         loop, cohort = asyncio.get_running_loop(), self._spec.cohort
         refused = {refusal.client_id for refusal in record.refusals}
         give_up = loop.time() + cohort.wait_seconds
@@ -123,21 +148,17 @@ class Rounds:
         def choice_now() -> Choice:
             return choose(self._site.cohort.members(), self._spec, record.number, loop.time(), refused)
 
-        with self._timed("select"):
-            choice = choice_now()
-            with self._status.waiting("clients", lambda: len(choice_now().present), choice.want, cohort.wait_seconds):
-                while not choice.is_ready and (now := loop.time()) < give_up:
-                    await self._site.cohort.changed.wait(max(0.0, min(give_up, choice.back_by) - now))
-                    choice = choice_now()
-            selected = choice.present if choice.is_ready or len(choice.present) >= cohort.fewest else ()
-            if not selected:
-                raise QuorumError(
-                    f"Round {record.number}: at least {cohort.fewest} clients must be present within {cohort.wait_seconds:g} s, "
-                    f"got {len(choice.present)}. Start more clients that can run {self._spec.learner.name!r}, then resume the run."
-                )
-            record = record.with_(selected=sorted(selected))
-            await self._site.store.put_round(record)
-        return record
+        choice = choice_now()
+        with self._status.waiting("clients", lambda: len(choice_now().present), choice.want, cohort.wait_seconds):
+            while not choice.is_ready and (now := loop.time()) < give_up:
+                await self._site.cohort.changed.wait(max(0.0, min(give_up, choice.back_by) - now))
+                choice = choice_now()
+        if not choice.is_ready and len(choice.present) < cohort.fewest:
+            raise QuorumError(
+                f"Round {record.number}: at least {cohort.fewest} clients must be present within {cohort.wait_seconds:g} s, "
+                f"got {len(choice.present)}. Start more clients that can run {self._spec.learner.name!r}, then resume the run."
+            )
+        return choice.present
 
     async def _train(self, order: Order, selected: list[str]) -> Inbox:
         """Ask the clients and return the inbox, closed, with what they brought."""
@@ -147,7 +168,7 @@ class Rounds:
         inbox = Inbox(binding, selected, total, self._site.cohort.changed)
         enough = min(self._spec.cohort.size or len(selected), len(selected))
         with self._timed("train"):
-            async with asyncio.TaskGroup() as group:
+            async with task_group() as group:
                 asking = group.create_task(self._site.cohort.train(order, selected, inbox))
                 with self._status.waiting(
                     "updates", lambda: len(inbox.contributions), enough, self._spec.cohort.deadline_seconds
@@ -163,7 +184,8 @@ class Rounds:
         deadline = loop.time() + cohort.deadline_seconds
         while True:
             unsettled = inbox.unsettled
-            is_possible = inbox.count + len(unsettled) >= cohort.fewest
+            # An evaluation has no quorum: who cannot evaluate does not cost the others' results.
+            is_possible = isinstance(inbox, Ballot) or inbox.count + len(unsettled) >= cohort.fewest
             if inbox.count >= enough or not unsettled or not is_possible:
                 return
             close_at = deadline
@@ -204,20 +226,17 @@ class Rounds:
         """Turn the sum into the next model, evaluate it, and commit the round."""
         self._status.enter("apply", record.number)
         with self._timed("apply"):
-            total = await inbox.close()
-            model = await asyncio.to_thread(lambda: shop.next(order.model, total.mean()))
+            # The sum is two models large: it goes before the next model comes.
+            mean = await asyncio.to_thread(lambda: inbox.take_total().mean())
+            model = await asyncio.to_thread(shop.next, order.model, mean)
         parts = sorted(inbox.contributions.items())
-        metrics = weighted_means([(part.example_count, part.metrics) for _, part in parts])
-        metrics |= await self._evaluate(order, model, record, shop)
-        await self._commit(
-            record.with_(
-                state=RoundState.COMMITTED,
-                contributions=[part for _, part in parts],
-                metrics=metrics,
-                model_sha256=model.sha256.hex(),
-            ),
-            model,
+        record = record.with_(
+            state=RoundState.COMMITTED,
+            contributions=[part for _, part in parts],
+            model_sha256=model.sha256.hex(),
         )
+        metrics = _training_means(record) | await self._evaluate(order, model, record, shop) | _refusal_counts(record)
+        await self._commit(record.with_(metrics=metrics), model)
         return model, metrics
 
     async def _evaluate(self, order: Order, model: Model, record: RoundRecord, shop: ModelShop) -> dict[str, float]:
@@ -229,12 +248,14 @@ class Rounds:
         with self._timed("evaluate"):
             if self._site.own_data is not None and self._spec.evaluate.on == "coordinator":
                 result = await asyncio.to_thread(shop.evaluate, model, self._site.own_data)
-                return dict(result.metrics)
+                return accepted_metrics(result.metrics)
             refused = {refusal.client_id for refusal in record.refusals}
+            # A client may contribute although something else that it brought was refused, as after a crash.
+            refused -= {part.client_id for part in record.contributions}
             client_ids = [client_id for client_id in record.selected if client_id not in refused]
             ballot = Ballot(client_ids, self._site.cohort.changed)
             order = Order(order.run_id, number, order.attempt, self._spec, model, order.cohort_size)
-            async with asyncio.TaskGroup() as group:
+            async with task_group() as group:
                 asking = group.create_task(self._site.cohort.evaluate(order, client_ids, ballot))
                 with self._status.waiting(
                     "evaluations", lambda: ballot.count, len(client_ids), self._spec.cohort.deadline_seconds
@@ -247,7 +268,7 @@ class Rounds:
         """Make the round durable: first its checkpoint, then one store transaction."""
         self._status.enter("commit", record.number)
         with self._timed("commit"):
-            await asyncio.to_thread(self._write_checkpoint, record.number, model)
+            await to_its_end(lambda: self._write_checkpoint(record.number, model))
         now = time.time()
         run = self._run.with_(round_number=record.number, model_sha256=record.model_sha256)
         record = record.with_(ended_time=now, phase_seconds=self._phase_seconds)
@@ -263,10 +284,30 @@ class Rounds:
         initial = shop.initial()
         if self._run.round_number == 0:
             return initial
-        return read_checkpoint(checkpoint_path(self._site.folder, self._run.round_number), initial.layout)
+        path = checkpoint_path(self._site.folder, self._run.round_number)
+        model = read_checkpoint(path, initial.layout)
+        if model.sha256.hex() != self._run.model_sha256:
+            raise StoreError(
+                f"Checkpoint {path}: SHA-256 must be that of the run's last round, {self._run.model_sha256[:16]}, "
+                f"got {model.sha256.hex()[:16]}."
+            )
+        return model
+
+    async def _last_metrics(self) -> Mapping[str, float]:
+        if self._run.round_number == 0:
+            return {}
+        return (await self._site.store.round(self._run.run_id, self._run.round_number)).metrics
+
+    def _reason_to_end(self, metrics: Mapping[str, float]) -> str:
+        """Return why the run is over before its last round, or nothing."""
+        goal = self._spec.stop_when
+        if goal is None or not goal.is_reached(dict(metrics)):
+            return ""
+        return f"{goal.metric} reached {metrics[goal.metric]:.4g} in round {self._run.round_number}."
 
     def _prune(self, number: int) -> None:
-        checkpoint_path(self._site.folder, number - CHECKPOINTS_KEPT).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file too many is no reason to end a run
+            checkpoint_path(self._site.folder, number - CHECKPOINTS_KEPT).unlink(missing_ok=True)
 
     def _event(self, kind: str, detail: str) -> EventRecord:
         return EventRecord(time=time.time(), kind=kind, run_id=self._run.run_id, detail=detail)
@@ -276,6 +317,18 @@ class Rounds:
         start = time.perf_counter()
         yield
         self._phase_seconds[phase] = self._phase_seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def _training_means(record: RoundRecord) -> dict[str, float]:
+    """Return the means of what training measured, each named "train_...": a client's word is never taken for an evaluation."""
+    means = weighted_means([(part.example_count, part.metrics) for part in record.contributions])
+    return {f"train_{name.removeprefix('train_')}": mean for name, mean in means.items()}
+
+
+def _refusal_counts(record: RoundRecord) -> dict[str, float]:
+    """Return how many contributions were refused for each reason, such as "refused_not_finite"."""
+    counts = Counter(f"refused_{refusal.reason}" for refusal in record.refusals)
+    return {name: float(count) for name, count in sorted(counts.items())}
 
 
 def _summary(inbox: Inbox) -> str:

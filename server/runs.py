@@ -1,6 +1,7 @@
 """The runs of a coordinator: submitted, queued, played, paused, resumed, stopped. Every change of state is stored before it is reported."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -12,12 +13,15 @@ from models import check_spec
 from server.errors import ConflictError, QuorumError, StoreError
 from server.records import EventRecord, RunRecord, RunState
 from server.rounds import Rounds, Site, checkpoint_path
-from server.signal import Signal
 from server.status import Status
+from server.tasks import task_group
 from wire.errors import ChoralError
 from wire.spec import RunSpec
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+"""Time until the queue is read again, when the store could not be."""
 
 
 class Runs:
@@ -31,21 +35,20 @@ class Runs:
         self._statuses: dict[str, Status] = {}
         # Runs whose pause or failure could not be stored, with the reason: not started again before somebody resumes them.
         self._held: dict[str, str] = {}
-        self._changed = Signal()
+        self._changed = asyncio.Event()
         self._commands = asyncio.Lock()
 
     async def serve(self) -> None:
         """Take up what an earlier process left queued or running, then play runs until cancelled."""
         try:
-            async with asyncio.TaskGroup() as group:
+            async with task_group() as group:
                 while True:
-                    async with self._commands:
-                        for run in await self._startable():
-                            status = self._statuses[run.run_id] = Status()
-                            self._tasks[run.run_id] = group.create_task(
-                                self._play(run, status), name=f"run {run.run_id}"
-                            )
-                    await self._changed.wait()
+                    # Before the queue is read: what changes meanwhile is looked at in the next turn.
+                    self._changed.clear()
+                    seconds = await self._start_waiting(group)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            await self._changed.wait()
         finally:
             self._tasks.clear()
 
@@ -58,7 +61,7 @@ class Runs:
         await asyncio.to_thread(check_spec, spec)
         run = RunRecord(run_id=secrets.token_hex(6), spec=spec, state=RunState.QUEUED, submitted_time=time.time())
         await self._site.store.put_run(run, _event(run, "run_submitted", spec.name))
-        self._changed.notify()
+        self._changed.set()
         return run
 
     async def pause(self, run_id: str) -> RunRecord:
@@ -79,11 +82,12 @@ class Runs:
         """Queue a paused run again. Raises as `pause`, when the run is not paused."""
         async with self._commands:
             run = await self._site.store.run(run_id)
-            if self._held.pop(run_id, None) is None:
+            if run_id not in self._held:
                 _check(run, "resumed", (RunState.PAUSED,))
             run = run.with_(state=RunState.QUEUED, reason="")
             await self._site.store.put_run(run, _event(run, "run_resumed"))
-        self._changed.notify()
+            self._held.pop(run_id, None)
+        self._changed.set()
         return run
 
     def status(self, run: RunRecord) -> str:
@@ -95,7 +99,7 @@ class Runs:
         if run.state is RunState.QUEUED:
             if len(self._tasks) < self._concurrent_count:
                 return "queued: about to start"
-            return f"queued: waiting for one of the {len(self._tasks)} runs that are being played to end"
+            return "queued: waiting for a run before it to end"
         return f"{run.state.value}: {run.reason}" if run.reason else run.state.value
 
     def folder(self, run_id: str) -> Path:
@@ -107,12 +111,28 @@ class Runs:
 
         Raises:
             ConflictError: No round is committed yet.
+            StoreError: The checkpoint is gone.
         """
         if run.round_number == 0:
             raise ConflictError(
                 f"Run {run.run_id}: at least one round must be committed before it has a model, got none."
             )
-        return checkpoint_path(self.folder(run.run_id), run.round_number)
+        path = checkpoint_path(self.folder(run.run_id), run.round_number)
+        if not path.is_file():
+            raise StoreError(f"Checkpoint {path}: must be a file, got none. Restore it from a backup.")
+        return path
+
+    async def _start_waiting(self, group: asyncio.TaskGroup) -> float | None:
+        """Start the runs that may start. Return when to try again, if the store cannot be read."""
+        try:
+            async with self._commands:
+                for run in await self._startable():
+                    status = self._statuses[run.run_id] = Status()
+                    self._tasks[run.run_id] = group.create_task(self._play(run, status), name=f"run {run.run_id}")
+        except StoreError as error:
+            log.error("the queue cannot be read, trying again in %g s: %s", RETRY_SECONDS, error)
+            return RETRY_SECONDS
+        return None
 
     async def _startable(self) -> Sequence[RunRecord]:
         free = self._concurrent_count - len(self._tasks)
@@ -142,7 +162,8 @@ class Runs:
             await self._end_or_hold(run, RunState.FAILED, f"Unexpected {type(error).__name__}: {error}")
         finally:
             self._tasks.pop(run.run_id, None)
-            self._changed.notify()
+            self._statuses.pop(run.run_id, None)
+            self._changed.set()
 
     async def _halt(self, run_id: str, state: RunState, allowed: Sequence[RunState], reason: str) -> RunRecord:
         async with self._commands:
@@ -153,7 +174,9 @@ class Runs:
             run = await self._site.store.run(run_id)
             # The run may have ended by itself in the meantime.
             _check(run, state.value, allowed)
-            return await self._end(run, state, reason)
+            run = await self._end(run, state, reason)
+            self._held.pop(run_id, None)
+            return run
 
     async def _end_or_hold(self, run: RunRecord, state: RunState, reason: str) -> None:
         try:

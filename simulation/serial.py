@@ -7,8 +7,11 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -26,6 +29,8 @@ from server.status import Status
 from server.store import Store
 from wire.federation_pb2 import RefusalReason
 from wire.spec import RunSpec
+
+Value = TypeVar("Value")
 
 
 class SerialCohort(Cohort):
@@ -45,6 +50,8 @@ class SerialCohort(Cohort):
         self._sites = dict(sites)
         self._trainer = Trainer(spec.learner, device or torch.device("cpu"))
         self._changed = Signal()
+        # One thread: a client that the round no longer waits for comes to its end before the next one begins.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="serial")
         for data in self._sites.values():
             self._trainer.check(data)
 
@@ -73,7 +80,7 @@ class SerialCohort(Cohort):
         try:
             for client_id in client_ids:
                 try:
-                    arrival = await asyncio.to_thread(self._train, order, client_id, inbox, report)
+                    arrival = await self._in_thread(partial(self._train, order, client_id, inbox, report))
                 except DataError as error:
                     inbox.refuse(client_id, RefusalReason.REFUSAL_REASON_CLIENT_DATA, str(error))
                 else:
@@ -84,8 +91,12 @@ class SerialCohort(Cohort):
     async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
         """Evaluate on each client's held-out data and bring the result to the ballot."""
         for client_id in client_ids:
-            result = await asyncio.to_thread(self._trainer.evaluate, order.model.vector, self._sites[client_id])
+            evaluate = partial(self._trainer.evaluate, order.model.vector, self._sites[client_id])
+            result = await self._in_thread(evaluate)
             ballot.record(client_id, result)
+
+    async def _in_thread(self, work: Callable[[], Value]) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _train(self, order: Order, client_id: str, inbox: Inbox, report: Report) -> Arrival:
         assignment = Assignment(order.spec, order.round_number, client_id, order.model.vector)

@@ -38,6 +38,8 @@ _SIZE_OPTIONS: tuple[tuple[str, int], ...] = (
 CLIENT_OPTIONS: tuple[tuple[str, int], ...] = (
     *_KEEPALIVE_OPTIONS,
     *_SIZE_OPTIONS,
+    # Each channel has a connection of its own: gRPC would hand the one of the last session on, which may be dead without a sign.
+    ("grpc.use_local_subchannel_pool", 1),
     # The agent has its own backoff; gRPC's must not hold a reconnect back after a coordinator's restart.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),

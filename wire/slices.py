@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from wire.errors import TransferError
 from wire.protocol import SLICE_BYTES
 
@@ -17,7 +19,8 @@ class Assembly:
     """A payload that arrives slice by slice into a buffer of its own size. Not safe for concurrent use."""
 
     def __init__(self, total_bytes: int, sha256: bytes) -> None:
-        self.buffer = bytearray(total_bytes)
+        # Not a bytearray: that is filled with zeros first, which for a large model holds up everything else for a while.
+        self.buffer = np.empty(total_bytes, dtype=np.uint8).data
         self.received_bytes = 0
         self._expected = sha256
         self._digest = hashlib.sha256()

@@ -1,0 +1,220 @@
+"""The REST API over real HTTP: runs from submission to model, who may ask, and what there is to see."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from server.coordinator import Coordinator, CoordinatorConfig, serve
+from server.records import RoundRecord, RoundState, RunState
+from server.rounds import checkpoint_path
+from tests.hostile import joined
+from tests.loopback import WAIT_SECONDS, run_in_state, serving, until
+from tests.server.rest import DOCUMENT, calling, problem, stored_run
+from wire.spec import RunSpec
+
+TOKEN = "correct horse battery staple"
+
+
+@pytest.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
+    async with serving(tmp_path) as coordinator:
+        yield coordinator
+
+
+@pytest.fixture
+async def api(coordinator: Coordinator) -> AsyncIterator[httpx.AsyncClient]:
+    async with calling(coordinator) as api:
+        yield api
+
+
+async def test_submitted_run_is_shown_and_says_what_it_waits_for(
+    coordinator: Coordinator, api: httpx.AsyncClient
+) -> None:
+    response = await api.post("/runs", json=DOCUMENT)
+    assert response.status_code == 201
+    run_id = response.json()["run_id"]
+
+    async def waiting() -> dict[str, Any] | None:
+        run: dict[str, Any] = (await api.get(f"/runs/{run_id}")).raise_for_status().json()
+        return run if "waiting" in run["status"] else None
+
+    run = await until(waiting, "the run to wait for clients")
+    assert run["status"] in {f"round 1: select: waiting for 3 of 3 clients, {seconds} s left" for seconds in (41, 40)}
+    async with joined(coordinator.address):
+        run = await until(waiting, "the run to wait for clients")
+        assert run["status"].startswith("round 1: select: waiting for 2 of 3 clients, ")
+    assert (run["state"], run["round_number"], run["reason"]) == ("running", 0, "")
+    assert RunSpec.model_validate(run["spec"]).learner.name == "mlp"
+    listed = (await api.get("/runs")).json()
+    assert [entry["run_id"] for entry in listed] == [run_id]
+    assert listed[0]["spec"] == run["spec"]
+
+
+async def test_runs_are_listed_in_the_order_of_their_submission(
+    coordinator: Coordinator, api: httpx.AsyncClient
+) -> None:
+    for run_id in ("zoe", "ana", "ben"):
+        await stored_run(coordinator, run_id, RunState.FINISHED)
+    assert [run["run_id"] for run in (await api.get("/runs")).json()] == ["zoe", "ana", "ben"]
+
+
+async def test_run_is_paused_resumed_and_stopped(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
+    run_id = (await api.post("/runs", json=DOCUMENT)).json()["run_id"]
+    await run_in_state(coordinator, run_id, RunState.RUNNING)
+    paused = await api.post(f"/runs/{run_id}/pause")
+    assert paused.status_code == 200
+    assert paused.json()["state"] == "paused"
+    assert paused.json()["status"] == "paused: Paused by the operator."
+    resumed = (await api.post(f"/runs/{run_id}/resume")).json()
+    assert (resumed["state"], resumed["reason"]) == ("queued", "")
+    await run_in_state(coordinator, run_id, RunState.RUNNING)
+    stopped = (await api.post(f"/runs/{run_id}/stop")).json()
+    assert stopped["status"] == "stopped: Stopped by the operator."
+    assert (await coordinator.store.run(run_id)).state is RunState.STOPPED
+
+
+async def test_rounds_come_in_pages_with_all_they_have(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
+    run = await stored_run(coordinator, "r1", RunState.PAUSED, round_number=4)
+    for number in range(1, 5):
+        record = RoundRecord(
+            run_id="r1", number=number, state=RoundState.COMMITTED, metrics={"refused_not_finite": 2.0}
+        )
+        await coordinator.store.commit_round(run, record)
+
+    async def numbers(**query: int) -> list[int]:
+        return [record["number"] for record in (await api.get("/runs/r1/rounds", params=query)).json()]
+
+    assert await numbers() == [1, 2, 3, 4]
+    assert await numbers(after=1, limit=2) == [2, 3]
+    assert await numbers(after=4) == []
+    first = (await api.get("/runs/r1/rounds")).json()[0]
+    assert RoundRecord.model_validate(first) == await coordinator.store.round("r1", 1)
+    assert "limit" in problem(await api.get("/runs/r1/rounds", params={"limit": 0}), 422)
+    assert "after" in problem(await api.get("/runs/r1/rounds", params={"after": -1}), 422)
+
+
+async def test_model_is_the_file_of_the_last_committed_round(
+    coordinator: Coordinator, api: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    await stored_run(coordinator, "r1", RunState.PAUSED, round_number=2)
+    sentence = problem(await api.get("/runs/r1/model"), 503)
+    assert sentence.endswith("round-0000002.safetensors: must be a file, got none. Restore it from a backup.")
+    path = checkpoint_path(tmp_path / "runs" / "r1", 2)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content := save({"bias": torch.tensor([1.0, 2.0])}))
+    response = await api.get("/runs/r1/model")
+    assert response.content == content
+    assert response.headers["content-disposition"] == 'attachment; filename="tiny-2.safetensors"'
+    assert load(response.content)["bias"].tolist() == [1.0, 2.0]
+    await stored_run(coordinator, "r2", RunState.QUEUED)
+    assert problem(await api.get("/runs/r2/model"), 409) == (
+        "Run r2: at least one round must be committed before it has a model, got none."
+    )
+
+
+# What else there is to see.
+
+
+async def test_clients_show_what_joined_and_what_it_does(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
+    assert (await api.get("/clients")).json() == []
+    async with joined(coordinator.address, name="north") as session:
+        (client,) = (await api.get("/clients")).json()
+        assert (client["client_id"], client["name"], client["device"]) == (session.client_id, "north", "cpu")
+        assert (client["example_count"], client["held_out_count"], client["is_connected"]) == (10, 2, True)
+        assert (client["task_id"], client["phase"], client["fraction"]) == ("", "", 0.0)
+
+    async def left() -> bool:
+        (client,) = (await api.get("/clients")).json()
+        return not client["is_connected"]
+
+    await until(left, "the client to have left")
+
+
+async def test_health_counts_clients_and_measures(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
+    async with joined(coordinator.address), joined(coordinator.address):
+        health = (await api.get("/health")).json()
+    assert (health["status"], health["client_count"], health["protocol_version"]) == ("ok", 2, 1)
+    assert 0 < health["uptime_seconds"] < WAIT_SECONDS
+    assert 0 <= health["longest_stall_seconds"] < WAIT_SECONDS
+    assert health["peak_rss_bytes"] >= health["rss_bytes"] / 2 > 1 << 20
+
+
+async def test_openapi_describes_every_route_with_its_errors(coordinator: Coordinator) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{coordinator.http_address}") as api:
+        document = (await api.get("/openapi.json")).json()
+    routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    prefix = "/api/v1"
+    assert routes == {
+        ("GET", f"{prefix}/health"),
+        ("POST", f"{prefix}/runs"),
+        ("GET", f"{prefix}/runs"),
+        ("GET", f"{prefix}/runs/{{run_id}}"),
+        ("GET", f"{prefix}/runs/{{run_id}}/rounds"),
+        ("GET", f"{prefix}/runs/{{run_id}}/model"),
+        ("POST", f"{prefix}/runs/{{run_id}}/pause"),
+        ("POST", f"{prefix}/runs/{{run_id}}/resume"),
+        ("POST", f"{prefix}/runs/{{run_id}}/stop"),
+        ("GET", f"{prefix}/spec/schema"),
+        ("GET", f"{prefix}/clients"),
+    }
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert operation["summary"]
+            if "/runs" in path or "/clients" in path:
+                assert {"401", "404", "409", "422", "503"} <= set(operation["responses"])
+
+
+async def test_schema_is_that_of_a_run_spec(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/spec/schema")).json() == RunSpec.model_json_schema()
+
+
+# Who may ask.
+
+
+async def test_given_token_is_asked_for(tmp_path: Path) -> None:
+    async with serving(tmp_path, api_token=TOKEN) as coordinator, calling(coordinator) as api:
+        for token in ("", "wrong", TOKEN + "!", TOKEN[:-1], "Ünïcode"):
+            headers = httpx.Headers([(b"Authorization", f"Bearer {token}".encode())]) if token else None
+            for method, path in (("GET", "/runs"), ("POST", "/runs"), ("POST", "/runs/x/stop"), ("GET", "/clients")):
+                response = await api.request(method, path, headers=headers)
+                assert problem(response, 401) == "A valid bearer token must be given, got none or another one."
+                assert response.headers["www-authenticate"] == "Bearer"
+        assert (await api.get("/health")).status_code == 200
+        assert not (tmp_path / "api-token").exists()
+        async with calling(coordinator, TOKEN) as trusted:
+            assert (await trusted.get("/runs")).json() == []
+            # Who has the token may use any name.
+            assert (await trusted.get("/runs", headers={"host": "choral.example"})).status_code == 200
+
+
+async def test_token_is_made_kept_private_and_asked_for_beyond_loopback(tmp_path: Path) -> None:
+    config = CoordinatorConfig(tmp_path, address="127.0.0.1:0", http_address="0.0.0.0:0", is_insecure=True)
+    tokens = []
+    for _ in range(2):
+        async with serve(config) as coordinator:
+            tokens.append(coordinator.api_token)
+            url = f"http://127.0.0.1:{coordinator.http_address.rpartition(':')[2]}/api/v1/runs"
+            async with httpx.AsyncClient(timeout=WAIT_SECONDS) as api:
+                problem(await api.get(url), 401)
+                headers = {"Authorization": f"Bearer {coordinator.api_token}"}
+                assert (await api.get(url, headers=headers)).json() == []
+    path = tmp_path / "api-token"
+    assert tokens == [path.read_text()] * 2
+    assert len(tokens[0]) >= 40
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert tokens[0] not in repr(coordinator)
+
+
+async def test_given_token_goes_before_the_kept_one(tmp_path: Path) -> None:
+    (tmp_path / "api-token").write_text("kept")
+    config = CoordinatorConfig(
+        tmp_path, address="127.0.0.1:0", http_address="0.0.0.0:0", is_insecure=True, api_token=TOKEN
+    )
+    assert TOKEN not in repr(config)
+    async with serve(config) as coordinator:
+        assert coordinator.api_token == TOKEN

@@ -1,0 +1,28 @@
+"""The coordinator's pulse: a loop that is busy with one thing is noticed, and memory is that of this process."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from server.pulse import BEAT_SECONDS, Pulse
+from tests.server.cohorts import when
+
+
+async def test_beat_notices_a_stalled_loop_and_forgets_it_when_told() -> None:
+    pulse = Pulse()
+    beating = asyncio.create_task(pulse.beat())
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 - this is the stall
+    await when(lambda: pulse.longest_stall_seconds > 0, "the next beat")
+    assert pulse.longest_stall_seconds >= 0.2 - BEAT_SECONDS - 0.01
+    pulse.reset()
+    assert pulse.longest_stall_seconds < 0.2
+    beating.cancel()
+
+
+def test_memory_is_that_of_this_process() -> None:
+    pulse = Pulse()
+    status = Path("/proc/self/status").read_text()
+    now = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    assert abs(pulse.rss_bytes - now) < 32 << 20
+    assert pulse.peak_rss_bytes >= now - (32 << 20)

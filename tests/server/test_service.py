@@ -1,0 +1,465 @@
+"""Sessions and transfers over real sockets: who is let in, what a second session does, and what a broken connection leaves behind."""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from server.coordinator import Coordinator
+from server.errors import StoreError
+from server.model import ModelShop
+from server.records import ClientRecord, RunState
+from tests.hostile import (
+    HALF_SENT,
+    Session,
+    Upload,
+    calling,
+    client_id,
+    drawn_vector,
+    joined,
+)
+from tests.loopback import (
+    WAIT_SECONDS,
+    committed_round,
+    everyone,
+    exact_model,
+    model_after,
+    run_in_state,
+    serving,
+    small_spec,
+    until,
+)
+from wire import federation_pb2 as pb
+
+ROOT = Path(__file__).parents[2]
+SIZE = 67
+
+
+@pytest.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
+    async with serving(tmp_path) as coordinator:
+        yield coordinator
+
+
+async def refused(address: str, **changes: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async with joined(address, **changes):
+            pass
+    return caught.value
+
+
+async def absent(coordinator: Coordinator, client: str) -> None:
+    async def gone() -> bool:
+        return coordinator.sessions.by_client(client) is None
+
+    await until(gone, f"client {client} to be gone")
+
+
+# --- Joining ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "detail"),
+    [
+        pytest.param(
+            {"protocol_version": 7},
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "protocol version must be the coordinator's, 1, got 7. Install the same release on both sides",
+            id="newer-protocol",
+        ),
+        pytest.param(
+            {"protocol_version": 0},
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "protocol version must be the coordinator's, 1, got 0.",
+            id="no-protocol",
+        ),
+        pytest.param(
+            {"signature": bytes(64)}, grpc.StatusCode.UNAUTHENTICATED, "must be signed with the key", id="unsigned"
+        ),
+        pytest.param(
+            {"signature": b""}, grpc.StatusCode.UNAUTHENTICATED, "must be signed with the key", id="no-signature"
+        ),
+        pytest.param({"public_key": b"short"}, grpc.StatusCode.UNAUTHENTICATED, "must be signed", id="short-key"),
+        pytest.param(
+            {"public_key": Ed25519PrivateKey.generate().public_key().public_bytes_raw()},
+            grpc.StatusCode.UNAUTHENTICATED,
+            "must be signed with the key that it names",
+            id="key-of-another",
+        ),
+        pytest.param({"name": ""}, grpc.StatusCode.INVALID_ARGUMENT, "name must be 1 to 64 printable", id="no-name"),
+        pytest.param({"name": "x" * 65}, grpc.StatusCode.INVALID_ARGUMENT, "name must be 1 to 64", id="long-name"),
+        pytest.param({"name": "a\x1b[2J"}, grpc.StatusCode.INVALID_ARGUMENT, r"got 'a\x1b[2J'", id="unprintable-name"),
+        pytest.param(
+            {"data": pb.DataSummary(example_count=0)},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "data.example_count must be at least 1, got 0",
+            id="no-examples",
+        ),
+    ],
+)
+async def test_join_bad_hello_is_refused_with_the_rule_and_leaves_no_trace(
+    changes: dict[str, Any], code: grpc.StatusCode, detail: str, coordinator: Coordinator
+) -> None:
+    error = await refused(coordinator.address, **changes)
+    assert error.code() is code
+    assert detail in (error.details() or "")
+    assert coordinator.sessions.clients() == []
+    assert await coordinator.store.clients() == []
+
+
+@pytest.mark.parametrize(
+    ("first", "detail"),
+    [
+        pytest.param(b"\xff\xff", "must be well-formed protobuf", id="garbage"),
+        pytest.param(b"", "the first message of a session must be a hello", id="empty"),
+        pytest.param(pb.JoinRequest(heartbeat=pb.Heartbeat()).SerializeToString(), "must be a hello", id="not-a-hello"),
+    ],
+)
+async def test_join_first_message_that_is_no_hello_is_refused(
+    first: bytes, detail: str, coordinator: Coordinator
+) -> None:
+    async with calling(coordinator.address) as calls:
+        call = calls.join()
+        await call.read()
+        await call.write(first)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert detail in await call.details()
+
+
+async def test_join_silence_before_the_hello_ends_the_call(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.service.HELLO_SECONDS", 0.1)
+    async with calling(coordinator.address) as calls:
+        joining, uploading = calls.join(), calls.upload()
+        await joining.read()
+        assert await joining.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await joining.details() == "a hello must come within 0.1 s"
+        assert await uploading.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await uploading.details() == "a header must come within 0.1 s"
+
+
+async def test_join_silent_session_ends_with_a_goodbye(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.service.SILENCE_SECONDS", 0.2)
+    async with joined(coordinator.address) as session:
+        assert await session.end() is grpc.StatusCode.UNAVAILABLE
+        assert await session.call.details() == "nothing was heard for 0.2 s"
+        await absent(coordinator, session.client_id)
+
+
+async def test_join_session_that_reads_nothing_ends_although_it_talks(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with joined(coordinator.address) as session:
+        monkeypatch.setattr("server.service.SILENCE_SECONDS", 0.5)
+        served = coordinator.sessions.by_client(session.client_id)
+        assert served is not None
+        for _ in range(60):
+            served.push(pb.JoinResponse(task=pb.Task(spec_json="x" * 250_000)))
+
+        async def ended() -> bool:
+            await session.send(pb.JoinRequest(heartbeat=pb.Heartbeat()))
+            return coordinator.sessions.by_client(session.client_id) is None
+
+        with caplog.at_level(logging.INFO, "server.sessions"):
+            await until(ended, "the session to end")
+        assert "left, it has read nothing for 0.5 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("message", "detail"),
+    [
+        (b"", "a message on an open session must not be empty"),
+        (b"\x0a\xff", "must be well-formed protobuf"),
+        (pb.JoinRequest(hello=pb.Hello()), "a message on an open session must not be hello"),
+    ],
+    ids=["empty", "garbage", "second-hello"],
+)
+async def test_join_bad_message_ends_the_session_alone(message: Any, detail: str, coordinator: Coordinator) -> None:
+    async with joined(coordinator.address) as other, joined(coordinator.address) as session:
+        await session.send(message)
+        assert await session.end() is grpc.StatusCode.INVALID_ARGUMENT
+        assert detail in await session.call.details()
+        await absent(coordinator, session.client_id)
+        assert coordinator.sessions.by_client(other.client_id) is not None
+        assert (await rest(coordinator, "/health"))["client_count"] == 1
+
+
+async def test_join_second_session_of_one_identity_wins_and_both_sides_say_so(
+    coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    async with joined(coordinator.address, key, name="first") as older:
+        with caplog.at_level(logging.WARNING, "server.sessions"):
+            async with joined(coordinator.address, key, name="second") as newer:
+                assert newer.client_id == older.client_id
+                farewell = await older.receive()
+                assert farewell is not None
+                assert farewell.goodbye.reason == pb.GOODBYE_REASON_SUPERSEDED
+                assert "newer session with the same identity" in farewell.goodbye.detail
+                assert await older.end() is grpc.StatusCode.ABORTED
+                assert f"client {newer.client_id} (second): a newer session takes the place" in caplog.text
+                served = coordinator.sessions.by_client(newer.client_id)
+                assert served is not None
+                assert served.token == newer.token
+                assert coordinator.sessions.by_token(older.token) is None
+                with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED"):
+                    await older.upload().begin(pb.UploadHeader(session_token=older.token))
+                run = await coordinator.runs.submit(small_spec(cohort={"size": 1, "quorum": 1}, rounds=1))
+                task = await newer.task()
+                assert (await newer.contribute(task, drawn_vector(1, SIZE))).reason == pb.REFUSAL_REASON_UNSPECIFIED
+                await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+        await absent(coordinator, newer.client_id)
+    assert [client.is_connected for client in await coordinator.store.clients()] == [False]
+
+
+async def test_join_while_a_round_runs_waits_for_the_next(coordinator: Coordinator) -> None:
+    spec = small_spec(cohort={"size": None, "fraction": 1.0, "quorum": 2})
+    async with everyone([joined(coordinator.address) for _ in range(2)]) as sessions:
+        run = await coordinator.runs.submit(spec)
+        tasks = [await session.task() for session in sessions]
+        async with joined(coordinator.address) as late:
+            verdict = await late.contribute(tasks[0], drawn_vector(3, SIZE))
+            assert verdict.reason == pb.REFUSAL_REASON_NOT_INVITED
+            for session, task in zip(sessions, tasks, strict=True):
+                await session.contribute(task, drawn_vector(1, SIZE))
+            task = await late.task()
+            assert (task.round, task.cohort_size) == (2, 3)
+        first = await coordinator.store.round(run.run_id, 1)
+        assert first.selected == sorted(session.client_id for session in sessions)
+
+
+async def test_join_text_of_a_client_is_cut_and_kept_in_one_line(coordinator: Coordinator) -> None:
+    capabilities = pb.Capabilities(
+        learners=["mlp", "a\x1b[2Jb", "x" * 1000], device="cuda\n\x07:0" + "y" * 100, thread_count=1
+    )
+    data = pb.DataSummary(kind="dig\x00its", example_count=2**64 - 1)
+    async with joined(coordinator.address, name="Zürich 1", capabilities=capabilities, data=data, release="\n" * 500):
+        (client,) = await rest(coordinator, "/clients")
+        assert client["name"] == "Zürich 1"
+        assert client["device"] == "cuda ?:0" + "y" * 56
+        assert client["learners"] == ["mlp", "a?[2Jb", "x" * 64]
+        assert client["data_kind"] == "dig?its"
+        assert client["example_count"] == 2**64 - 1
+        assert client["release"] == ""
+
+
+async def test_progress_shows_only_for_the_task_of_the_moment(coordinator: Coordinator) -> None:
+    async with joined(coordinator.address) as session:
+        await coordinator.runs.submit(small_spec(cohort={"size": 1, "quorum": 1}))
+        task = await session.task()
+        odd = [
+            pb.Progress(task_id="another", phase=pb.PHASE_TRAINING, fraction=0.1),
+            pb.Progress(task_id=task.task_id, phase=99, fraction=0.2),  # type: ignore[arg-type]
+        ]
+        for progress in [*odd, pb.Progress(task_id=task.task_id, phase=pb.PHASE_TRAINING, fraction=float("nan"))]:
+            await session.send(pb.JoinRequest(progress=progress))
+
+        async def shown() -> dict[str, Any] | None:
+            (client,) = await rest(coordinator, "/clients")
+            return dict(client) if client["phase"] else None
+
+        client = await until(shown, "the progress to be shown")
+        assert (client["task_id"], client["phase"], client["fraction"]) == (task.task_id, "training", 0.0)
+
+
+async def test_join_store_that_fails_leaves_no_session(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(client: ClientRecord) -> None:
+        raise StoreError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coordinator.store, "put_client", fail)
+        error = await refused(coordinator.address)
+        assert error.code() is grpc.StatusCode.UNKNOWN
+    assert coordinator.sessions.members()[0].is_present is False
+    assert coordinator.sessions.by_client(coordinator.sessions.clients()[0].client_id) is None
+    async with joined(coordinator.address):
+        assert (await rest(coordinator, "/health"))["client_count"] == 1
+
+
+# --- Downloads ---
+
+
+async def test_download_gives_the_model_from_any_offset(coordinator: Coordinator) -> None:
+    spec = small_spec(cohort={"size": 1, "quorum": 1})
+    model = ModelShop(spec).initial().vector.tobytes()
+    async with joined(coordinator.address) as session:
+        await coordinator.runs.submit(spec)
+        task = await session.task()
+        for offset in (0, 100, len(model)):
+            request = pb.DownloadRequest(session_token=session.token, sha256=task.base.sha256, offset=offset)
+            assert b"".join([part.data async for part in session.calls.download(request)]) == model[offset:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "detail"),
+    [
+        ({"session_token": b"guess"}, grpc.StatusCode.UNAUTHENTICATED, "session_token must be that of an open session"),
+        ({"sha256": b"\x01" * 32}, grpc.StatusCode.NOT_FOUND, "model 0101010101010101 must be one of an open round"),
+        ({"sha256": b""}, grpc.StatusCode.NOT_FOUND, "must be one of an open round"),
+        ({"offset": 269}, grpc.StatusCode.INVALID_ARGUMENT, "offset must be at most 268, got 269"),
+        ({"offset": 2**64 - 1}, grpc.StatusCode.INVALID_ARGUMENT, "offset must be at most 268"),
+    ],
+    ids=["token", "model", "no-model", "offset", "huge-offset"],
+)
+async def test_download_bad_request_is_refused(
+    changes: dict[str, Any], code: grpc.StatusCode, detail: str, coordinator: Coordinator
+) -> None:
+    async with joined(coordinator.address) as session:
+        await coordinator.runs.submit(small_spec(cohort={"size": 1, "quorum": 1}))
+        task = await session.task()
+        right: dict[str, Any] = {"session_token": session.token, "sha256": task.base.sha256, "offset": 0}
+        call = session.calls.download(pb.DownloadRequest(**(right | changes)))
+        assert await call.code() is code
+        assert detail in await call.details()
+
+
+# --- Uploads whose connection breaks ---
+
+
+@contextlib.asynccontextmanager
+async def half_uploaded(
+    coordinator: Coordinator, key: Ed25519PrivateKey
+) -> AsyncIterator[tuple[Session, Upload, pb.Task]]:
+    """Join, take the task and upload half of vector 2, in slices that have arrived."""
+    async with joined(coordinator.address, key) as session:
+        task = await session.task()
+        data = drawn_vector(2, SIZE).tobytes()
+        upload = session.upload()
+        assert await upload.begin(session.header(task, data)) == 0
+        await upload.slices(data, 0, 134, size=10)
+        yield session, upload, task
+
+
+async def killed_process(coordinator: Coordinator, key: Ed25519PrivateKey) -> None:
+    """Let a process upload half of vector 2, and kill it."""
+    arguments = ["-m", "tests.hostile", coordinator.address, key.private_bytes_raw().hex(), "2"]
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT)
+
+    async def half_sent() -> bool:
+        assert process.returncode is None
+        served = coordinator.sessions.by_client(client_id(key))
+        return served is not None and served.progress is not None and served.progress.fraction == HALF_SENT
+
+    try:
+        await until(half_sent, "half of the contribution")
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def cancelled_call(coordinator: Coordinator, key: Ed25519PrivateKey) -> None:
+    """Upload half of vector 2, break the call off, and leave."""
+    async with half_uploaded(coordinator, key) as (session, upload, task):
+        await settled_progress(coordinator, session, task)
+        upload.abort()
+
+
+async def closed_channel(coordinator: Coordinator, key: Ed25519PrivateKey) -> None:
+    """Upload half of vector 2, and close the connection under it."""
+    async with half_uploaded(coordinator, key) as (session, _, task):
+        await settled_progress(coordinator, session, task)
+
+
+async def settled_progress(coordinator: Coordinator, session: Session, task: pb.Task) -> None:
+    """Wait until the coordinator has heard what was sent up to now on this connection."""
+    progress = pb.Progress(task_id=task.task_id, phase=pb.PHASE_UPLOADING, fraction=HALF_SENT)
+    await session.send(pb.JoinRequest(progress=progress))
+
+    async def heard() -> bool:
+        served = coordinator.sessions.by_client(session.client_id)
+        return served is not None and served.progress is not None
+
+    await until(heard, "the progress to be heard")
+
+
+@pytest.mark.parametrize("break_off", [killed_process, cancelled_call, closed_channel])
+async def test_upload_of_a_broken_connection_is_parked_and_goes_on_where_it_stopped(
+    break_off: Callable[[Coordinator, Ed25519PrivateKey], Any], coordinator: Coordinator, tmp_path: Path
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    vectors = [drawn_vector(client, SIZE) for client in range(3)]
+    async with everyone([joined(coordinator.address) for _ in range(2)]) as sessions:
+        run = await coordinator.runs.submit(small_spec(rounds=1, cohort={"quorum": 3}))
+        await break_off(coordinator, key)
+        await absent(coordinator, client_id(key))
+        assert (await rest(coordinator, f"/runs/{run.run_id}"))["status"].startswith(
+            "round 1: train: waiting for 3 of 3 updates"
+        )
+        for client, session in enumerate(sessions):
+            await session.contribute(await session.task(), vectors[client], weight=1 + client)
+        async with joined(coordinator.address, key) as again:
+            task, data = await again.task(), vectors[2].tobytes()
+            upload = again.upload()
+            offset = await upload.begin(again.header(task, data, weight=3))
+            assert offset is not None
+            assert 0 < offset <= 134
+            await upload.slices(data, offset)
+            assert (await upload.verdict()).reason == pb.REFUSAL_REASON_UNSPECIFIED
+        await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+    record = await coordinator.store.round(run.run_id, 1)
+    assert record.refusals == []
+    assert len(record.contributions) == 3
+    base = ModelShop(run.spec).initial().vector
+    expected = exact_model(run.spec, base, [(vector, 1 + client) for client, vector in enumerate(vectors)], 3)
+    assert model_after(tmp_path, run, 1).vector.tobytes() == expected.tobytes()
+
+
+async def test_upload_half_received_never_touches_the_sum(coordinator: Coordinator, tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    parts = [(drawn_vector(client, SIZE), 1 + client) for client in range(2)]
+    async with everyone([joined(coordinator.address) for _ in range(2)]) as sessions:
+        run = await coordinator.runs.submit(small_spec(cohort={"return_seconds": 0.2}))
+        await cancelled_call(coordinator, key)
+        for session, (vector, weight) in zip(sessions, parts, strict=True):
+            await session.contribute(await session.task(), vector, weight=weight)
+        record = await committed_round(coordinator, run.run_id, 1)
+    assert len(record.selected) == 3
+    assert [part.client_id for part in record.contributions] == sorted(session.client_id for session in sessions)
+    assert record.refusals == []
+    expected = exact_model(run.spec, ModelShop(run.spec).initial().vector, parts, 3)
+    assert model_after(tmp_path, run, 1).vector.tobytes() == expected.tobytes()
+
+
+async def test_upload_that_follows_an_undead_one_takes_its_bytes_over(coordinator: Coordinator) -> None:
+    key = Ed25519PrivateKey.generate()
+    async with everyone([joined(coordinator.address) for _ in range(2)]) as sessions:
+        run = await coordinator.runs.submit(small_spec(rounds=1, cohort={"quorum": 3}))
+        async with contextlib.AsyncExitStack() as stack:
+            session, older, task = await stack.enter_async_context(half_uploaded(coordinator, key))
+            await settled_progress(coordinator, session, task)
+            # The older connection is still open, as after a break that nobody has told the coordinator of.
+            again = await stack.enter_async_context(joined(coordinator.address, key))
+            data = drawn_vector(2, SIZE).tobytes()
+            newer = again.upload()
+            offset = await newer.begin(again.header(await again.task(), data))
+            assert offset is not None
+            assert 0 < offset <= 134
+            superseded = await older.verdict()
+            assert superseded.reason == pb.REFUSAL_REASON_DUPLICATE
+            assert superseded.detail == "a newer upload has taken this one's place"
+            await newer.slices(data, offset)
+            assert (await newer.verdict()).reason == pb.REFUSAL_REASON_UNSPECIFIED
+            for other in sessions:
+                verdict = await other.contribute(await other.task(), drawn_vector(1, SIZE))
+                assert verdict.reason == pb.REFUSAL_REASON_UNSPECIFIED
+            await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+    record = await coordinator.store.round(run.run_id, 1)
+    assert record.refusals == []
+
+
+async def rest(coordinator: Coordinator, path: str) -> Any:
+    async with httpx.AsyncClient(base_url=f"http://{coordinator.http_address}/api/v1", timeout=WAIT_SECONDS) as client:
+        return (await client.get(path)).raise_for_status().json()
