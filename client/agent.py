@@ -12,7 +12,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from client.cache import ModelCache
 from client.connection import Connection, Endpoint, connect
 from client.data import LocalData
-from client.errors import ConnectionLostError
+from client.errors import ConnectionLostError, RejectedError
 from client.identity import load_identity
 from client.policy import Policy
 from client.worker import Link, Site, Worker
@@ -23,7 +23,7 @@ from wire.identity import client_id_of
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_SECONDS = 15.0
+LONGEST_WAIT_SECONDS = 8.0
 """Longest pause between two tries to reach the coordinator."""
 
 
@@ -88,6 +88,9 @@ class Agent:
                     with attempt:
                         async with self._session() as connection:
                             await self._serve(connection, link, worker)
+        except RejectedError as error:
+            log.error("%s: ended. %s", self._config.name, error)
+            raise
         finally:
             await worker.close()
 

@@ -19,18 +19,30 @@ class ModelCache:
         """Use `folder`, which is made if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._checked: set[bytes] = set()
 
     def get(self, sha256: bytes) -> Vector | None:
-        """Return a model that is here, float32 (parameters,), mapped into memory; writes to it stay private."""
+        """Return a model that is here, float32 (parameters,), mapped into memory; writes to it stay private.
+
+        A file of an earlier process is read whole the first time, and deleted if it is not what its name says: a power cut may have cost
+        its bytes, and training from another model than the round's would spoil the round.
+        """
         path = self._path(sha256)
         if not path.exists():
             return None
+        if sha256 not in self._checked:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").digest()
+            if found != sha256:
+                path.unlink(missing_ok=True)
+                return None
+            self._checked.add(sha256)
         path.touch()
         return np.memmap(path, dtype="<f4", mode="c")
 
     def begin(self, sha256: bytes) -> "PartialModel":
-        """Open a model for download, with what an earlier try left of it."""
-        return PartialModel(self._path(sha256).with_suffix(".part"), self._path(sha256), sha256)
+        """Open a model for download. Call `resume` to go on from what an earlier try left of it."""
+        return PartialModel(self._path(sha256), sha256, self._checked)
 
     def prune(self) -> None:
         """Delete all but the newest models, and all but the newest partial one."""
@@ -38,6 +50,7 @@ class ModelCache:
             by_age = sorted(self._folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, reverse=True)
             for path in by_age[kept:]:
                 path.unlink(missing_ok=True)
+        self._checked.intersection_update(bytes.fromhex(path.stem) for path in self._folder.glob("*.f32"))
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / f"{sha256.hex()}.f32"
@@ -46,23 +59,27 @@ class ModelCache:
 class PartialModel:
     """A model that is being downloaded into a file. Use as a context manager."""
 
-    def __init__(self, path: Path, final_path: Path, sha256: bytes) -> None:
-        self._path = path
+    def __init__(self, final_path: Path, sha256: bytes, checked: set[bytes]) -> None:
+        self._path = final_path.with_suffix(".part")
         self._final_path = final_path
         self._sha256 = sha256
+        self._checked = checked
         self._digest = hashlib.sha256()
         self.received_bytes = 0
 
     def __enter__(self) -> "PartialModel":
         self._file: BinaryIO = self._path.open("a+b")
-        self._file.seek(0)
-        while block := self._file.read(1 << 20):
-            self._digest.update(block)
-            self.received_bytes += len(block)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def resume(self) -> None:
+        """Read what an earlier try left. Takes a while for a large model, so it is for a thread."""
+        self._file.seek(0)
+        while block := self._file.read(1 << 20):
+            self._digest.update(block)
+            self.received_bytes += len(block)
 
     def write(self, data: bytes) -> None:
         """Append one slice."""
@@ -84,3 +101,4 @@ class PartialModel:
                 f"of {self._digest.hexdigest()[:16]}."
             )
         self._path.replace(self._final_path)
+        self._checked.add(self._sha256)

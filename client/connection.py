@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.cache import PartialModel
-from client.errors import ConnectionLostError, RejectedError
+from client.errors import ConnectionLostError, RejectedError, RoundClosedError
 from wire import federation_pb2 as pb
 from wire.federation_pb2_grpc import FederationServiceStub
 from wire.identity import sign_hello
@@ -28,6 +29,11 @@ _REJECTIONS = (
     grpc.StatusCode.UNIMPLEMENTED,
 )
 
+_BROKEN = (asyncio.InvalidStateError, grpc.aio.BaseError)
+"""What gRPC raises beside `AioRpcError` where a call or its channel has come to its end."""
+
+JoinCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.JoinRequest, pb.JoinResponse]"
+UploadCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.UploadRequest, pb.UploadResponse]"
 Progress = Callable[[float], None]
 Value = TypeVar("Value")
 
@@ -49,18 +55,32 @@ class Endpoint:
     key: Path | None = None
 
     def channel(self) -> grpc.aio.Channel:
-        """Open a channel. Raises `RejectedError` when a certificate cannot be read."""
+        """Open a channel. Raises `RejectedError` when a certificate is missing, cannot be read or is none."""
+        if (self.certificate is None) != (self.key is None) or (self.ca is None and self.key is not None):
+            raise RejectedError(
+                "TLS: a client's certificate must be given with its key and the coordinator's authority."
+            )
         if self.ca is None:
             return grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
+        return grpc.aio.secure_channel(self.address, self._credentials(), options=CLIENT_OPTIONS)
+
+    def _credentials(self) -> grpc.ChannelCredentials:
+        files = [path for path in (self.ca, self.certificate, self.key) if path is not None]
         try:
-            root = self.ca.read_bytes()
-            key = self.key.read_bytes() if self.key else None
-            certificate = self.certificate.read_bytes() if self.certificate else None
+            root, *pair = [path.read_bytes() for path in files]
+            # gRPC itself only prints to the terminal what is wrong with a file, and goes on.
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key, password=str)
+        except ssl.SSLError as error:
+            names = ", ".join(str(path) for path in files)
+            raise RejectedError(
+                f"TLS: files must be PEM, and a key that of its certificate, got {names}: {error.reason or error}."
+            ) from error
         except OSError as error:
             raise RejectedError(f"Certificate {error.filename}: must be readable, got: {error.strerror}.") from error
-        return grpc.aio.secure_channel(
-            self.address, grpc.ssl_channel_credentials(root, key, certificate), options=CLIENT_OPTIONS
-        )
+        certificate, key = pair or (None, None)
+        return grpc.ssl_channel_credentials(root, key, certificate)
 
 
 class Connection:
@@ -69,7 +89,7 @@ class Connection:
     def __init__(
         self,
         stub: FederationServiceStub,
-        call: "grpc.aio.StreamStreamCall[pb.JoinRequest, pb.JoinResponse]",
+        call: JoinCall,
         welcome: pb.Welcome,
     ) -> None:
         self.client_id = welcome.client_id
@@ -80,8 +100,14 @@ class Connection:
         self._ended = asyncio.get_running_loop().create_future()
 
     async def send(self, message: pb.JoinRequest) -> None:
-        """Queue a message for the coordinator, in order."""
-        await self._outbox.put(message)
+        """Queue a message for the coordinator, in order.
+
+        Raises:
+            ConnectionLostError: The session has ended.
+        """
+        if self._ended.done():
+            raise ConnectionLostError("the session has ended")
+        await self._while_open(self._outbox.put(message))
 
     async def messages(self) -> AsyncIterator[pb.JoinResponse]:
         """Yield what the coordinator pushes, while sending what is queued and heartbeats.
@@ -105,6 +131,8 @@ class Connection:
             raise ConnectionLostError(f"nothing was heard from the coordinator for {SILENCE_SECONDS:g} s") from None
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
+        except _BROKEN as error:
+            raise ConnectionLostError(f"the stream is closed: {error}") from error
         finally:
             writing.cancel()
             self._ended.set_result(None)
@@ -115,7 +143,7 @@ class Connection:
         Raises:
             ConnectionLostError: The connection broke; what has arrived is kept.
             TransferError: What arrived is not that model; it is dropped.
-            LookupError: No round uses the model any more.
+            RoundClosedError: No open round uses the model.
         """
         await self._while_open(self._download(partial, reference, report))
 
@@ -139,7 +167,7 @@ class Connection:
             raise ConnectionLostError("the session ended in the middle of a transfer")
         try:
             return task.result()
-        except grpc.aio.UsageError as error:
+        except _BROKEN as error:
             raise ConnectionLostError(f"the channel is closed: {error}") from error
 
     async def _download(self, partial: PartialModel, reference: pb.ModelReference, report: Progress) -> None:
@@ -155,7 +183,7 @@ class Connection:
                 report(partial.received_bytes / reference.total_bytes)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
-                raise LookupError(error.details()) from error
+                raise RoundClosedError(error.details()) from error
             raise _translated(error, is_transfer=True) from error
         finally:
             call.cancel()
@@ -168,13 +196,12 @@ class Connection:
             await call.write(pb.UploadRequest(header=header))
             response = await call.read()
             if isinstance(response, pb.UploadResponse) and response.HasField("grant"):
-                # A refusal in the middle ends the call under the writer; the verdict is still there to be read.
-                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    for offset, part in cut(data, response.grant.offset):
-                        await call.write(pb.UploadRequest(slice=pb.Slice(offset=offset, data=part)))
-                        report((offset + len(part)) / len(data))
-                    await call.done_writing()
-                response = await call.read()
+                sending = asyncio.create_task(_send_slices(call, data, response.grant.offset, report))
+                try:
+                    # A refusal in the middle ends the call under the writer, and is lost unless it is being waited for by then.
+                    response = await call.read()
+                finally:
+                    sending.cancel()
             if not isinstance(response, pb.UploadResponse) or not response.HasField("verdict"):
                 raise ConnectionLostError("the upload ended without a verdict")
             return response.verdict
@@ -184,7 +211,7 @@ class Connection:
             call.cancel()
 
     async def _write(self) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(grpc.aio.AioRpcError, *_BROKEN):
             while True:
                 try:
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
@@ -192,6 +219,14 @@ class Connection:
                 except TimeoutError:
                     message = pb.JoinRequest(heartbeat=pb.Heartbeat())
                 await self._call.write(message)
+
+
+async def _send_slices(call: UploadCall, data: memoryview, offset: int, report: Progress) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError, *_BROKEN):
+        for start, part in cut(data, offset):
+            await call.write(pb.UploadRequest(slice=pb.Slice(offset=start, data=part)))
+            report((start + len(part)) / len(data))
+        await call.done_writing()
 
 
 @contextlib.asynccontextmanager
@@ -211,29 +246,34 @@ async def connect(endpoint: Endpoint, key: Ed25519PrivateKey, hello: pb.Hello) -
         stub = FederationServiceStub(channel)
         call = stub.Join()
         try:
-            async with asyncio.timeout(HELLO_SECONDS):
-                challenge = await call.read()
-                if not isinstance(challenge, pb.JoinResponse) or not challenge.HasField("challenge"):
-                    raise RejectedError(f"Coordinator {endpoint.address}: must begin with a challenge, it did not.")
-                message = pb.JoinRequest(hello=hello)
-                message.hello.protocol_version = PROTOCOL_VERSION
-                message.hello.public_key = key.public_key().public_bytes_raw()
-                message.hello.signature = sign_hello(key, PROTOCOL_VERSION, challenge.challenge.nonce)
-                await call.write(message)
-                welcome = await call.read()
-            if not isinstance(welcome, pb.JoinResponse) or not welcome.HasField("welcome"):
-                # A refused hello ends the stream; its status says why.
-                raise _translated(grpc.aio.AioRpcError(await call.code(), _EMPTY, _EMPTY, await call.details()))
-            yield Connection(stub, call, welcome.welcome)
-        except TimeoutError:
-            raise ConnectionLostError(f"the coordinator did not answer within {HELLO_SECONDS:g} s") from None
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
+            try:
+                async with asyncio.timeout(HELLO_SECONDS):
+                    welcome = await _greet(call, key, hello)
+            except TimeoutError:
+                raise ConnectionLostError(f"the coordinator did not answer within {HELLO_SECONDS:g} s") from None
+            except grpc.aio.AioRpcError as error:
+                raise _translated(error) from error
+            yield Connection(stub, call, welcome)
         finally:
             call.cancel()
 
 
-_EMPTY = grpc.aio.Metadata()
+async def _greet(call: JoinCall, key: Ed25519PrivateKey, hello: pb.Hello) -> pb.Welcome:
+    """Answer the coordinator's challenge and return its welcome."""
+    challenge = await call.read()
+    if not isinstance(challenge, pb.JoinResponse) or not challenge.HasField("challenge"):
+        raise RejectedError("The coordinator must begin a session with a challenge, it did not.")
+    message = pb.JoinRequest(hello=hello)
+    message.hello.protocol_version = PROTOCOL_VERSION
+    message.hello.public_key = key.public_key().public_bytes_raw()
+    message.hello.signature = sign_hello(key, PROTOCOL_VERSION, challenge.challenge.nonce)
+    # The coordinator may have ended the call already; its status, which says why, is still there to be read.
+    with contextlib.suppress(*_BROKEN):
+        await call.write(message)
+    welcome = await call.read()
+    if not isinstance(welcome, pb.JoinResponse) or not welcome.HasField("welcome"):
+        raise ConnectionLostError("the coordinator did not answer the hello with a welcome")
+    return welcome.welcome
 
 
 def _translated(error: grpc.aio.AioRpcError, is_transfer: bool = False) -> ConnectionLostError | RejectedError:

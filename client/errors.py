@@ -4,7 +4,8 @@ ChoralError
 ├── PolicyError          the site's policy forbids a task
 ├── IdentityError        the key file cannot be read or written
 ├── RejectedError        the coordinator will not have this client; coming back does not help
-└── ConnectionLostError  the connection broke; coming back helps
+├── ConnectionLostError  the connection broke; coming back helps
+└── RoundClosedError     the coordinator has no open round for a task
 """
 
 from wire.errors import ChoralError
@@ -24,3 +25,7 @@ class RejectedError(ChoralError):
 
 class ConnectionLostError(ChoralError):
     """The connection to the coordinator broke or never came about; coming back helps."""
+
+
+class RoundClosedError(ChoralError):
+    """The coordinator has no open round for a task: it has closed, or is not open again yet after a restart. Nothing was changed."""

@@ -7,10 +7,10 @@ minimum_cohort: 5
 from pathlib import Path
 
 from pydantic import Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from client.errors import PolicyError
+from wire.document import parse_document
+from wire.errors import SpecError
 from wire.spec import RunSpec, Strict, explain
 
 
@@ -50,11 +50,11 @@ def read_policy(path: Path) -> Policy:
         PolicyError: The file cannot be read, or a key breaks a rule.
     """
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        document = parse_document(path.read_text(encoding="utf-8"), f"Policy {path}")
         return Policy.model_validate(document if document is not None else {})
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise PolicyError(
-            f"Policy {path}: must be a readable YAML file, got: {' '.join(str(error).split())}"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"Policy {path}: must be a readable UTF-8 file, got: {error}.") from error
+    except SpecError as error:
+        raise PolicyError(str(error)) from error
     except ValidationError as error:
         raise PolicyError(explain(error, f"Policy {path}")) from error

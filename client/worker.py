@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from client.cache import ModelCache
 from client.connection import Connection
 from client.data import LocalData
-from client.errors import ConnectionLostError, PolicyError
+from client.errors import ConnectionLostError, PolicyError, RoundClosedError
 from client.policy import Policy
 from client.training import Assignment, Result, Trainer
 from models import DataError, TrainingStopped, warm_up
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 PROGRESS_SECONDS = 1.0
+
+_NOT_OPEN = (pb.REFUSAL_REASON_TOO_LATE, pb.REFUSAL_REASON_WRONG_RUN, pb.REFUSAL_REASON_WRONG_ROUND)
+"""Verdicts that settle nothing: the coordinator has no round open for what was brought."""
 
 
 class Link:
@@ -77,6 +80,7 @@ class Worker:
         self._thread.submit(warm_up)
         self._job: asyncio.Task[None] | None = None
         self._task = pb.Task()
+        self._is_asked_again = False
         self._trainer: Trainer | None = None
         self._kept: tuple[tuple[object, ...], Result, bytes] | None = None
         self._phase = pb.PHASE_UNSPECIFIED
@@ -85,7 +89,8 @@ class Worker:
     def take(self, task: pb.Task, client_id: str) -> None:
         """Begin a task. One that is under way goes on if it is the same, and ends if it is another."""
         if self._job is not None and not self._job.done():
-            if task == self._task:
+            if task == self._task and not self._job.cancelling():
+                self._is_asked_again = True
                 return
             self._job.cancel()
         self._task = task
@@ -105,14 +110,25 @@ class Worker:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self, task: pb.Task, client_id: str) -> None:
+        """Work on a task until it is settled.
+
+        A coordinator that was started again may be reached before its round is open, and then takes nothing. It asks again once the round
+        is open, perhaps before its answer to the first attempt has arrived here.
+        """
+        while not await self._is_settled(task, client_id) and self._is_asked_again:
+            pass
+
+    async def _is_settled(self, task: pb.Task, client_id: str) -> bool:
+        """Attempt a task, and tell whether its result or a refusal was delivered; if not, it waits to be asked for again."""
+        self._is_asked_again = False
         failure: tuple[pb.RefusalReason, str]
         try:
             async with self._progress(task.task_id):
                 await self._attempt(task, client_id)
-            return
-        except LookupError as error:
-            log.info("task %s: dropped, %s", task.task_id, error)
-            return
+            return True
+        except RoundClosedError as error:
+            log.warning("task %s: not taken, %s", task.task_id, error)
+            return False
         except PolicyError as error:
             failure = pb.REFUSAL_REASON_CLIENT_POLICY, str(error)
         except DataError as error:
@@ -125,6 +141,7 @@ class Worker:
         log.warning("task %s: refused. %s", task.task_id, failure[1])
         refusal = pb.TaskFailed(task_id=task.task_id, reason=failure[0], detail=failure[1])
         await self._send(pb.JoinRequest(task_failed=refusal))
+        return True
 
     async def _attempt(self, task: pb.Task, client_id: str) -> None:
         spec = parse_spec(task.spec_json, "The coordinator's run spec")
@@ -193,16 +210,17 @@ class Worker:
             log.info(
                 "task %s: delivered, %d examples in %.2f s", task.task_id, result.example_count, result.train_seconds
             )
-        else:
-            reason = pb.RefusalReason.Name(verdict.reason).removeprefix("REFUSAL_REASON_").lower()
-            log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
+            return
+        reason = pb.RefusalReason.Name(verdict.reason).removeprefix("REFUSAL_REASON_").lower()
+        if verdict.reason in _NOT_OPEN:
+            raise RoundClosedError(f"{reason}: {verdict.detail}")
+        log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
 
     async def _trainer_for(self, spec: RunSpec, base: pb.ModelReference) -> Trainer:
         """Return the resident trainer, or one for another learner once the data suits it."""
         trainer = self._trainer
         if trainer is None or trainer.named != spec.learner:
-            trainer = await self._in_thread(lambda: Trainer(spec.learner, self._site.device))
-            trainer.check(self._site.data)
+            trainer = await self._in_thread(lambda: self._build_trainer(spec))
         if trainer.layout.sha256 != base.layout_sha256 or trainer.layout.byte_count != base.total_bytes:
             raise LayoutError(
                 f"Learner {spec.learner.name}: layout must be the coordinator's, {base.layout_sha256.hex()[:16]}, "
@@ -211,14 +229,20 @@ class Worker:
         self._trainer = trainer
         return trainer
 
+    def _build_trainer(self, spec: RunSpec) -> Trainer:
+        trainer = Trainer(spec.learner, self._site.device)
+        trainer.check(self._site.data)
+        return trainer
+
     async def _model(self, reference: pb.ModelReference) -> Vector:
         """Return the model, from the cache or by download."""
-        if (vector := self._site.cache.get(reference.sha256)) is not None:
+        if (vector := await asyncio.to_thread(self._site.cache.get, reference.sha256)) is not None:
             return vector
         self._enter(pb.PHASE_DOWNLOADING)
 
         async def download(connection: Connection) -> None:
             with self._site.cache.begin(reference.sha256) as partial:
+                await asyncio.to_thread(partial.resume)
                 await connection.download(partial, reference, self._report_fraction)
 
         await self._with_connection(download)
@@ -235,6 +259,7 @@ class Worker:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((ConnectionLostError, TransferError)),
             wait=wait_random_exponential(multiplier=0.1, max=10),
+            before_sleep=_log_retry,
         )
         return await retrying(self._transfer, transfer)
 
@@ -242,7 +267,7 @@ class Worker:
         return await transfer(await self._link.get())
 
     async def _send(self, message: pb.JoinRequest) -> None:
-        await (await self._link.get()).send(message)
+        await self._with_connection(lambda connection: connection.send(message))
 
     async def _in_thread(self, function: Callable[[], Value]) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
@@ -271,3 +296,7 @@ class Worker:
             yield
         finally:
             telling.cancel()
+
+
+def _log_retry(state: RetryCallState) -> None:
+    log.info("a transfer broke off, %s; trying again", state.outcome.exception() if state.outcome else None)

@@ -1,0 +1,299 @@
+import asyncio
+import contextlib
+import logging
+import random
+import re
+import shutil
+from pathlib import Path
+
+import grpc
+import pytest
+
+from client.data import load_local
+from client.errors import IdentityError, RejectedError
+from server.coordinator import Coordinator
+from server.records import RunState
+from tests.client.relay import relaying
+from tests.client.scripted import ScriptedCoordinator, scripted
+from tests.client.sites import (
+    DIGITS,
+    HeldTraining,
+    digits_spec,
+    make_agent,
+    played,
+    running,
+    until_joined,
+    until_true,
+    within,
+)
+from tests.federation import free_port
+from tests.loopback import run_in_state, serving
+from wire import RELEASE
+from wire import federation_pb2 as pb
+from wire.protocol import PROTOCOL_VERSION
+
+WAIT = re.compile(r"cannot reach the coordinator, .+; trying again in (\d+\.\d) s")
+
+
+def waits(caplog: pytest.LogCaptureFixture) -> list[float]:
+    """Return the pauses between tries, as a client has logged them, in seconds."""
+    return [float(found[1]) for text in caplog.messages if (found := WAIT.fullmatch(text))]
+
+
+def losses(caplog: pytest.LogCaptureFixture) -> int:
+    """Return how often a client has logged that its session broke."""
+    return sum(text.startswith("ana: lost the coordinator, ") for text in caplog.messages)
+
+
+# --- Joining ---
+
+
+async def test_run_hello_says_who_joins_and_with_what(script: ScriptedCoordinator, tmp_path: Path) -> None:
+    async with running(make_agent(tmp_path, script.address)):
+        hello = (await script.session()).hello
+    assert hello.protocol_version == PROTOCOL_VERSION
+    assert (hello.name, hello.release) == ("ana", RELEASE)
+    assert list(hello.data.example_shape) == [1, 8, 8]
+    assert (hello.data.kind, hello.data.example_count, hello.data.held_out_count) == ("digits", 104, 26)
+    assert (hello.capabilities.device, hello.capabilities.thread_count) == ("cpu", 1)
+    assert {"mlp", "cnn", "lstm"} <= set(hello.capabilities.learners)
+
+
+async def test_run_round_after_round_on_one_session(
+    coordinator: Coordinator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    agents = [
+        make_agent(tmp_path / f"site-{block}", coordinator.address, load_local(f"digits,blocks={block}", 0.2, 0))
+        for block in range(2)
+    ]
+    with caplog.at_level(logging.INFO, "client"):
+        async with running(agents[0]), running(agents[1]):
+            await until_joined(coordinator, *agents)
+            rounds = await played(coordinator, digits_spec(rounds=5, cohort={"size": 2}, evaluate={"every": 5}))
+    for record in rounds:
+        assert [part.client_id for part in record.contributions] == sorted(agent.client_id for agent in agents)
+        assert record.refusals == []
+    assert rounds[-1].metrics["accuracy"] > 0.3
+    assert sum(": joined " in text for text in caplog.messages) == 2
+    assert sum(": delivered, " in text for text in caplog.messages) == 10
+
+
+async def test_restart_has_the_same_client_id(coordinator: Coordinator, tmp_path: Path) -> None:
+    for _ in range(2):
+        async with running(agent := make_agent(tmp_path, coordinator.address)):
+            await until_joined(coordinator, agent)
+    assert [client.client_id for client in coordinator.sessions.clients()] == [agent.client_id]
+
+
+def test_agent_with_a_key_that_others_can_read_does_not_start(tmp_path: Path) -> None:
+    make_agent(tmp_path, "127.0.0.1:1")
+    (tmp_path / "identity.pem").chmod(0o644)
+    with pytest.raises(IdentityError, match="must be readable by its owner alone"):
+        make_agent(tmp_path, "127.0.0.1:1")
+
+
+# --- Coming back ---
+
+
+async def test_run_comes_back_whenever_the_coordinator_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("client.agent.LONGEST_WAIT_SECONDS", 0.2)
+    address = f"127.0.0.1:{free_port()}"
+    async with running(make_agent(tmp_path, address)) as client:
+        for start in range(1, 4):
+            await until_true(lambda start=start: len(waits(caplog)) >= 2 * start, "tries in vain")  # type: ignore[misc]
+            async with scripted(address) as coordinator:
+                await coordinator.session()
+            await until_true(lambda start=start: losses(caplog) == start, "the loss to be noticed")  # type: ignore[misc]
+        assert not client.done()
+    assert max(waits(caplog)) <= 0.4
+
+
+async def test_run_goes_on_with_a_run_that_its_coordinator_takes_up_again(
+    tmp_path: Path, training: HeldTraining
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    agent = make_agent(tmp_path / "site", address)
+    async with running(agent):
+        async with serving(tmp_path / "coordinator", address=address) as coordinator:
+            await until_joined(coordinator, agent)
+            run = await coordinator.runs.submit(digits_spec(rounds=2, cohort={"return_seconds": 25}))
+            await until_true(lambda: training.rounds, "training to begin")
+        training.is_open.set()
+        await until_true(lambda: training.finished, "training to end while no coordinator is there")
+        async with serving(tmp_path / "coordinator", address=address) as coordinator:
+            await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+            records = await coordinator.store.rounds(run.run_id)
+    assert training.rounds == [1, 2]
+    assert [len(record.contributions) for record in records] == [1, 1]
+    assert [record.refusals for record in records] == [[], []]
+
+
+async def test_run_that_loses_its_connections_over_and_over_ends_with_the_undisturbed_model(
+    coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.agent.LONGEST_WAIT_SECONDS", 0.05)
+    learner = {"name": "mlp", "inputs": [1, 8, 8], "hidden": [5000], "dropout": 0.1}
+    cohort = {"size": 2, "return_seconds": 25}
+    spec = digits_spec(learner=learner, rounds=12, cohort=cohort, evaluate={"every": 2})
+    async with relaying(coordinator.address) as relay, contextlib.AsyncExitStack() as clients:
+        for block in range(2):
+            data = load_local(f"digits,blocks={block}", 0.2, 0)
+            await clients.enter_async_context(running(make_agent(tmp_path / f"site-{block}", relay.address, data)))
+        undisturbed = await played(coordinator, spec)
+        run = asyncio.create_task(played(coordinator, spec))
+        chance = random.Random(3)
+        cut_count = 0
+        while not run.done():
+            # From nothing at all to most of a round.
+            await asyncio.wait([run], timeout=chance.choice([0.01, 0.05, 0.15, 0.3]))
+            relay.cut()
+            relay.is_open = True
+            cut_count += 1
+        disturbed = await run
+    assert cut_count >= 12
+    assert [record.model_sha256 for record in disturbed] == [record.model_sha256 for record in undisturbed]
+    assert [record.metrics for record in disturbed] == [record.metrics for record in undisturbed]
+    # A verdict that was lost on its way is asked for once more.
+    assert {refusal.reason for record in disturbed for refusal in record.refusals} <= {"duplicate"}
+
+
+async def test_run_pauses_stay_below_their_bound_however_many_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("client.agent.LONGEST_WAIT_SECONDS", 0.01)
+    async with running(make_agent(tmp_path, "127.0.0.1:1")):
+        await until_true(lambda: len(waits(caplog)) >= 20, "20 tries")
+    assert max(waits(caplog)) <= 0.3
+
+
+async def test_run_session_that_came_about_starts_the_pauses_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    async with running(make_agent(tmp_path, address)):
+        await until_true(lambda: len(waits(caplog)) >= 3, "3 tries")
+        async with scripted(address) as coordinator:
+            await coordinator.session()
+            caplog.clear()
+        await until_true(lambda: len(waits(caplog)) >= 1, "a try")
+        # At most 0.2 s drawn for the first try, and 0.2 s more.
+        assert waits(caplog)[0] <= 0.4
+
+
+async def test_run_cancelled_ends_training_and_session(
+    coordinator: Coordinator, tmp_path: Path, training: HeldTraining
+) -> None:
+    async with running(agent := make_agent(tmp_path, coordinator.address)) as client:
+        await until_joined(coordinator, agent)
+        await coordinator.runs.submit(digits_spec())
+        await until_true(lambda: training.rounds, "training to begin")
+        client.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(client, "the client to end")
+        await until_true(lambda: training.stopped == [1], "training to stop")
+        await until_true(lambda: coordinator.sessions.by_client(agent.client_id) is None, "the session to end")
+    assert training.finished == []
+
+
+# --- Not coming back ---
+
+
+async def test_run_coordinator_of_another_protocol_ends_the_client_with_both_versions(
+    coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("client.connection.PROTOCOL_VERSION", 9)
+    sentence = (
+        "The coordinator refused this client: protocol version must be the coordinator's, 1, got 9. "
+        "Install the same release on both sides."
+    )
+    with pytest.raises(RejectedError, match=f"^{re.escape(sentence)}$"):
+        await within(make_agent(tmp_path, coordinator.address).run(), "the client to end")
+    assert f"ana: ended. {sentence}" in caplog.messages
+    assert coordinator.sessions.clients() == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    ],
+)
+async def test_run_rejection_in_an_open_session_ends_the_client(
+    script: ScriptedCoordinator, tmp_path: Path, code: grpc.StatusCode
+) -> None:
+    async with running(make_agent(tmp_path, script.address)) as client:
+        session = await script.session()
+        session.close(code, "go away")
+        with pytest.raises(RejectedError, match=r"^The coordinator refused this client.*: go away\.$"):
+            await within(client, "the client to end")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.OK,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ],
+)
+async def test_run_session_that_ends_otherwise_is_opened_again(
+    script: ScriptedCoordinator, tmp_path: Path, code: grpc.StatusCode
+) -> None:
+    async with running(make_agent(tmp_path, script.address)) as client:
+        session = await script.session()
+        session.close(code, "see you")
+        await script.session()
+        assert not client.done()
+
+
+async def test_two_clients_with_one_key_the_newer_wins_and_both_logs_say_so(
+    coordinator: Coordinator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = make_agent(tmp_path / "older", coordinator.address, name="older")
+    (tmp_path / "newer").mkdir()
+    shutil.copy2(tmp_path / "older" / "identity.pem", tmp_path / "newer" / "identity.pem")
+    newer = make_agent(tmp_path / "newer", coordinator.address, DIGITS, "newer")
+    assert newer.client_id == older.client_id
+    sentence = (
+        "The coordinator ended this session: a newer session with the same identity has taken this one's place. "
+        "Each client must have an identity of its own."
+    )
+    async with running(older) as first:
+        await until_joined(coordinator, older)
+        async with running(newer) as second:
+            with pytest.raises(RejectedError, match=f"^{re.escape(sentence)}$"):
+                await within(first, "the older client to end")
+            await until_joined(coordinator, newer)
+            [record] = await played(coordinator, digits_spec())
+            assert not second.done()
+        [client] = coordinator.sessions.clients()
+    assert client.name == "newer"
+    assert [part.client_id for part in record.contributions] == [newer.client_id]
+    assert f"older: ended. {sentence}" in caplog.messages
+    newer_place = f"client {newer.client_id} (newer): a newer session takes the place of the older one"
+    assert newer_place in caplog.messages
+
+
+async def test_superseded_client_stops_its_training(
+    script: ScriptedCoordinator, tmp_path: Path, training: HeldTraining
+) -> None:
+    async with running(make_agent(tmp_path, script.address)) as client:
+        session = await script.session()
+        await session.push(script.task())
+        await until_true(lambda: training.rounds, "training to begin")
+        goodbye = pb.Goodbye(reason=pb.GOODBYE_REASON_SUPERSEDED, detail="there is another")
+        await session.send(pb.JoinResponse(goodbye=goodbye))
+        with pytest.raises(RejectedError, match="there is another"):
+            await within(client, "the client to end")
+        await until_true(lambda: training.stopped == [1], "training to stop")
