@@ -29,15 +29,21 @@ app.command("models")(specs.models)
 app.add_typer(specs.app, name="spec")
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"choral {RELEASE}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debugging messages.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the release and exit.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the release and exit.", callback=_print_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Take what holds for every command."""
-    if version:
-        typer.echo(f"choral {RELEASE}")
-        raise typer.Exit
     console = Console(stderr=True)
     handler: logging.Handler = logging.StreamHandler()
     form = "%(asctime)s %(levelname)s %(message)s"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -16,13 +16,22 @@ class RestError(ChoralError):
 
 
 class Rest:
-    """A coordinator's REST API."""
+    """A coordinator's REST API. Use as a context manager, or close it."""
 
     def __init__(self, url: str, token: str = "") -> None:
         """Talk to the API at `url`, such as "http://127.0.0.1:8080"."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._url = url
-        self._client = httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", headers=headers, timeout=TIMEOUT_SECONDS)
+        try:
+            self._client = httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", headers=headers, timeout=TIMEOUT_SECONDS)
+        except httpx.InvalidURL as error:
+            raise self._unreachable(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connections."""
@@ -37,7 +46,7 @@ class Rest:
         return self._request("POST", path, json=body)
 
     def download(self, path: str, target: Path) -> Iterator[tuple[int, int]]:
-        """Download a file and yield (bytes so far, bytes in all). Raises `RestError`; `target` is then incomplete."""
+        """Download a file and yield (bytes so far, bytes in all). Raises `RestError`; `target` may then be incomplete."""
         try:
             with self._client.stream("GET", path) as response:
                 if response.is_error:
@@ -50,15 +59,17 @@ class Rest:
                         yield file.tell(), total
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+        except OSError as error:
+            raise RestError(f"File {target}: must be writable, got: {error.strerror}.") from error
 
     def _request(self, method: str, path: str, **arguments: Any) -> Any:
         try:
             response = self._client.request(method, path, **arguments)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if response.is_error:
+                raise _problem(response)
+            return response.json()
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise self._unreachable(error) from error
-        if response.is_error:
-            raise _problem(response)
-        return response.json()
 
     def _unreachable(self, error: Exception) -> RestError:
         return RestError(f"Coordinator {self._url}: must be reachable, got: {error}. Is `choral serve` running there?")

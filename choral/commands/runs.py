@@ -2,14 +2,17 @@
 
 import json
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from choral.rest import Rest, RestError
 from models import check_spec
@@ -37,11 +40,12 @@ def submit(
     """
     spec = read_spec(path)
     check_spec(spec)
-    rest = Rest(url, token)
-    run = rest.post("/runs", json.loads(spec.canonical_json()))
-    typer.echo(f"Run {run['run_id']} ({spec.name}): {run['status']}. Watch it with: choral runs watch {run['run_id']}")
-    if watch:
-        _watch(rest, run["run_id"])
+    with Rest(url, token) as rest:
+        run = rest.post("/runs", json.loads(spec.canonical_json()))
+        identity = run["run_id"]
+        typer.echo(f"Run {identity} ({spec.name}): {run['status']}\nWatch it with: choral runs watch {identity}")
+        if watch:
+            _watch(rest, identity)
 
 
 @app.command("list")
@@ -50,12 +54,12 @@ def list_runs(url: Url = LOCAL_URL, token: Token = "") -> None:
 
     Example: choral runs list
     """
-    table = _table("run", "name", "state", "rounds", "submitted", "status")
-    for run in Rest(url, token).get("/runs"):
+    table = _table("run", "name", "rounds", "submitted", "status", wrapped=("name", "status"))
+    with Rest(url, token) as rest:
+        found = rest.get("/runs")
+    for run in found:
         rounds = f"{run['round_number']}/{run['spec']['rounds']}"
-        table.add_row(
-            run["run_id"], run["spec"]["name"], run["state"], rounds, _when(run["submitted_time"]), run["status"]
-        )
+        _add_row(table, run["run_id"], run["spec"]["name"], rounds, _when(run["submitted_time"]), run["status"])
     Console().print(table)
 
 
@@ -65,17 +69,17 @@ def show(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
 
     Example: choral runs show 3f2a
     """
-    rest = Rest(url, token)
-    run = _run(rest, run_id)
+    with Rest(url, token) as rest:
+        run = _run(rest, run_id)
+        records = rest.get(f"/runs/{run['run_id']}/rounds", after=max(0, run["round_number"] - 10))
     console = Console()
     console.print(f"[bold]{run['spec']['name']}[/bold] ({run['run_id']}): {run['state']}", highlight=False)
-    console.print(f"Now: {run['status']}", highlight=False)
-    if run["reason"]:
-        console.print(f"Reason: {run['reason']}", highlight=False, markup=False)
+    console.print(f"Now: {run['status']}", highlight=False, markup=False)
     console.print(
-        f"Rounds: {run['round_number']} of {run['spec']['rounds']}; model {run['model_sha256'][:16] or 'none yet'}"
+        f"Submitted {_when(run['submitted_time'])}; {run['round_number']} of {run['spec']['rounds']} rounds committed; "
+        f"model {run['model_sha256'][:16] or 'none yet'}",
+        highlight=False,
     )
-    records = rest.get(f"/runs/{run['run_id']}/rounds", after=max(0, run["round_number"] - 10))
     if records:
         console.print(rounds_table(records))
 
@@ -91,8 +95,8 @@ def rounds(
 
     Example: choral runs rounds 3f2a --json
     """
-    rest = Rest(url, token)
-    records = all_rounds(rest, _run(rest, run_id)["run_id"])
+    with Rest(url, token) as rest:
+        records = all_rounds(rest, _run(rest, run_id)["run_id"])
     if as_json:
         typer.echo(json.dumps(records, indent=2))
         return
@@ -110,8 +114,8 @@ def watch(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
 
     Example: choral runs watch 3f2a
     """
-    rest = Rest(url, token)
-    _watch(rest, _run(rest, run_id)["run_id"])
+    with Rest(url, token) as rest:
+        _watch(rest, _run(rest, run_id)["run_id"])
 
 
 @app.command("pause")
@@ -120,7 +124,7 @@ def pause(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
 
     Example: choral runs pause 3f2a
     """
-    _steer(Rest(url, token), run_id, "pause")
+    _steer(url, token, run_id, "pause")
 
 
 @app.command("resume")
@@ -129,7 +133,7 @@ def resume(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
 
     Example: choral runs resume 3f2a
     """
-    _steer(Rest(url, token), run_id, "resume")
+    _steer(url, token, run_id, "resume")
 
 
 @app.command("stop")
@@ -138,7 +142,7 @@ def stop(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
 
     Example: choral runs stop 3f2a
     """
-    _steer(Rest(url, token), run_id, "stop")
+    _steer(url, token, run_id, "stop")
 
 
 @app.command("model")
@@ -152,9 +156,10 @@ def model(
 
     Example: choral runs model 3f2a -o model.safetensors
     """
-    rest = Rest(url, token)
-    run = _run(rest, run_id)
-    with Progress(console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with Rest(url, token) as rest, bars as progress:
+        run = _run(rest, run_id)
         bar = progress.add_task("model", total=None)
         for done, total in rest.download(f"/runs/{run['run_id']}/model", output):
             progress.update(bar, completed=done, total=total)
@@ -166,14 +171,15 @@ def clients(url: Url = LOCAL_URL, token: Token = "") -> None:
 
     Example: choral clients
     """
-    table = _table("client", "name", "here", "device", "data", "examples", "held out", "doing")
-    for client in Rest(url, token).get("/clients"):
-        doing = f"{client['phase']} {client['fraction']:.0%}" if client["phase"] else ""
-        here = "yes" if client["is_connected"] else f"since {_when(client['last_seen_time'])} no"
+    table = _table("client", "name", "device", "data", "examples", "held out", "doing", wrapped=("name",))
+    with Rest(url, token) as rest:
+        found = rest.get("/clients")
+    for client in found:
+        doing = f"{client['phase']} {client['fraction']:.0%}" if client["phase"] else "idle"
+        if not client["is_connected"]:
+            doing = f"left {_when(client['last_seen_time'])}"
         counts = (str(client["example_count"]), str(client["held_out_count"]))
-        table.add_row(
-            client["client_id"][:8], client["name"], here, client["device"], client["data_kind"], *counts, doing
-        )
+        _add_row(table, client["client_id"][:8], client["name"], client["device"], client["data_kind"], *counts, doing)
     Console().print(table)
 
 
@@ -186,28 +192,29 @@ def all_rounds(rest: Rest, run_id: str) -> list[dict[str, Any]]:
 
 
 def rounds_table(records: list[dict[str, Any]]) -> Table:
-    """Return rounds as a table: clients, refusals, metrics, bytes and seconds."""
-    table = _table("round", "state", "clients", "refused", "accuracy", "loss", "train loss", "received", "seconds")
+    """Return rounds as a table: clients, refusals, metrics, bytes and seconds. It fits into 80 columns."""
+    table = _table("round", "clients", "refused", "accuracy", "loss", "train loss", "received", "seconds")
     for record in records:
         metrics, parts = record["metrics"], record["contributions"]
         seconds = (record["ended_time"] or time.time()) - record["started_time"]
-        table.add_row(
-            str(record["number"]),
-            record["state"],
+        _add_row(
+            table,
+            str(record["number"]) if record["state"] == "committed" else f"{record['number']} {record['state']}",
             f"{len(parts)}/{len(record['selected'])}",
             str(len(record["refusals"])),
-            _number(metrics.get("accuracy"), "{:.1%}"),
-            _number(metrics.get("loss"), "{:.4f}"),
-            _number(metrics.get("train_loss"), "{:.4f}"),
-            f"{sum(part['byte_count'] for part in parts) / 1e6:.2f} MB",
-            f"{seconds:.2f}",
+            "" if metrics.get("accuracy") is None else f"{metrics['accuracy']:.1%}",
+            _loss(metrics.get("loss")),
+            _loss(metrics.get("train_loss")),
+            _size(sum(part["byte_count"] for part in parts)),
+            f"{seconds:.1f}" if seconds < 1000 else f"{seconds:.0f}",
         )
     return table
 
 
 def _watch(rest: Rest, run_id: str) -> None:
     console = Console()
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
+    column = TextColumn("{task.description}", markup=False)
+    with Progress(SpinnerColumn(), column, console=console, transient=True) as progress:
         line, shown = progress.add_task("starting"), 0
         while True:
             run = rest.get(f"/runs/{run_id}")
@@ -222,11 +229,12 @@ def _watch(rest: Rest, run_id: str) -> None:
             if run["state"] not in ("queued", "running"):
                 break
             time.sleep(WATCH_SECONDS)
-    console.print(f"Run {run_id}: {run['status']}", highlight=False)
+    console.print(f"Run {run_id}: {run['status']}", highlight=False, markup=False)
 
 
-def _steer(rest: Rest, run_id: str, command: str) -> None:
-    run = rest.post(f"/runs/{_run(rest, run_id)['run_id']}/{command}")
+def _steer(url: str, token: str, run_id: str, command: str) -> None:
+    with Rest(url, token) as rest:
+        run = rest.post(f"/runs/{_run(rest, run_id)['run_id']}/{command}")
     typer.echo(f"Run {run['run_id']} ({run['spec']['name']}): {run['status']}")
 
 
@@ -240,16 +248,34 @@ def _run(rest: Rest, beginning: str) -> dict[str, Any]:
     return dict(found[0])
 
 
-def _table(*headings: str) -> Table:
-    table = Table()
+def _table(*headings: str, wrapped: Sequence[str] = ()) -> Table:
+    """Return a table whose columns are as narrow as can be; those of `wrapped` take several lines where they must."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=heading not in wrapped, overflow="fold")
     return table
 
 
+def _add_row(table: Table, *cells: str) -> None:
+    """Add cells as they are: a client's name is no markup."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
 def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%m-%d %H:%M")
 
 
-def _number(value: float | None, form: str) -> str:
-    return form.format(value) if value is not None else ""
+def _size(byte_count: float) -> str:
+    """Return a size with three digits or so, such as "0.02 MB" or "12.3 GB"."""
+    value, units = byte_count / 1e6, ["MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f} {units[0]}"
+
+
+def _loss(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.2e}"

@@ -1,0 +1,128 @@
+"""What the demo trains: who holds what, the run spec, and how its numbers were chosen.
+
+The digits come in 14 form blocks, about one writer each. Blocks 0 to 10 are the clients'. Blocks 11 to 13 are writers whom nobody has
+seen: the three numbers of the demo are accuracies on them.
+
+How the numbers were chosen: on blocks 0 to 10 alone, four times eight of them as clients and three as unseen writers, with two or three
+seeds. TUNED-LATER
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from choral.demo.errors import DemoError
+from wire.spec import RunSpec, parse_spec
+
+CLIENT_LIMIT = 11
+"""Blocks 0 to 10 are clients."""
+
+UNSEEN_BLOCKS = (11, 12, 13)
+"""Writers on whom the finished models are measured, and nothing else is."""
+
+HELD_OUT = 0.2
+"""Part of each client's digits that it holds out, as `choral join` does by default. None of the three models trains on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one learner is trained.
+
+    Attributes:
+        learner: The learner, as YAML.
+        optimizer: The clients' optimizer, as YAML.
+        central_optimizer: Optimizer of a model that trains on data in one place, alone or pooled, as YAML.
+        central_epochs: Passes over the data of such a model.
+    """
+
+    learner: str
+    optimizer: str
+    central_optimizer: str
+    central_epochs: int
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "cnn": Recipe(
+        "{name: cnn, image: [1, 8, 8], channels: [16, 32], classes: 10}",
+        "{name: sgd, learning_rate: 0.05, momentum: 0.9}",
+        "{name: sgd, learning_rate: 0.03, momentum: 0.9}",
+        60,
+    ),
+    "mlp": Recipe(
+        "{name: mlp, inputs: [1, 8, 8], hidden: [64], classes: 10}",
+        "{name: sgd, learning_rate: 0.2}",
+        "{name: sgd, learning_rate: 0.2}",
+        60,
+    ),
+}
+
+_ROUND_EPOCHS = 5
+
+_RUN = """\
+# The run that `choral demo` submitted. Play it again with clients of your own: choral submit run.yaml --watch
+name: digits-{name}
+seed: 7                  # every random draw of the run follows from it
+learner: {learner}
+rounds: {rounds}
+cohort:
+  fraction: 1.0          # every client that is present takes part in a round
+  quorum: 2              # a round needs this many; when a client drops off, the run goes on without it
+  deadline_seconds: 120  # longest time for a round
+local:                   # what each client does in a round, on its own data
+  epochs: {epochs}
+  batch_size: 16
+  optimizer: {optimizer}
+evaluate:
+  every: 1
+  on: clients            # each on the digits that it holds out
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked of the demo.
+
+    Attributes:
+        client_count: 2 to `CLIENT_LIMIT`; client k holds block k.
+        rounds: 1 or more.
+        learner: A key of `RECIPES`.
+
+    Raises:
+        DemoError: The learner is none that the demo has.
+    """
+
+    client_count: int
+    rounds: int
+    learner: str
+
+    def __post_init__(self) -> None:
+        if self.learner not in RECIPES:
+            known = " or ".join(RECIPES)
+            raise DemoError(
+                f"Learner of the demo: must be {known}, which classify images of digits, got {self.learner!r}. "
+                f"Try: choral demo --learner mlp"
+            )
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the learner is trained."""
+        return RECIPES[self.learner]
+
+    @property
+    def spec_text(self) -> str:
+        """The run spec as YAML, with comments."""
+        return self._text(self.recipe.optimizer, _ROUND_EPOCHS)
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run spec."""
+        return parse_spec(self.spec_text, "run.yaml")
+
+    @property
+    def central_spec(self) -> RunSpec:
+        """The run spec with the local training of a model whose data lies in one place."""
+        return parse_spec(self._text(self.recipe.central_optimizer, self.recipe.central_epochs))
+
+    def _text(self, optimizer: str, epochs: int) -> str:
+        return _RUN.format(
+            name=self.learner, learner=self.recipe.learner, rounds=self.rounds, optimizer=optimizer, epochs=epochs
+        )
