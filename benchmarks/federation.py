@@ -1,7 +1,6 @@
 """A coordinator and its clients as real processes on loopback, driven over the REST API as an operator would."""
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -103,7 +102,6 @@ class Federation:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=_REPOSITORY,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -64,6 +64,15 @@ class Endpoint:
             return grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
         return grpc.aio.secure_channel(self.address, self._credentials(), options=CLIENT_OPTIONS)
 
+    @property
+    def hint(self) -> str:
+        """What may be missing where something listens but closes each connection at once."""
+        if self.ca is None:
+            return "; if the coordinator uses TLS, give --tls-ca"
+        if self.certificate is None:
+            return "; if the coordinator asks for certificates, give --tls-cert and --tls-key"
+        return ""
+
     def _credentials(self) -> grpc.ChannelCredentials:
         files = [path for path in (self.ca, self.certificate, self.key) if path is not None]
         try:
@@ -158,6 +167,8 @@ class Connection:
     async def _while_open(self, transfer: Coroutine[Any, Any, Value]) -> Value:
         """Run a transfer for as long as the session lasts: gRPC lets a call on a closed channel hang, or cancels it."""
         task = asyncio.create_task(transfer)
+        # One that ends on its own while it is being cancelled has an error that nobody waits for.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait([task, self._ended], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -252,6 +263,8 @@ async def connect(endpoint: Endpoint, key: Ed25519PrivateKey, hello: pb.Hello) -
             except TimeoutError:
                 raise ConnectionLostError(f"the coordinator did not answer within {HELLO_SECONDS:g} s") from None
             except grpc.aio.AioRpcError as error:
+                if any(sign in (error.details() or "") for sign in ("Socket closed", "reset by peer")):
+                    raise ConnectionLostError(f"{error.details()}{endpoint.hint}") from error
                 raise _translated(error) from error
             yield Connection(stub, call, welcome)
         finally:

@@ -4,6 +4,7 @@ Source of the server step: Reddi et al., "Adaptive Federated Optimization", ICLR
 https://arxiv.org/abs/2003.00295
 """
 
+import gc
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -95,10 +96,16 @@ def _is_number(value: object) -> bool:
 
 
 def warm_up() -> None:
-    """Take a step on a tensor of its own. The first step of a process imports torch's compiler, which takes seconds."""
+    """Take a step on a tensor of its own, and keep what is imported by now out of garbage collection.
+
+    The first step of a process imports torch's compiler, which takes seconds, and leaves so many objects behind that a full collection
+    would hold up an event loop for a second.
+    """
     parameter = torch.zeros(1, requires_grad=True)
     parameter.grad = torch.zeros(1)
     torch.optim.SGD([parameter]).step()
+    gc.collect()
+    gc.freeze()
 
 
 class ServerOptimizer:

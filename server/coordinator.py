@@ -18,6 +18,7 @@ from models import Examples, warm_up
 from server.api import create_api
 from server.errors import ConfigurationError, StoreError
 from server.folder import held_folder, kept
+from server.model import ModelShop
 from server.pulse import Pulse
 from server.remote import RemoteCohort
 from server.rounds import Site
@@ -29,9 +30,11 @@ from server.tasks import task_group
 from server.transfers import Transfers
 from wire.federation_pb2_grpc import add_FederationServiceServicer_to_server
 from wire.protocol import SERVER_OPTIONS, STALL_SECONDS, is_loopback
+from wire.spec import CohortSpec, Named, RunSpec
 
 log = logging.getLogger(__name__)
 
+_FIRST_SPEC = RunSpec(name="warm-up", learner=Named(name="mlp"), rounds=1, cohort=CohortSpec(size=1))
 LEASE_SECONDS = 15.0
 SHUTDOWN_SECONDS = 3.0
 
@@ -113,6 +116,7 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
         stack.enter_context(held_folder(config.folder))
         token = _api_token(config)
         # Before the event loop has anything to do, because these imports would hold it up.
+        ModelShop(_FIRST_SPEC).initial()
         warm_up()
         store = await open_store(config.store or str(config.folder / "choral.sqlite"))
         stack.push_async_callback(store.close)

@@ -61,17 +61,16 @@ class FederationService(FederationServiceServicer):
             log.warning("a client was refused: %s", refusal)
             await context.abort(refusal.code, str(refusal))
         session = Session(client)
-        code, reason = grpc.StatusCode.OK, "its stream broke"
+        code, reason = grpc.StatusCode.OK, "its stream ended"
         try:
             await self._sessions.open(session)
             welcome = pb.Welcome(client_id=client.client_id, session_token=session.token)
-            await context.write(pb.JoinResponse(welcome=welcome))
+            await _say(pb.JoinResponse(welcome=welcome), context)
             self._sessions.start(session)
             async with asyncio.TaskGroup() as group:
                 writing = group.create_task(self._write(session, context))
                 await self._read(session, context)
                 writing.cancel()
-            reason = "it ended its stream"
         except* _SessionEnded as ends:
             end = _first(ends)
             code, reason = end.code, str(end)
@@ -131,7 +130,7 @@ class FederationService(FederationServiceServicer):
         """
         nonce = secrets.token_bytes(32)
         challenge = pb.Challenge(protocol_version=PROTOCOL_VERSION, nonce=nonce)
-        await context.write(pb.JoinResponse(challenge=challenge))
+        await _say(pb.JoinResponse(challenge=challenge), context)
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 message = await _next(context)
@@ -167,12 +166,7 @@ class FederationService(FederationServiceServicer):
                     message = await session.outbox.get()
             except TimeoutError:
                 message = pb.JoinResponse(heartbeat=pb.Heartbeat())
-            try:
-                async with asyncio.timeout(SILENCE_SECONDS):
-                    await context.write(message)
-            except TimeoutError:
-                detail = f"it has read nothing for {SILENCE_SECONDS:g} s"
-                raise _SessionEnded(grpc.StatusCode.UNAVAILABLE, detail) from None
+            await _say(message, context)
             if message.HasField("goodbye"):
                 superseded = message.goodbye.reason == pb.GOODBYE_REASON_SUPERSEDED
                 code = grpc.StatusCode.ABORTED if superseded else grpc.StatusCode.UNAVAILABLE
@@ -351,6 +345,19 @@ async def _next(context: Context) -> object:
         raise TransferError(
             f"Message: must be well-formed protobuf of the contract, got bytes that are not: {error}."
         ) from error
+
+
+async def _say(message: pb.JoinResponse, context: Context) -> None:
+    """Send a message on a session.
+
+    Raises:
+        _SessionEnded: The client does not read.
+    """
+    try:
+        async with asyncio.timeout(SILENCE_SECONDS):
+            await context.write(message)
+    except TimeoutError:
+        raise _SessionEnded(grpc.StatusCode.UNAVAILABLE, f"it has read nothing for {SILENCE_SECONDS:g} s") from None
 
 
 def _printable(text: str, length: int) -> str:

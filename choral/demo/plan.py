@@ -1,10 +1,20 @@
 """What the demo trains: who holds what, the run spec, and how its numbers were chosen.
 
-The digits come in 14 form blocks, about one writer each. Blocks 0 to 10 are the clients'. Blocks 11 to 13 are writers whom nobody has
-seen: the three numbers of the demo are accuracies on them.
+The digits come in 14 form blocks, about one writer each. Blocks 0 to 10 are the clients'. Blocks 11 to 13 are writers
+whom nobody has seen: the three numbers of the demo are accuracies on them.
 
-How the numbers were chosen: on blocks 0 to 10 alone, four times eight of them as clients and three as unseen writers, with two or three
-seeds. TUNED-LATER
+How the numbers were chosen: on blocks 0 to 10 alone. Four times, eight of them were the clients and the other three
+the unseen writers; mean accuracies over these folds and two seeds decided. The federated CNN got 92.0, 92.7 and 93.6
+% after 25 rounds with momentum 0.9 and learning rates of 0.02, 0.03 and 0.05, and 92.3 % without momentum at 0.2.
+Twice the rounds brought 0.2 points (at 0.03); 2 local epochs needed 60 rounds for 92.5 %. After 60 epochs, a CNN on
+pooled data got 94.3 % at 0.03 and 93.9 % at 0.05, one on a client's own data 77.8 % at 0.03, and neither got better.
+So each kind of training has its own best setting. The MLP got 92.8 % federated, 93.7 % pooled and 77.3 % alone.
+
+What came of it, on blocks 11 to 13 with 11 clients and five seeds, in percent: the CNN alone 72.9 to 75.6, federated
+90.3 to 94.2, pooled 92.9 to 96.1, and federated below pooled by 0.8 to 2.6 points; the MLP alone 74.7 to 75.7,
+federated 89.3 to 90.3, pooled 90.8 to 91.1. (The CNN at 0.03 had been measured there before 0.05 was tried, with 2.1
+to 4.0 points; the choice rests on the folds.) Clients draw by their identities, which are new in each demo, so the
+federated number differs by a point or so from one demo to the next.
 """
 
 from collections.abc import Mapping

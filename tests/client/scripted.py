@@ -83,9 +83,13 @@ class Session(Stream[pb.JoinRequest]):
 
     async def reply(self, kind: str) -> Any:
         """Return the client's next message of a kind, passing over others."""
-        while (message := await self.receive()).WhichOneof("message") != kind:
-            pass
-        return getattr(message, kind)
+
+        async def found() -> Any:
+            while (message := await self.receive()).WhichOneof("message") != kind:
+                pass
+            return getattr(message, kind)
+
+        return await within(found(), f"a {kind} of the client")
 
 
 class Upload(Stream[pb.UploadRequest]):

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -73,7 +74,8 @@ async def test_tls_plain_client_gets_no_session_and_keeps_trying(
             lines = await refusals_logged(3, caplog)
             assert not client.done()
         assert coordinator.sessions.clients() == []
-    assert all("; trying again in 0." in line for line in lines)
+    for line in lines:
+        assert re.search(r"; if the coordinator uses TLS, give --tls-ca; trying again in 0\.\d s$", line)
 
 
 async def test_tls_client_of_a_plain_coordinator_gets_no_session_and_keeps_trying(
@@ -105,11 +107,15 @@ async def test_mutual_tls_only_a_client_with_a_certificate_of_the_authority_gets
         address = coordinator.address
         without = make_agent(tmp_path / "without", Endpoint(address, authority.path))
         foreign = make_agent(tmp_path / "foreign", Endpoint(address, authority.path, *stranger.sign_client()))
-        for outsider in (without, foreign):
+        for outsider, hint in (
+            (without, "; if the coordinator asks for certificates, give --tls-cert and --tls-key"),
+            (foreign, ""),
+        ):
             caplog.clear()
             async with running(outsider) as client:
-                await refusals_logged(2, caplog)
+                lines = await refusals_logged(2, caplog)
                 assert not client.done()
+            assert all(hint in line for line in lines)
             assert coordinator.sessions.clients() == []
         member = make_agent(tmp_path / "member", Endpoint(address, authority.path, *authority.sign_client()))
         async with running(member):
@@ -353,14 +359,18 @@ async def test_messages_goodbye_brings_the_client_back(
         await script.session()
 
 
+async def listen(connection: Connection) -> None:
+    async for _ in connection.messages():
+        pass
+
+
 async def test_send_on_a_session_that_has_ended_raises_instead_of_waiting(script: ScriptedCoordinator) -> None:
     greeting = asyncio.create_task(script.session())
     async with connect(Endpoint(script.address), KEY, HELLO) as connection:
         session = await greeting
         session.close(grpc.StatusCode.UNAVAILABLE, "gone")
         with pytest.raises(ConnectionLostError, match="gone"):
-            async for _ in connection.messages():
-                pass
+            await listen(connection)
         for _ in range(OUTBOX_SIZE + 1):
             with pytest.raises(ConnectionLostError, match="the session has ended"):
                 await within(connection.send(pb.JoinRequest(heartbeat=pb.Heartbeat())), "the message to be refused")
@@ -379,7 +389,22 @@ async def test_send_that_waits_for_room_ends_with_the_session(script: ScriptedCo
         session.close(grpc.StatusCode.UNAVAILABLE, "gone")
         await until_true(lambda: connection._call.done(), "the call to end")
         with pytest.raises(ConnectionLostError, match="gone"):
-            async for _ in connection.messages():
-                pass
+            await listen(connection)
         with pytest.raises(ConnectionLostError):
             await within(waiting, "the message to be refused")
+
+
+@pytest.mark.parametrize("ticks", range(1, 7))
+async def test_transfer_that_has_hardly_begun_ends_with_the_session(script: ScriptedCoordinator, ticks: int) -> None:
+    # gRPC lets a call wait for ever whose channel is closed before its first bytes are out.
+    greeting = asyncio.create_task(script.session())
+    async with connect(Endpoint(script.address), KEY, HELLO) as connection:
+        await greeting
+        listening = asyncio.create_task(listen(connection))
+        upload = asyncio.create_task(connection.upload(pb.UploadHeader(), memoryview(bytes(4)), lambda fraction: None))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        listening.cancel()
+        await asyncio.wait([listening])
+    with pytest.raises(ConnectionLostError):
+        await within(upload, "the upload to end")

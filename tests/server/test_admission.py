@@ -300,6 +300,7 @@ async def test_round_snail_is_refused_after_the_stall_limit(trickle: bool, tmp_p
             await upload.slice(sent, HONEST[sent : sent + 1])
             sent += 1
             await asyncio.wait([verdict], timeout=0.02 if trickle else None)
+        assert verdict.done(), "what trickles in must not put the end off"
         assert (await verdict).reason == pb.REFUSAL_REASON_TOO_SLOW
         assert re.search(r"must bring 262144 bytes in 0\.7 s", (await verdict).detail)
         parts = [await scene.contribute(0), await scene.contribute(1)]
@@ -370,7 +371,7 @@ async def test_round_contribution_after_its_end_is_too_late(tmp_path: Path) -> N
 
 async def test_round_odd_numbers_beside_the_vector_cost_nothing(tmp_path: Path) -> None:
     odd = {"ok": 0.5, "train_loss": np.inf, "bad name": 1.0, "Über": 2.0, "huge": 1.7e308, "nan": np.nan, "": 3.0}
-    odd |= {f"many_{index:03d}": float(index) for index in range(100)}
+    odd |= {f"many_{index:03d}": float(index) for index in range(60)}
     async with started(tmp_path) as scene:
         parts = [await scene.contribute(0), await scene.contribute(1)]
         verdict = await scene.sessions[2].contribute(
@@ -386,7 +387,7 @@ async def test_round_odd_numbers_beside_the_vector_cost_nothing(tmp_path: Path) 
         (part,) = [part for part in record.contributions if part.client_id == scene.sessions[2].client_id]
         assert part.train_seconds == 0.0
         assert part.example_count == 2**64 - 1
-        assert len(part.metrics) == 64
+        assert len(part.metrics) == 62
         assert part.metrics["huge"] == 1.7e308
         assert set(part.metrics).isdisjoint({"train_loss", "bad name", "Über", "nan", ""})
         assert "train_huge" not in record.metrics

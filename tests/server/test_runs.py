@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import ConflictError, NotFoundError, StoreError
-from server.records import RunRecord, RunState
+from server.records import EventRecord, RunRecord, RunState
 from server.rounds import Site
 from server.runs import Runs
 from server.store import Store
@@ -168,6 +168,29 @@ async def test_pause_of_a_queued_run_lets_the_next_one_go_first(store: Store, tm
         await runs.resume(second.run_id)
         await state_of(store, second.run_id, RunState.FINISHED)
     assert [run_id for run_id, _ in asked(cohort)] == [first.run_id, third.run_id, second.run_id]
+
+
+class LateStore(SqliteStore):
+    """A store that writes the end of a run only when its caller no longer waits: a thread that has begun is not cancelled."""
+
+    async def put_run(self, run: RunRecord, *events: EventRecord) -> None:
+        try:
+            if run.state is RunState.FINISHED:
+                await asyncio.Event().wait()
+        finally:
+            await super().put_run(run, *events)
+
+
+async def test_pause_of_a_run_that_finishes_meanwhile_is_a_conflict(tmp_path: Path) -> None:
+    store = await LateStore.open(tmp_path / "late.sqlite")
+    async with playing(store, ScriptedCohort("abc"), tmp_path) as runs:
+        run = await runs.submit(spec())
+        await when(lambda: runs.status(run) == "finished", "the run to be about to finish")
+        assert (await store.run(run.run_id)).state is RunState.RUNNING
+        with pytest.raises(ConflictError, match="state must be queued or running to be paused, got finished"):
+            await runs.pause(run.run_id)
+        assert (await store.run(run.run_id)).state is RunState.FINISHED
+    await store.close()
 
 
 async def test_stop_ends_a_run_with_its_last_committed_model(store: Store, tmp_path: Path) -> None:

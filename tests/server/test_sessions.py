@@ -76,7 +76,7 @@ async def test_open_and_close_are_stored_and_told(sessions: Sessions, store: Sto
     assert stored.is_connected
     waiting = asyncio.create_task(sessions.changed.wait(20))
     await asyncio.sleep(0)
-    await sessions.close(session, "it ended its stream")
+    await sessions.close(session, "its stream ended")
     async with asyncio.timeout(1):
         await waiting
     assert present(sessions) == {"ana": False}
@@ -85,7 +85,7 @@ async def test_open_and_close_are_stored_and_told(sessions: Sessions, store: Sto
     assert not stored.is_connected
     assert [(event.kind, event.detail) for event in await store.events()] == [
         ("client_joined", "site ana"),
-        ("client_left", "it ended its stream"),
+        ("client_left", "its stream ended"),
     ]
 
 

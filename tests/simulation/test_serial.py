@@ -64,10 +64,11 @@ async def test_run_serially_of_one_client_equals_central_training_to_the_bit(tmp
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
         module.train()
         for _ in range(2):
-            for rows in torch.randperm(len(data.training), generator=generator).split(16):
+            for rows in torch.randperm(len(data.training), generator=generator).split(16):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
                 outputs = module(data.training.inputs[rows])
-                torch.nn.functional.cross_entropy(outputs, data.training.targets[rows]).backward()
+                loss = torch.nn.functional.cross_entropy(outputs, data.training.targets[rows])
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         with torch.no_grad():
             for parameter, start in zip(module.parameters(), before, strict=True):
