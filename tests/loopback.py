@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import numpy as np
 
 from server.coordinator import Coordinator, CoordinatorConfig, serve
@@ -56,6 +57,21 @@ async def until(condition: Callable[[], Awaitable[Value | None]], what: str | Ca
     except TimeoutError:
         found = what if isinstance(what, str) else what()
         raise AssertionError(f"waited {WAIT_SECONDS:g} s for {found}") from None
+
+
+async def absent(coordinator: Coordinator, client: str) -> None:
+    """Wait until a client has no session."""
+
+    async def gone() -> bool:
+        return coordinator.sessions.by_client(client) is None
+
+    await until(gone, f"client {client} to be gone")
+
+
+async def rest(coordinator: Coordinator, path: str) -> Any:
+    """Return what the REST API answers to a GET."""
+    async with httpx.AsyncClient(base_url=f"http://{coordinator.http_address}/api/v1", timeout=WAIT_SECONDS) as client:
+        return (await client.get(path)).raise_for_status().json()
 
 
 async def run_in_state(coordinator: Coordinator, run_id: str, state: RunState) -> RunRecord:

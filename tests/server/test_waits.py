@@ -5,15 +5,13 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from server.coordinator import Coordinator
 from server.records import RunRecord, RunState
 from tests.hostile import Session, drawn_vector, joined
-from tests.loopback import WAIT_SECONDS, committed_round, everyone, run_in_state, serving, small_spec, until
+from tests.loopback import committed_round, everyone, rest, run_in_state, serving, small_spec, until
 from wire import federation_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -26,17 +24,11 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
         yield coordinator
 
 
-async def shown(coordinator: Coordinator, run: RunRecord) -> dict[str, Any]:
-    url = f"http://{coordinator.http_address}/api/v1"
-    async with httpx.AsyncClient(base_url=url, timeout=WAIT_SECONDS) as client:
-        return dict((await client.get(f"/runs/{run.run_id}")).json())
-
-
 async def until_status(coordinator: Coordinator, run: RunRecord, beginning: str, most_seconds: float) -> None:
     """Wait until the status is a wait that begins so, and check what it says of the time left."""
 
     async def matching() -> bool:
-        status = str((await shown(coordinator, run))["status"])
+        status = str((await rest(coordinator, f"/runs/{run.run_id}"))["status"])
         found = re.fullmatch(re.escape(beginning) + r", (\d+) s left", status)
         return found is not None and most_seconds - 10 <= int(found[1]) <= most_seconds
 
@@ -79,7 +71,7 @@ async def test_status_of_a_run_behind_another_says_so(coordinator: Coordinator) 
     first = await coordinator.runs.submit(small_spec())
     await until_status(coordinator, first, "round 1: select: waiting for 3 of 3 clients", 20)
     second = await coordinator.runs.submit(small_spec())
-    assert (await shown(coordinator, second))["status"] == "queued: waiting for a run before it to end"
+    assert (await rest(coordinator, f"/runs/{second.run_id}"))["status"] == "queued: waiting for a run before it to end"
 
 
 async def test_runs_show_prints_the_wait(coordinator: Coordinator) -> None:
@@ -103,7 +95,7 @@ async def test_run_without_enough_clients_pauses_with_the_reason_and_resumes(coo
             "Round 1: at least 2 clients must be present within 0.2 s, got 1. "
             "Start more clients that can run 'mlp', then resume the run."
         )
-        view = await shown(coordinator, run)
+        view = await rest(coordinator, f"/runs/{run.run_id}")
         assert (view["reason"], view["status"]) == (reason, f"paused: {reason}")
         async with joined(coordinator.address) as second:
             await coordinator.runs.resume(run.run_id)
@@ -123,7 +115,7 @@ async def test_run_below_its_quorum_at_the_deadline_pauses_with_the_reason_and_r
         assert attempts == [0, 1]
         await paused(coordinator, run)
         reason = "Round 1: quorum must be 2 contributions, got 0 of 3 asked, 3 no_answer."
-        assert (await shown(coordinator, run))["reason"].startswith(reason)
+        assert (await rest(coordinator, f"/runs/{run.run_id}"))["reason"].startswith(reason)
         for session in sessions:
             await drain(session)
         await coordinator.runs.resume(run.run_id)
@@ -144,7 +136,10 @@ async def test_run_that_cannot_reach_its_quorum_any_more_does_not_wait_for_the_d
             verdict = await session.contribute(task, drawn_vector(1, SIZE), weight=0)
             assert verdict.reason == pb.REFUSAL_REASON_WRONG_WEIGHT
         await paused(coordinator, run)
-        assert "got 0 of 3 asked, 1 no_answer, 2 wrong_weight." in (await shown(coordinator, run))["reason"]
+        assert (
+            "got 0 of 3 asked, 1 no_answer, 2 wrong_weight."
+            in (await rest(coordinator, f"/runs/{run.run_id}"))["reason"]
+        )
 
 
 async def test_round_with_a_quorum_closes_at_the_deadline_without_the_rest(coordinator: Coordinator) -> None:
