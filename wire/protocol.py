@@ -1,5 +1,7 @@
 """Numbers that both sides of the contract must agree on, and the gRPC settings that follow from them."""
 
+import ipaddress
+
 PROTOCOL_VERSION = 1
 
 SLICE_BYTES = 1 << 20
@@ -60,6 +62,12 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 def is_loopback(address: str) -> bool:
-    """Tell whether an address, host and port, can be reached from this machine alone. Plain text needs no permission there."""
+    """Tell whether an address, host and port, can be reached from this machine alone. Plain text needs no permission there.
+
+    A name other than localhost is none, whatever it looks like: a resolver may send it anywhere.
+    """
     host = address.rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
