@@ -33,6 +33,9 @@ CLASSES = 10
 STREAM_CLIENTS = 8
 """Most clients for which the stream and Flower are measured too: both start at least a process for each."""
 
+TABLE_WIDTH = 110
+"""Columns of the output where no terminal says how many there are."""
+
 FLOWER_ROUNDS = 4
 FLOWER_SECONDS = 600.0
 
@@ -178,9 +181,11 @@ def _check(records: Sequence[Mapping[str, Any]], workload: Workload) -> None:
 
 def _table(results: Sequence[Result]) -> Table:
     table = Table("workload", "figure", "measured", "ratio", "target", "")
+    for column in table.columns:
+        column.no_wrap = True
     for result in results:
         workload = result.workload
-        title = f"{workload.client_count} clients, {workload.byte_count / 1e6:.1f} MB"
+        title = f"{workload.client_count} clients, {workload.byte_count / 1e6:.0f} MB"
         for figure, value, ratio, target, is_met in _rows(result):
             mark = "" if is_met is None else "[green]met[/green]" if is_met else "[red]missed[/red]"
             table.add_row(title, figure, value, ratio, target, mark)
@@ -209,9 +214,8 @@ def _rows(result: Result) -> Iterator[tuple[str, str, str, str, bool | None]]:
         yield "Flower's server side, RSS", f"{result.flower.server_rss_mb:.0f} MB", "", "", None
     stall = rounds.stall_seconds
     yield "event loop, longest stall", f"{1000 * stall:.0f} ms", "", "<= 50 ms", stall <= 0.05
-    phases = ", ".join(f"{phase} {1000 * part:.1f}" for phase, part in rounds.phase_seconds.items())
-    between = 1000 * (seconds - sum(rounds.phase_seconds.values()))
-    yield "of a round, ms", f"{phases}, rest {between:.1f}", "", "", None
+    for phase, part in rounds.phase_seconds.items():
+        yield f"  of a round: {phase}", _s(part), f"{100 * part / seconds:.0f} %", "", None
 
 
 def _s(seconds: float) -> str:
@@ -256,7 +260,7 @@ def main() -> None:
         parser.error(f"--only must be among {', '.join(names)}, got {', '.join(sorted(unknown))}")
     # So that a polite end, too, ends the processes that were started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     flower_python = _flower_python(arguments, console)
     console.print(_machine(), highlight=False)
     results = {}
