@@ -50,7 +50,7 @@ class ModelCache:
             by_age = sorted(self._folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, reverse=True)
             for path in by_age[kept:]:
                 path.unlink(missing_ok=True)
-        self._checked.intersection_update(bytes.fromhex(path.stem) for path in self._folder.glob("*.f32"))
+        self._checked -= {sha256 for sha256 in self._checked if not self._path(sha256).exists()}
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / f"{sha256.hex()}.f32"

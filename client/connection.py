@@ -266,6 +266,8 @@ async def connect(endpoint: Endpoint, key: Ed25519PrivateKey, hello: pb.Hello) -
                 if any(sign in (error.details() or "") for sign in ("Socket closed", "reset by peer")):
                     raise ConnectionLostError(f"{error.details()}{endpoint.hint}") from error
                 raise _translated(error) from error
+            except _BROKEN as error:
+                raise ConnectionLostError(f"the stream is closed: {error}") from error
             yield Connection(stub, call, welcome)
         finally:
             call.cancel()

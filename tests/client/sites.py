@@ -17,10 +17,13 @@ from client.training import Assignment, Result, Trainer
 from models import TrainingStopped
 from models.learner import Report
 from server.coordinator import Coordinator
+from server.model import ModelShop
 from server.records import RoundRecord, RunState
 from tests.loopback import WAIT_SECONDS, until
 from wire.spec import RunSpec, validate_spec
+from wire.tensors import vector_bytes
 
+TRAIN = Trainer.train
 CPU = torch.device("cpu")
 DIGITS = load_local("digits,blocks=0", 0.2, 0)
 """104 examples for training, 26 held out."""
@@ -133,3 +136,10 @@ class HeldTraining:
             return result
 
         return train
+
+
+def contribution(spec: RunSpec, round_number: int = 1, client_id: str = "c" * 32) -> bytes:
+    """Return what a client must bring, trained here: by the function itself, whatever a test has put in its place."""
+    assignment = Assignment(spec, round_number, client_id, ModelShop(spec).initial().vector)
+    result = TRAIN(Trainer(spec.learner, CPU), assignment, DIGITS, lambda fraction: None)
+    return bytes(vector_bytes(result.vector))
