@@ -7,6 +7,7 @@ from typing import Any, Self
 import httpx
 
 from wire.errors import ChoralError
+from wire.protocol import is_loopback
 
 TIMEOUT_SECONDS = 30.0
 
@@ -23,7 +24,12 @@ class Rest:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._url = url
         try:
-            self._client = httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", headers=headers, timeout=TIMEOUT_SECONDS)
+            # A proxy, which the environment may name, is on another machine: there loopback is its own.
+            is_direct = is_loopback(f"{httpx.URL(url).host}:0")
+            base_url = f"{url.rstrip('/')}/api/v1"
+            self._client = httpx.Client(
+                base_url=base_url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=not is_direct
+            )
         except httpx.InvalidURL as error:
             raise self._unreachable(error) from error
 

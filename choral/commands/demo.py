@@ -35,7 +35,7 @@ def demo(
     console = Console()
     console.print(
         f"{clients} clients on this machine, each with the handwritten digits of about one writer, train one {learner.upper()} for "
-        f"{rounds} rounds over gRPC. No digit leaves its client.",
+        f"{rounds} round{'s' * (rounds > 1)} over gRPC. No digit leaves its client.",
         highlight=False,
         soft_wrap=True,
     )

@@ -44,7 +44,11 @@ def _plot_accuracy(axes: "Axes", rounds: Sequence[Round], outcome: Outcome) -> N
     """Draw the held-out accuracy as a curve, and each of the three numbers as a line with its name."""
     held_out = [float("nan") if row.accuracy is None else 100 * row.accuracy for row in rounds]
     axes.plot(
-        [row.round for row in rounds], held_out, color=CURVE, **_style(rounds), label="digits that clients hold out"
+        [row.round for row in rounds],
+        held_out,
+        color=CURVE,
+        **_style(rounds),
+        label="federated, on digits that clients hold out",
     )
     levels = {"alone": outcome.alone_mean, "federated": outcome.federated, "pooled": outcome.pooled}
     highest = max(levels, key=lambda name: levels[name])

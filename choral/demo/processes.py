@@ -15,8 +15,8 @@ import choral
 from choral.demo.errors import DemoError
 from choral.rest import Rest, RestError
 
-END_SECONDS = 5.0
-"""Time that processes have to end after they were asked to; then they are killed."""
+END_SECONDS = 2.0
+"""Time that processes have to take their leave; then they are killed. Nothing that they keep is needed any more."""
 
 LOG_LINES = 8
 """Lines of a log that an error shows."""
@@ -115,6 +115,7 @@ class Federation:
         finally:
             for process in processes:
                 process.kill()
+            self.rest.close()
 
     def start_coordinator(self) -> None:
         """Start the coordinator on free ports; `is_healthy` tells when it serves."""
