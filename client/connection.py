@@ -16,7 +16,14 @@ from client.errors import ConnectionLostError, RejectedError, RoundClosedError
 from wire import federation_pb2 as pb
 from wire.federation_pb2_grpc import FederationServiceStub
 from wire.identity import sign_hello
-from wire.protocol import CLIENT_OPTIONS, HEARTBEAT_SECONDS, HELLO_SECONDS, PROTOCOL_VERSION, SILENCE_SECONDS
+from wire.protocol import (
+    CLIENT_OPTIONS,
+    HEARTBEAT_SECONDS,
+    HELLO_SECONDS,
+    PROTOCOL_VERSION,
+    SILENCE_SECONDS,
+    is_loopback,
+)
 from wire.slices import cut
 
 OUTBOX_SIZE = 64
@@ -61,8 +68,13 @@ class Endpoint:
                 "TLS: a client's certificate must be given with its key and the coordinator's authority."
             )
         if self.ca is None:
-            return grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
-        return grpc.aio.secure_channel(self.address, self._credentials(), options=CLIENT_OPTIONS)
+            return grpc.aio.insecure_channel(self.address, options=self._options)
+        return grpc.aio.secure_channel(self.address, self._credentials(), options=self._options)
+
+    @property
+    def _options(self) -> tuple[tuple[str, int], ...]:
+        # A proxy, which the environment may name, is on another machine: there loopback is its own.
+        return (*CLIENT_OPTIONS, ("grpc.enable_http_proxy", int(not is_loopback(self.address))))
 
     @property
     def hint(self) -> str:

@@ -25,7 +25,7 @@ class Outcome:
         alone: Of each client's own model.
         federated: Of the federation's model.
         pooled: Of a model trained on all data in one place.
-        seconds: What the demo took, from first to last.
+        seconds: From the start to the three numbers; the plot takes another second or so.
     """
 
     plan: Plan

@@ -69,7 +69,9 @@ async def test_run_round_after_round_on_one_session(
     with caplog.at_level(logging.INFO, "client"):
         async with running(agents[0]), running(agents[1]):
             await until_joined(coordinator, *agents)
-            rounds = await played(coordinator, digits_spec(rounds=5, cohort={"size": 2}, evaluate={"every": 5}))
+            rounds = await played(
+                coordinator, digits_spec(rounds=5, cohort={"size": 2}, local={"epochs": 8}, evaluate={"every": 5})
+            )
     for record in rounds:
         assert [part.client_id for part in record.contributions] == sorted(agent.client_id for agent in agents)
         assert record.refusals == []
