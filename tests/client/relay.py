@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 READ_BYTES = 64 << 10
 
@@ -16,6 +16,8 @@ class Relay:
         is_silent: Whether bytes are swallowed instead of forwarded, while connections stay up.
         swallowed_bytes: How many were.
         connection_count: Connections so far.
+        cut_count: How often every connection was broken.
+        bytes_until_cut: After how many forwarded bytes to break every connection, again and again; new ones are let through.
     """
 
     def __init__(self, target: str) -> None:
@@ -24,6 +26,9 @@ class Relay:
         self.is_silent = False
         self.swallowed_bytes = 0
         self.connection_count = 0
+        self.cut_count = 0
+        self.bytes_until_cut: Iterator[int] | None = None
+        self._bytes_left: int | None = None
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._writers: set[asyncio.StreamWriter] = set()
@@ -32,8 +37,7 @@ class Relay:
     def cut(self) -> None:
         """Break every connection and let no new one through."""
         self.is_open = False
-        for writer in self._writers:
-            writer.transport.abort()
+        self._break()
 
     async def close(self) -> None:
         """Break every connection and wait for their ends."""
@@ -65,8 +69,22 @@ class Relay:
                     continue
                 writer.write(data)
                 await writer.drain()
+                self._count(len(data))
         self._writers.discard(writer)
         await _abort(writer)
+
+    def _count(self, byte_count: int) -> None:
+        if self.bytes_until_cut is None:
+            return
+        self._bytes_left = (next(self.bytes_until_cut) if self._bytes_left is None else self._bytes_left) - byte_count
+        if self._bytes_left <= 0:
+            self._bytes_left = None
+            self._break()
+
+    def _break(self) -> None:
+        self.cut_count += 1
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 async def _abort(writer: asyncio.StreamWriter) -> None:

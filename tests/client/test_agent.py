@@ -146,17 +146,11 @@ async def test_run_that_loses_its_connections_over_and_over_ends_with_the_undist
             data = load_local(f"digits,blocks={block}", 0.2, 0)
             await clients.enter_async_context(running(make_agent(tmp_path / f"site-{block}", relay.address, data)))
         undisturbed = await played(coordinator, spec)
-        run = asyncio.create_task(played(coordinator, spec))
         chance = random.Random(3)
-        cut_count = 0
-        while not run.done():
-            # From nothing at all to most of a round.
-            await asyncio.wait([run], timeout=chance.choice([0.01, 0.05, 0.15, 0.3]))
-            relay.cut()
-            relay.is_open = True
-            cut_count += 1
-        disturbed = await run
-    assert cut_count >= 12
+        # The model is 1.5 MB: 36 MB at least go through the relay, and 3 MB at most between two cuts.
+        relay.bytes_until_cut = iter(lambda: chance.choice([1_000, 1_000_000, 2_500_000, 3_000_000]), None)
+        disturbed = await played(coordinator, spec)
+    assert relay.cut_count >= 12
     assert [record.model_sha256 for record in disturbed] == [record.model_sha256 for record in undisturbed]
     # A verdict that was lost on its way is asked for once more.
     assert {refusal.reason for record in disturbed for refusal in record.refusals} <= {"duplicate"}
