@@ -14,6 +14,8 @@ from client.agent import Agent, AgentConfig
 from client.connection import Endpoint
 from client.data import load_local
 from client.policy import Policy
+from models import warm_up
+from wire.memory import settle
 
 
 async def join(address: str, data: str, folders: list[Path]) -> None:
@@ -32,6 +34,8 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="a folder for each client")
     parser.add_argument("--data", default="digits", help="the data that each of them has")
     arguments = parser.parse_args()
+    warm_up()
+    settle()
     torch.set_num_threads(1)
     asyncio.run(join(arguments.address, arguments.data, arguments.folders))
 

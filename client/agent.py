@@ -33,7 +33,7 @@ class AgentConfig:
 
     Attributes:
         endpoint: Where the coordinator is.
-        folder: Where the key file and received models lie; each client needs one of its own.
+        folder: Where the key file lies; each client needs one of its own.
         name: A name for people, 1 to 64 printable characters.
         device: Where to train.
         thread_count: Threads for training on a CPU.
@@ -66,7 +66,7 @@ class Agent:
         self.client_id = client_id_of(self._key.public_key().public_bytes_raw())
         self._hello = _hello(config, data)
         resident = LocalData(data.kind, data.training.to(config.device), data.held_out.to(config.device))
-        self._site = Site(resident, config.device, config.policy, ModelCache(config.folder / "models"))
+        self._site = Site(resident, config.device, config.policy, ModelCache())
 
     async def run(self) -> None:
         """Join, work, and join again, for ever.

@@ -11,10 +11,9 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.cache import PartialModel
 from client.errors import ConnectionLostError, RejectedError, RoundClosedError
 from wire import federation_pb2 as pb
-from wire.federation_pb2_grpc import FederationServiceStub
+from wire.frames import Part, Stub
 from wire.identity import sign_hello
 from wire.protocol import (
     CLIENT_OPTIONS,
@@ -24,7 +23,7 @@ from wire.protocol import (
     SILENCE_SECONDS,
     is_loopback,
 )
-from wire.slices import cut
+from wire.slices import Assembly, cut
 
 OUTBOX_SIZE = 64
 
@@ -40,7 +39,7 @@ _BROKEN = (asyncio.InvalidStateError, grpc.aio.BaseError)
 """What gRPC raises beside `AioRpcError` where a call or its channel has come to its end."""
 
 JoinCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.JoinRequest, pb.JoinResponse]"
-UploadCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.UploadRequest, pb.UploadResponse]"
+UploadCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.UploadRequest | Part, pb.UploadResponse]"
 Progress = Callable[[float], None]
 Value = TypeVar("Value")
 
@@ -109,7 +108,7 @@ class Connection:
 
     def __init__(
         self,
-        stub: FederationServiceStub,
+        stub: Stub,
         call: JoinCall,
         welcome: pb.Welcome,
     ) -> None:
@@ -158,15 +157,15 @@ class Connection:
             writing.cancel()
             self._ended.set_result(None)
 
-    async def download(self, partial: PartialModel, reference: pb.ModelReference, report: Progress) -> None:
-        """Download the rest of a model into `partial` and finish it.
+    async def download(self, incoming: Assembly, report: Progress) -> None:
+        """Download the rest of a model.
 
         Raises:
             ConnectionLostError: The connection broke; what has arrived is kept.
-            TransferError: What arrived is not that model; it is dropped.
+            TransferError: What arrived is not that model.
             RoundClosedError: No open round uses the model.
         """
-        await self._while_open(self._download(partial, reference, report))
+        await self._while_open(self._download(incoming, report))
 
     async def upload(self, header: pb.UploadHeader, data: memoryview, report: Progress) -> pb.UploadVerdict:
         """Upload a contribution, from where an earlier try stopped, and return the coordinator's verdict.
@@ -193,24 +192,20 @@ class Connection:
         except _BROKEN as error:
             raise ConnectionLostError(f"the channel is closed: {error}") from error
 
-    async def _download(self, partial: PartialModel, reference: pb.ModelReference, report: Progress) -> None:
-        request = pb.DownloadRequest(
-            session_token=self._token,
-            sha256=reference.sha256,
-            offset=min(partial.received_bytes, reference.total_bytes),
-        )
+    async def _download(self, incoming: Assembly, report: Progress) -> None:
+        request = pb.DownloadRequest(session_token=self._token, sha256=incoming.sha256, offset=incoming.received_bytes)
         call = self._stub.Download(request)
         try:
-            async for response in call:
-                partial.write(response.data)
-                report(partial.received_bytes / reference.total_bytes)
+            async for data in call:
+                incoming.write(incoming.received_bytes, data)
+                report(incoming.received_bytes / len(incoming.buffer))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise RoundClosedError(error.details()) from error
             raise _translated(error, is_transfer=True) from error
         finally:
             call.cancel()
-        partial.finish(reference.total_bytes)
+        incoming.check()
 
     async def _upload(self, header: pb.UploadHeader, data: memoryview, report: Progress) -> pb.UploadVerdict:
         header.session_token = self._token
@@ -246,9 +241,9 @@ class Connection:
 
 async def _send_slices(call: UploadCall, data: memoryview, offset: int, report: Progress) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError, *_BROKEN):
-        for start, part in cut(data, offset):
-            await call.write(pb.UploadRequest(slice=pb.Slice(offset=start, data=part)))
-            report((start + len(part)) / len(data))
+        for part in cut(data, offset):
+            await call.write(part)
+            report((part.offset + len(part.data)) / len(data))
         await call.done_writing()
 
 
@@ -266,7 +261,7 @@ async def connect(endpoint: Endpoint, key: Ed25519PrivateKey, hello: pb.Hello) -
         RejectedError: It will not have this client.
     """
     async with endpoint.channel() as channel:
-        stub = FederationServiceStub(channel)
+        stub = Stub(channel)
         call = stub.Join()
         try:
             try:

@@ -27,7 +27,7 @@ from models import DataError, TrainingStopped, warm_up
 from wire import federation_pb2 as pb
 from wire.errors import ChoralError, LayoutError, TransferError
 from wire.spec import RunSpec, parse_spec
-from wire.tensors import Vector, vector_bytes
+from wire.tensors import Vector, vector_bytes, vector_from_bytes
 
 log = logging.getLogger(__name__)
 
@@ -236,29 +236,27 @@ class Worker:
 
     async def _model(self, reference: pb.ModelReference) -> Vector:
         """Return the model, from the cache or by download."""
-        if (vector := await asyncio.to_thread(self._site.cache.get, reference.sha256)) is not None:
+        cache = self._site.cache
+        if (vector := cache.get(reference.sha256)) is not None:
             return vector
         self._enter(pb.PHASE_DOWNLOADING)
 
-        async def download(connection: Connection) -> None:
-            with self._site.cache.begin(reference.sha256) as partial:
-                await asyncio.to_thread(partial.resume)
-                await connection.download(partial, reference, self._report_fraction)
+        async def download(connection: Connection) -> Vector:
+            incoming = cache.begin(reference.sha256, reference.total_bytes // 4)
+            try:
+                await connection.download(incoming, self._report_fraction)
+            except TransferError:
+                cache.drop()
+                raise
+            return vector_from_bytes(incoming.buffer)
 
-        await self._with_connection(download)
-        self._site.cache.prune()
-        vector = self._site.cache.get(reference.sha256)
-        if vector is None:
-            raise TransferError(
-                f"Model {reference.sha256[:8].hex()}: must be in the cache after its download, it is gone."
-            )
-        return vector
+        return await self._with_connection(download)
 
     async def _with_connection(self, transfer: Callable[[Connection], Awaitable[Value]]) -> Value:
         """Run a transfer on the connection of the moment, again and again until one holds."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((ConnectionLostError, TransferError)),
-            wait=wait_random_exponential(multiplier=0.1, max=10),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
             before_sleep=_log_retry,
         )
         return await retrying(self._transfer, transfer)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.errors import DataError
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer, build_optimizer
+from wire.memory import VectorPool
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State, Vector
 
@@ -34,6 +35,7 @@ class GradientLearner(ABC):
         with torch.random.fork_rng(devices=[]), device:
             self._module = self.build().to(device)
         self._layout = Layout.of(self._module.state_dict())
+        self._vectors = VectorPool()
         self._needs_pairs = any(isinstance(part, nn.BatchNorm1d) for part in self._module.modules())
         self._buffers = frozenset(name for name, _ in self._module.named_buffers())
 
@@ -152,7 +154,7 @@ class GradientLearner(ABC):
                 own[entry.name].copy_(state[entry.name])
 
     def _change_since(self, state: State) -> Vector:
-        change = self._layout.flatten(self._module.state_dict())
+        change = self._layout.flatten(self._module.state_dict(), out=self._vectors.take(self._layout.size))
         for name, view in self._layout.views(change).items():
             view.sub_(state[name])
         return change

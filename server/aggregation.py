@@ -7,6 +7,8 @@ Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from 
 https://arxiv.org/abs/1602.05629
 """
 
+import math
+
 import numpy as np
 
 from server.errors import ContributionRefused
@@ -29,7 +31,8 @@ class WeightedMean:
         self.grid = grid
         self.count = 0
         self.weight_total = 0
-        self._total = np.zeros(size, dtype=np.int64)
+        # Whatever lies in this memory: the first vector is written over it.
+        self._total = np.empty(size, dtype=np.int64)
 
     @property
     def size(self) -> int:
@@ -52,9 +55,16 @@ class WeightedMean:
         for start in range(0, len(vector), BLOCK):
             block = vector[start : start + BLOCK]
             steps = self.grid.quantise(block, weight, out=scratch[: len(block)])
-            self._total[start : start + BLOCK] += steps.astype(np.int64)
+            if self.count == 0:
+                self._total[start : start + BLOCK] = steps
+            else:
+                self._total[start : start + BLOCK] += steps.astype(np.int64)
         self.count += 1
         self.weight_total += weight
+
+    def clear(self) -> None:
+        """Start anew in the same memory: fresh pages take longer to get than a sum to make."""
+        self.count = self.weight_total = 0
 
     def merge(self, other: "WeightedMean") -> None:
         """Add the sum of other clients on the same grid, as an aggregator between clients and coordinator would hand it up."""
@@ -62,7 +72,10 @@ class WeightedMean:
             raise ValueError("Sums must have the same grid and size to be merged.")
         if self.count + other.count > self.grid.client_count:
             raise ValueError(f"A sum on this grid must have at most {self.grid.client_count} contributions.")
-        self._total += other._total
+        if self.count == 0:
+            self._total[:] = other._total
+        elif other.count:
+            self._total += other._total
         self.count += other.count
         self.weight_total += other.weight_total
 
@@ -74,6 +87,20 @@ class WeightedMean:
         for start in range(0, len(mean), BLOCK):
             rows = slice(start, start + BLOCK)
             self.grid.mean(self._total[rows], self.weight_total, out=mean[rows])
+        return mean
+
+    def turn_into_mean(self) -> Vector:
+        """Return the mean as `mean` does, in the memory of the sum, which must be cleared before it is used again."""
+        if self.count == 0:
+            raise ValueError("A mean must have at least one contribution, got none.")
+        size = len(self._total)
+        mean = self._total.view(np.float32)[:size]
+        scratch = np.empty(min(BLOCK, size), dtype=np.float64)
+        step = math.ldexp(self.weight_total, self.grid.exponent)
+        for start in range(0, size, BLOCK):
+            # A block of the mean never reaches beyond the sums that have been divided already.
+            block = self._total[start : start + BLOCK]
+            mean[start : start + BLOCK] = np.divide(block, step, out=scratch[: len(block)])
         return mean
 
     def _check(self, vector: Vector, weight: int) -> None:

@@ -28,7 +28,7 @@ from server.sessions import Sessions
 from server.store import Store, open_store
 from server.tasks import task_group
 from server.transfers import Transfers
-from wire.federation_pb2_grpc import add_FederationServiceServicer_to_server
+from wire.frames import add_to_server
 from wire.protocol import SERVER_OPTIONS, STALL_SECONDS, is_loopback
 from wire.spec import CohortSpec, Named, RunSpec
 
@@ -187,7 +187,7 @@ class _Web(uvicorn.Server):
 
 async def _start_grpc(config: CoordinatorConfig, service: FederationService) -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    add_FederationServiceServicer_to_server(service, server)
+    add_to_server(service, server)
     # gRPC itself would not say why an address cannot be used.
     _bound_socket("gRPC", config.address).close()
     try:

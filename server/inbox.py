@@ -17,7 +17,8 @@ from server.errors import ContributionRefused, reason_name
 from server.records import ContributionRecord, RefusalRecord
 from server.signal import Signal
 from wire.federation_pb2 import RefusalReason
-from wire.tensors import Vector
+from wire.memory import VectorPool
+from wire.tensors import Vector, vector_bytes
 
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 METRIC_COUNT = 64
@@ -55,7 +56,9 @@ class Arrival:
 class Inbox:
     """Takes the contributions of one attempt at a round."""
 
-    def __init__(self, binding: Binding, invited: Sequence[str], total: WeightedMean, changed: Signal) -> None:
+    def __init__(
+        self, binding: Binding, invited: Sequence[str], total: WeightedMean, changed: Signal, vectors: VectorPool
+    ) -> None:
         """Open the inbox.
 
         Args:
@@ -63,6 +66,7 @@ class Inbox:
             invited: Clients that are asked.
             total: The sum, empty.
             changed: Notified whenever a client settles.
+            vectors: Memory for the contributions that arrive in slices.
         """
         self.binding = binding
         self.changed = changed
@@ -71,6 +75,7 @@ class Inbox:
         self._invited = frozenset(invited)
         self._refused: set[str] = set()
         self._total = total
+        self._vectors = vectors
         self._adding = asyncio.Lock()
         self._admissions: set[asyncio.Task[ContributionRefused | None]] = set()
         self._is_closed = False
@@ -84,6 +89,10 @@ class Inbox:
     def vector_bytes(self) -> int:
         """Length that a contribution's vector must have on the wire."""
         return 4 * self._total.size
+
+    def buffer(self) -> memoryview:
+        """Return memory for one contribution, `vector_bytes` long."""
+        return vector_bytes(self._vectors.take(self._total.size))
 
     @property
     def count(self) -> int:

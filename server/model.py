@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models import Evaluation, Examples, Learner, ServerOptimizer, build_learner
 from server.errors import StoreError
+from wire.memory import VectorPool
 from wire.seeds import derive_seed
 from wire.spec import RunSpec
 from wire.tensors import Layout, Vector, vector_bytes
@@ -49,10 +50,15 @@ class Model:
 
 
 class ModelShop:
-    """Makes the models of one run. Synchronous and slow for large models: call it in a thread, one call at a time."""
+    """Makes the models of one run. Synchronous and slow for large models: call it in a thread, one call at a time.
+
+    Attributes:
+        vectors: Memory for the run's models and contributions.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
         """Build the learner. Raises `LearnerError` when the spec names something that the zoo does not have."""
+        self.vectors = VectorPool()
         self._spec = spec
         # A learner that never evaluates needs no parameters of its own.
         self._learner: Learner = build_learner(spec.learner, "cpu" if spec.evaluate.on == "coordinator" else "meta")
@@ -70,7 +76,8 @@ class ModelShop:
         optimizer = ServerOptimizer(
             self._spec.server.optimizer, {name: slot.clone() for name, slot in model.slots.items()}
         )
-        vector = model.vector.copy()
+        vector = self.vectors.take(model.layout.size)
+        np.copyto(vector, model.vector)
         state = model.layout.views(vector)
         result = self._learner.apply(state, model.layout.views(mean), optimizer)
         if any(result[name].data_ptr() != tensor.data_ptr() for name, tensor in state.items() if tensor.numel()):

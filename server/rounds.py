@@ -63,6 +63,7 @@ class Rounds:
         self._site = site
         self._status = status
         self._phase_seconds: dict[str, float] = {}
+        self._total: WeightedMean | None = None
 
     async def play(self) -> RunRecord:
         """Run rounds until the last or until the spec's metric is reached, and return the finished run.
@@ -99,7 +100,7 @@ class Rounds:
             with contextlib.ExitStack() as claims:
                 record = await self._gather(record, claims)
                 order = Order(self._run.run_id, number, record.attempt, self._spec, model, len(record.selected))
-                inbox = await self._train(order, record.selected)
+                inbox = await self._train(order, record.selected, shop)
                 record = record.with_(refusals=[*record.refusals, *inbox.refusals])
                 if len(inbox.contributions) >= cohort.fewest:
                     return await self._finish_round(record, order, inbox, shop)
@@ -160,12 +161,11 @@ class Rounds:
             )
         return choice.present
 
-    async def _train(self, order: Order, selected: list[str]) -> Inbox:
+    async def _train(self, order: Order, selected: list[str], shop: ModelShop) -> Inbox:
         """Ask the clients and return the inbox, closed, with what they brought."""
         self._status.enter("train", order.round_number)
         binding = Binding(order.run_id, order.round_number, order.model.sha256, order.model.layout.sha256)
-        total = WeightedMean(order.grid, order.model.layout.size)
-        inbox = Inbox(binding, selected, total, self._site.cohort.changed)
+        inbox = Inbox(binding, selected, self._empty_sum(order), self._site.cohort.changed, shop.vectors)
         enough = min(self._spec.cohort.size or len(selected), len(selected))
         with self._timed("train"):
             async with task_group() as group:
@@ -177,6 +177,14 @@ class Rounds:
                 await inbox.close()
                 asking.cancel()
         return inbox
+
+    def _empty_sum(self, order: Order) -> WeightedMean:
+        """Return the sum of the round before, cleared, if it suits."""
+        if self._total is None or self._total.grid != order.grid:
+            self._total = WeightedMean(order.grid, order.model.layout.size)
+        else:
+            self._total.clear()
+        return self._total
 
     async def _until_closed(self, inbox: Inbox | Ballot, enough: int) -> None:
         """Wait until the round may close: enough are in, nobody is left, the quorum is in and the rest is gone, or the deadline."""
@@ -226,9 +234,7 @@ class Rounds:
         """Turn the sum into the next model, evaluate it, and commit the round."""
         self._status.enter("apply", record.number)
         with self._timed("apply"):
-            # The sum is two models large: it goes before the next model comes.
-            mean = await asyncio.to_thread(lambda: inbox.take_total().mean())
-            model = await asyncio.to_thread(shop.next, order.model, mean)
+            model = await asyncio.to_thread(lambda: shop.next(order.model, inbox.take_total().turn_into_mean()))
         parts = sorted(inbox.contributions.items())
         record = record.with_(
             state=RoundState.COMMITTED,

@@ -20,6 +20,7 @@ from server.transfers import Interruption, Reception, Transfers
 from wire import federation_pb2 as pb
 from wire.errors import TransferError
 from wire.federation_pb2_grpc import FederationServiceServicer
+from wire.frames import Part
 from wire.identity import client_id_of, is_hello_signed
 from wire.protocol import (
     HEARTBEAT_SECONDS,
@@ -93,9 +94,9 @@ class FederationService(FederationServiceServicer):
             )
         try:
             async with self._transfers.download_places:
-                for _, part in cut(data, request.offset):
+                for part in cut(data, request.offset):
                     async with asyncio.timeout(self._stall_seconds):
-                        await context.write(pb.DownloadResponse(data=part))
+                        await context.write(part.data)
         except TimeoutError:
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"a slice must be taken within {self._stall_seconds:g} s"
@@ -241,7 +242,7 @@ class FederationService(FederationServiceServicer):
             CancelledError: The connection broke. The buffer is parked, for the client to go on from it.
         """
         key = (client_id, header.run_id, header.round, header.sha256, header.total_bytes)
-        async with self._transfers.places.take(key, header.total_bytes, header.sha256) as assembly:
+        async with self._transfers.places.take(key, header.sha256, upload.inbox.buffer) as assembly:
             try:
                 await self._take_slices(assembly, upload, context)
             except (asyncio.CancelledError, grpc.aio.InternalError):
@@ -270,7 +271,9 @@ class FederationService(FederationServiceServicer):
         marked_bytes = assembly.received_bytes
         while not assembly.is_complete:
             message = await _next(context)
-            if not isinstance(message, pb.UploadRequest):
+            if isinstance(message, pb.UploadRequest):
+                raise TransferError("Upload: every message after the header must be a slice.")
+            if not isinstance(message, Part):
                 # A broken connection looks like the end of the requests too, but nothing can be written to it: the next line then
                 # ends with the call's cancellation. A client that closed its side on purpose hears once more how much has arrived.
                 await context.write(_grant(assembly))
@@ -278,9 +281,7 @@ class FederationService(FederationServiceServicer):
                     pb.REFUSAL_REASON_TRUNCATED,
                     f"the vector must have {len(assembly.buffer)} bytes, the upload ended after {assembly.received_bytes}",
                 )
-            if not message.HasField("slice"):
-                raise TransferError("Upload: every message after the header must be a slice.")
-            assembly.write(message.slice.offset, message.slice.data)
+            assembly.write(message.offset, message.data)
             if assembly.received_bytes - marked_bytes >= STALL_BYTES:
                 marked_bytes = assembly.received_bytes
                 upload.allow(self._stall_seconds)

@@ -8,7 +8,7 @@ first.
 import asyncio
 import contextlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum, auto
 
 from server.inbox import Inbox
@@ -29,13 +29,13 @@ class Places:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @contextlib.asynccontextmanager
-    async def take(self, key: Key, total_bytes: int, sha256: bytes) -> AsyncIterator[Assembly]:
+    async def take(self, key: Key, sha256: bytes, new_buffer: Callable[[], memoryview]) -> AsyncIterator[Assembly]:
         """Wait for a place and lend its buffer, with what an earlier try left in it. Call `park` before leaving to keep the buffer."""
         assembly = self._parked.pop(key, None)
         if assembly is None:
             await self._wait()
         try:
-            assembly = assembly or Assembly(total_bytes, sha256)
+            assembly = assembly or Assembly(new_buffer(), sha256)
             yield assembly
         finally:
             if assembly is None or self._parked.get(key) is not assembly:

@@ -49,7 +49,7 @@ match MOMENT:
     case "mid-upload":
         write, uploads = slices.Assembly.write, {"first slices": 0}
 
-        def write_then_die(self: slices.Assembly, offset: int, data: bytes) -> None:
+        def write_then_die(self: slices.Assembly, offset: int, data: bytes | memoryview) -> None:
             """Take the slice; die after the first slice of a round's second upload."""
             write(self, offset, data)
             uploads["first slices"] += offset == 0

@@ -3,26 +3,32 @@
 import hashlib
 from collections.abc import Iterator
 
-import numpy as np
-
 from wire.errors import TransferError
+from wire.frames import Part
 from wire.protocol import SLICE_BYTES
 
 
-def cut(data: memoryview, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, slice) from `offset` to the end, each slice of at most `SLICE_BYTES`."""
+def cut(data: memoryview, offset: int = 0) -> Iterator[Part]:
+    """Yield slices from `offset` to the end, each of at most `SLICE_BYTES`, without a copy."""
     for start in range(offset, len(data), SLICE_BYTES):
-        yield start, bytes(data[start : start + SLICE_BYTES])
+        yield Part(start, data[start : start + SLICE_BYTES])
 
 
 class Assembly:
-    """A payload that arrives slice by slice into a buffer of its own size. Not safe for concurrent use."""
+    """A payload that arrives slice by slice into a buffer of its size. Not safe for concurrent use.
 
-    def __init__(self, total_bytes: int, sha256: bytes) -> None:
-        # Not a bytearray: that is filled with zeros first, which for a large model holds up everything else for a while.
-        self.buffer = np.empty(total_bytes, dtype=np.uint8).data
+    Attributes:
+        buffer: Where it goes.
+        sha256: What it must be when it is complete, 32 bytes.
+        received_bytes: How much of it is there.
+        is_checked: Whether it is whole and what it must be.
+    """
+
+    def __init__(self, buffer: memoryview, sha256: bytes) -> None:
+        self.buffer = buffer
         self.received_bytes = 0
-        self._expected = sha256
+        self.is_checked = False
+        self.sha256 = sha256
         self._digest = hashlib.sha256()
 
     @property
@@ -30,7 +36,7 @@ class Assembly:
         """Whether every byte has arrived."""
         return self.received_bytes == len(self.buffer)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put one slice in its place and hash it. `hashlib` lets go of the interpreter lock for slices of this size.
 
         Raises:
@@ -55,5 +61,6 @@ class Assembly:
         """
         if not self.is_complete:
             raise TransferError(f"Payload: must have {len(self.buffer)} bytes, got {self.received_bytes}.")
-        if (found := self._digest.digest()) != self._expected:
-            raise TransferError(f"Payload: SHA-256 must be {self._expected.hex()}, got {found.hex()}.")
+        if (found := self._digest.digest()) != self.sha256:
+            raise TransferError(f"Payload: SHA-256 must be {self.sha256.hex()}, got {found.hex()}.")
+        self.is_checked = True

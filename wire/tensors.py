@@ -83,15 +83,15 @@ class Layout:
         """SHA-256 of the canonical JSON, 32 bytes."""
         return hashlib.sha256(self.json.encode()).digest()
 
-    def flatten(self, state: State) -> Vector:
-        """Copy the floating tensors of `state` into a new float32 vector of shape (size,).
+    def flatten(self, state: State, out: Vector | None = None) -> Vector:
+        """Copy the floating tensors of `state` into a float32 vector of shape (size,): `out`, or a new one.
 
         Raises:
             LayoutError: `state` has another layout.
         """
         if (found := Layout.of(state)) != self:
             raise LayoutError(self._difference(found))
-        vector = np.empty(self.size, dtype=np.float32)
+        vector = np.empty(self.size, dtype=np.float32) if out is None else out
         target = torch.from_numpy(vector)
         for entry in self.entries:
             target[entry.offset : entry.offset + entry.size].copy_(state[entry.name].detach().reshape(-1))

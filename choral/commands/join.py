@@ -15,6 +15,8 @@ from client.data import load_local
 from client.device import choose_device, set_threads
 from client.errors import RejectedError
 from client.policy import Policy, read_policy
+from models import warm_up
+from wire.memory import settle
 from wire.protocol import is_loopback
 
 
@@ -23,9 +25,9 @@ def join(
     data: Annotated[
         str, typer.Option(help="Local data: KIND[:PATH][,key=value...], such as csv:patients.csv,target=outcome.")
     ],
-    folder: Annotated[
-        Path, typer.Option("--folder", help="Where this client's key and models lie; one per client.")
-    ] = Path("client-state"),
+    folder: Annotated[Path, typer.Option("--folder", help="Where this client's key lies; one per client.")] = Path(
+        "client-state"
+    ),
     name: Annotated[str, typer.Option(help="A name for people; default: the host's.")] = "",
     held_out: Annotated[float, typer.Option(help="Part of the data that is held out for evaluation.")] = 0.2,
     split_seed: Annotated[int, typer.Option(help="Seed of that split.")] = 0,
@@ -50,6 +52,8 @@ def join(
             f"Coordinator address: must be on loopback without TLS, got {address}. Give --tls-ca, or --insecure."
         )
     local = load_local(data, held_out, split_seed)
+    warm_up()
+    settle()
     config = AgentConfig(
         endpoint=Endpoint(address, tls_ca, tls_cert, tls_key),
         folder=folder,

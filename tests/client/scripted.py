@@ -190,8 +190,8 @@ class ScriptedCoordinator(FederationServiceServicer):
         data = self.models.get(request.sha256)
         if data is None or len(self.downloads) <= self.refused_downloads:
             await context.abort(grpc.StatusCode.NOT_FOUND, "model must be one of an open round")
-        for _, part in cut(memoryview(data), request.offset):
-            await context.write(pb.DownloadResponse(data=part))
+        for part in cut(memoryview(data), request.offset):
+            await context.write(pb.DownloadResponse(data=bytes(part.data)))
 
 
 def make_task(spec: RunSpec, model: Model, kind: str, round_number: int) -> pb.Task:

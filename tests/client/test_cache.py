@@ -1,5 +1,5 @@
 import hashlib
-import os
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,16 @@ from client.cache import ModelCache
 from server.coordinator import Coordinator
 from server.model import ModelShop
 from server.service import FederationService
+from tests.client.relay import relaying
 from tests.client.scripted import ScriptedCoordinator
 from tests.client.sites import digits_spec, make_agent, played, running, until_joined, until_true
 from tests.loopback import serving
 from wire import federation_pb2 as pb
-from wire.errors import TransferError
-from wire.tensors import vector_bytes
+from wire.protocol import SLICE_BYTES
 
 VECTOR = np.arange(1000, dtype="<f4")
 DATA = VECTOR.tobytes()
 SHA256 = hashlib.sha256(DATA).digest()
-
-
-def put(folder: Path, data: bytes) -> Path:
-    cache = ModelCache(folder)
-    with cache.begin(hashlib.sha256(data).digest()) as partial:
-        partial.write(data)
-        partial.finish(len(data))
-    return folder / f"{hashlib.sha256(data).hexdigest()}.f32"
 
 
 @pytest.fixture
@@ -52,156 +44,73 @@ async def coordinator(offsets: list[int], tmp_path: Path) -> AsyncIterator[Coord
         yield coordinator
 
 
-# --- The files ---
+# --- In memory ---
 
 
-def test_get_downloaded_model_is_mapped_and_equal(tmp_path: Path) -> None:
-    path = put(tmp_path, DATA)
-    vector = ModelCache(tmp_path).get(SHA256)
-    assert vector is not None
-    assert isinstance(vector, np.memmap)
-    assert vector.dtype == np.float32
-    np.testing.assert_array_equal(vector, VECTOR)
-    assert list(tmp_path.iterdir()) == [path]
+def test_get_gives_a_model_only_once_it_is_checked() -> None:
+    cache = ModelCache()
+    incoming = cache.begin(SHA256, VECTOR.size)
+    incoming.write(0, DATA)
+    # Its last slice is here, but nobody has looked whether it is the model.
+    assert incoming.is_complete
+    assert cache.get(SHA256) is None
+    incoming.check()
+    np.testing.assert_array_equal(cache.get(SHA256), VECTOR)
+    assert cache.get(bytes(32)) is None
 
 
-def test_get_writes_to_a_model_stay_private(tmp_path: Path) -> None:
-    path = put(tmp_path, DATA)
-    cache = ModelCache(tmp_path)
-    vector = cache.get(SHA256)
-    assert vector is not None
-    vector[:] = -1
-    assert path.read_bytes() == DATA
+def test_begin_second_try_goes_on_where_the_first_stopped() -> None:
+    cache = ModelCache()
+    cache.begin(SHA256, VECTOR.size).write(0, DATA[:1500])
+    assert cache.get(SHA256) is None
+    incoming = cache.begin(SHA256, VECTOR.size)
+    assert incoming.received_bytes == 1500
+    incoming.write(1500, DATA[1500:])
+    incoming.check()
     np.testing.assert_array_equal(cache.get(SHA256), VECTOR)
 
 
-def test_get_unknown_model_is_none(tmp_path: Path) -> None:
-    cache = ModelCache(tmp_path / "models")
+def test_begin_of_another_model_makes_room_for_it() -> None:
+    cache = ModelCache()
+    cache.begin(SHA256, VECTOR.size).write(0, DATA)
+    cache.begin(SHA256, VECTOR.size).check()
+    assert cache.begin(bytes(32), VECTOR.size).received_bytes == 0
     assert cache.get(SHA256) is None
-    with cache.begin(SHA256) as partial:
-        partial.write(DATA[:500])
-    assert cache.get(SHA256) is None
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(DATA[:-4], id="short"),
-        pytest.param(b"\x01" + DATA[1:], id="changed"),
-        pytest.param(bytes(len(DATA)), id="zeros"),
-    ],
-)
-def test_get_file_that_a_power_cut_has_damaged_is_deleted(tmp_path: Path, damaged: bytes) -> None:
-    put(tmp_path, DATA).write_bytes(damaged)
-    assert ModelCache(tmp_path).get(SHA256) is None
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_begin_second_try_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
-    cache = ModelCache(tmp_path)
-    with cache.begin(SHA256) as partial:
-        partial.write(DATA[:600])
-        partial.write(DATA[600:1500])
-    with ModelCache(tmp_path).begin(SHA256) as partial:
-        partial.resume()
-        assert partial.received_bytes == 1500
-        partial.write(DATA[1500:])
-        partial.finish(len(DATA))
-    np.testing.assert_array_equal(cache.get(SHA256), VECTOR)
-
-
-def test_finish_with_everything_there_already_needs_no_more(tmp_path: Path) -> None:
-    cache = ModelCache(tmp_path)
-    with cache.begin(SHA256) as partial:
-        partial.write(DATA)
-    with cache.begin(SHA256) as partial:
-        partial.resume()
-        partial.finish(len(DATA))
-    assert cache.get(SHA256) is not None
-
-
-@pytest.mark.parametrize(
-    "arrived",
-    [
-        pytest.param(DATA[:-1], id="short"),
-        pytest.param(DATA + b"x", id="long"),
-        pytest.param(b"\x01" + DATA[1:], id="changed"),
-        pytest.param(b"", id="nothing"),
-    ],
-)
-def test_finish_another_model_is_refused_and_dropped(tmp_path: Path, arrived: bytes) -> None:
-    cache = ModelCache(tmp_path)
-    rule = rf"^Model {SHA256[:8].hex()}: must have 4000 bytes of that SHA-256, got {len(arrived)} bytes of "
-    with cache.begin(SHA256) as partial:
-        partial.write(arrived)
-        with pytest.raises(TransferError, match=rule):
-            partial.finish(len(DATA))
-    assert list(tmp_path.iterdir()) == []
-    with cache.begin(SHA256) as partial:
-        partial.resume()
-        assert partial.received_bytes == 0
-
-
-def test_prune_keeps_the_two_models_used_last_and_the_newest_part(tmp_path: Path) -> None:
-    cache = ModelCache(tmp_path)
-    models = [put(tmp_path, np.full(4, number, "<f4").tobytes()) for number in range(4)]
-    parts = [tmp_path / f"{number:064x}.part" for number in range(3)]
-    for age, path in enumerate([*models, *parts]):
-        path.touch()
-        os.utime(path, ns=(age * 10**9, age * 10**9))
-    # Used again, the oldest is the newest.
-    assert cache.get(bytes.fromhex(models[0].stem)) is not None
-    cache.prune()
-    assert sorted(tmp_path.iterdir()) == sorted([models[0], models[3], parts[2]])
-
-
-def test_prune_model_in_use_stays_readable(tmp_path: Path) -> None:
-    put(tmp_path, DATA)
-    cache = ModelCache(tmp_path)
+def test_begin_of_another_model_leaves_alone_what_is_still_trained_on() -> None:
+    cache = ModelCache()
+    cache.begin(SHA256, VECTOR.size).write(0, DATA)
+    cache.begin(SHA256, VECTOR.size).check()
     vector = cache.get(SHA256)
-    for number in range(3):
-        put(tmp_path, np.full(4, number, "<f4").tobytes())
-    cache.prune()
-    assert cache.get(SHA256) is None
+    cache.begin(bytes(32), VECTOR.size).write(0, bytes(len(DATA)))
     np.testing.assert_array_equal(vector, VECTOR)
+
+
+def test_drop_makes_the_next_try_begin_anew() -> None:
+    cache = ModelCache()
+    cache.begin(SHA256, VECTOR.size).write(0, DATA[:1500])
+    cache.drop()
+    assert cache.begin(SHA256, VECTOR.size).received_bytes == 0
 
 
 # --- In a round ---
 
 
-@pytest.mark.parametrize("kept_bytes", [1, 1000, 4 * 1210 - 1, 4 * 1210])
-async def test_download_goes_on_from_what_an_earlier_process_left(
-    coordinator: Coordinator, tmp_path: Path, offsets: list[int], kept_bytes: int
+async def test_download_goes_on_from_what_an_earlier_session_left(
+    coordinator: Coordinator, tmp_path: Path, offsets: list[int]
 ) -> None:
-    spec = digits_spec()
-    model = ModelShop(spec).initial()
-    assert model.layout.byte_count == 4 * 1210
-    agent = make_agent(tmp_path / "site", coordinator.address)
-    part = tmp_path / "site" / "models" / f"{model.sha256.hex()}.part"
-    part.write_bytes(vector_bytes(model.vector)[:kept_bytes])
-    async with running(agent):
-        [record] = await played(coordinator, spec)
-    assert offsets == [kept_bytes]
+    spec = digits_spec(learner={"name": "mlp", "inputs": [1, 8, 8], "hidden": [9000]})
+    assert ModelShop(spec).initial().layout.byte_count > 2 * SLICE_BYTES
+    async with relaying(coordinator.address) as relay:
+        agent = make_agent(tmp_path / "site", relay.address)
+        async with running(agent):
+            await until_joined(coordinator, agent)
+            # Enough for one slice, not for two.
+            relay.bytes_until_cut = itertools.chain([3 * SLICE_BYTES // 2], itertools.repeat(1 << 40))
+            [record] = await played(coordinator, spec)
+    assert offsets == [0, SLICE_BYTES]
     assert len(record.contributions) == 1
-    assert part.with_suffix(".f32").read_bytes() == vector_bytes(model.vector)
-    assert not part.exists()
-
-
-@pytest.mark.parametrize("kept_bytes", [1000, 4 * 1210, 5000])
-async def test_download_drops_a_damaged_part_and_begins_anew(
-    coordinator: Coordinator, tmp_path: Path, offsets: list[int], kept_bytes: int
-) -> None:
-    spec = digits_spec()
-    model = ModelShop(spec).initial()
-    agent = make_agent(tmp_path / "site", coordinator.address)
-    part = tmp_path / "site" / "models" / f"{model.sha256.hex()}.part"
-    part.write_bytes(b"\xff" * kept_bytes)
-    async with running(agent):
-        [record] = await played(coordinator, spec)
-    assert offsets == [min(kept_bytes, 4 * 1210), 0]
-    assert len(record.contributions) == 1
-    assert part.with_suffix(".f32").read_bytes() == vector_bytes(model.vector)
 
 
 async def test_download_that_is_another_model_is_asked_for_again(script: ScriptedCoordinator, tmp_path: Path) -> None:
@@ -232,14 +141,3 @@ async def test_evaluated_model_is_not_downloaded_again_to_train_on_it(
     assert all("accuracy" in record.metrics for record in rounds)
     # The first model, and after each round the new one, which the next round starts from.
     assert offsets == [0] * 4
-    kept = sorted(path.stem for path in (tmp_path / "site" / "models").iterdir())
-    assert kept == sorted(record.model_sha256 for record in rounds[1:])
-
-
-async def test_restarted_client_has_its_models_still(
-    coordinator: Coordinator, tmp_path: Path, offsets: list[int]
-) -> None:
-    for _ in range(2):
-        async with running(make_agent(tmp_path / "site", coordinator.address)):
-            await played(coordinator, digits_spec())
-    assert offsets == [0]

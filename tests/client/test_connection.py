@@ -11,7 +11,7 @@ from client.errors import ConnectionLostError, RejectedError
 from tests.client.scripted import ScriptedCoordinator
 from tests.client.sites import make_agent, running, until_true, within
 from wire import federation_pb2 as pb
-from wire.federation_pb2_grpc import FederationServiceStub
+from wire.frames import Stub
 
 KEY = Ed25519PrivateKey.generate()
 HELLO = pb.Hello(name="ana", data=pb.DataSummary(example_count=1))
@@ -89,9 +89,9 @@ class SlowCall:
         return message
 
 
-class SlowStub(FederationServiceStub):
+class SlowStub(Stub):
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        super().__init__(channel)  # type: ignore[no-untyped-call]
+        super().__init__(channel)
         join: Any = self.Join
         self.Join: Any = lambda: SlowCall(join())
 
@@ -109,7 +109,7 @@ class SlowStub(FederationServiceStub):
 async def test_connect_call_that_ends_between_challenge_and_hello_says_why(
     script: ScriptedCoordinator, monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode, kind: type[Exception]
 ) -> None:
-    monkeypatch.setattr("client.connection.FederationServiceStub", SlowStub)
+    monkeypatch.setattr("client.connection.Stub", SlowStub)
     trying = asyncio.create_task(opened(script))
     session = await script.call()
     await session.send(pb.JoinResponse(challenge=pb.Challenge(protocol_version=1, nonce=bytes(32))))

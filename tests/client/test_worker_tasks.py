@@ -91,10 +91,10 @@ async def test_take_task_that_was_withdrawn_a_moment_ago_is_begun_again(
 ) -> None:
     # Paused and resumed at once: both messages are read before the old work has come to its end.
     task = script.task()
-    cache = ModelCache(tmp_path)
-    with cache.begin(task.base.sha256) as partial:
-        partial.write(script.models[task.base.sha256])
-        partial.finish(task.base.total_bytes)
+    cache = ModelCache()
+    incoming = cache.begin(task.base.sha256, task.base.total_bytes // 4)
+    incoming.write(0, script.models[task.base.sha256])
+    incoming.check()
     worker = Worker(Site(DIGITS, CPU, Policy(), cache), Link())
     try:
         worker.take(task, "ana")

@@ -35,6 +35,34 @@ def test_mean_of_two_is_the_hand_worked_one() -> None:
     assert (total.count, total.weight_total) == (2, 4)
 
 
+@pytest.mark.parametrize("size", [1, 2, BLOCK - 1, BLOCK, LONG])
+def test_turn_into_mean_and_clear_give_what_a_new_sum_gives(size: int) -> None:
+    generator = np.random.default_rng(size)
+    total = WeightedMean(GRID, size)
+    for _ in range(2):
+        vectors = generator.uniform(-4, 4, (3, size)).astype(np.float32)
+        fresh = WeightedMean(GRID, size)
+        for weight, vector in enumerate(vectors, start=1):
+            fresh.add(vector, weight)
+            total.add(vector, weight)
+        assert total.turn_into_mean().tobytes() == fresh.mean().tobytes()
+        total.clear()
+        assert (total.count, total.weight_total) == (0, 0)
+
+
+def test_turn_into_mean_of_none_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one contribution, got none"):
+        WeightedMean(GRID, 2).turn_into_mean()
+
+
+def test_merge_into_an_empty_sum_takes_the_other() -> None:
+    other, total, empty = (WeightedMean(GRID, 2) for _ in range(3))
+    other.add(vector_of(1.0, -4.0), 2)
+    total.merge(other)
+    total.merge(empty)
+    assert state_of(total) == state_of(other)
+
+
 def test_mean_of_none_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one contribution, got none"):
         WeightedMean(GRID, 2).mean()

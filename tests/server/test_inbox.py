@@ -20,6 +20,7 @@ from server.inbox import REFUSAL_COUNT, Arrival, Ballot, Binding, Inbox, accepte
 from server.signal import Signal
 from wire.federation_pb2 import RefusalReason
 from wire.grid import Grid
+from wire.memory import VectorPool
 from wire.tensors import Vector
 
 BINDING = Binding("run", 3, b"B" * 32, b"L" * 32)
@@ -40,7 +41,8 @@ class SlowSum(WeightedMean):
 
 
 def make_inbox(total: WeightedMean | None = None) -> Inbox:
-    return Inbox(BINDING, ["ana", "ben", "eva"], total or WeightedMean(Grid(4.0, 100, 3), 2), Signal())
+    sum_of_two = total or WeightedMean(Grid(4.0, 100, 3), 2)
+    return Inbox(BINDING, ["ana", "ben", "eva"], sum_of_two, Signal(), VectorPool())
 
 
 def arrival(client_id: str, *values: float, weight: int = 1) -> Arrival:

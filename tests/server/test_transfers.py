@@ -16,6 +16,7 @@ from server.model import Model
 from server.signal import Signal
 from server.transfers import Interruption, Key, Places, Reception, Transfers
 from wire.grid import Grid
+from wire.memory import VectorPool
 from wire.slices import Assembly
 from wire.tensors import Entry, Layout
 
@@ -24,6 +25,10 @@ BYTES = 8
 
 def key_of(name: str, run_id: str = "run") -> Key:
     return (name, run_id, 1, b"", BYTES)
+
+
+def new_buffer() -> memoryview:
+    return memoryview(bytearray(BYTES))
 
 
 async def settle() -> None:
@@ -74,7 +79,7 @@ class Uploads:
     async def _hold(self, name: str, key: Key) -> None:
         self.queue.append(name)
         try:
-            async with self.places.take(key, BYTES, bytes(32)) as assembly:
+            async with self.places.take(key, bytes(32), new_buffer) as assembly:
                 self.buffers.add(assembly)
                 if assembly.received_bytes == 0:
                     assert self.queue[0] == name, f"{name} went before {self.queue}"
@@ -193,22 +198,25 @@ async def test_take_cancelled_in_its_turn_passes_the_place_on() -> None:
 async def test_clear_drops_what_is_parked_for_one_run() -> None:
     places = Places(2)
     for run_id in ("run", "other"):
-        async with places.take(key_of("a", run_id), BYTES, bytes(32)) as assembly:
+        async with places.take(key_of("a", run_id), bytes(32), new_buffer) as assembly:
             assembly.write(0, b"xy")
             places.park(key_of("a", run_id), assembly)
     places.clear("run")
-    async with places.take(key_of("a"), BYTES, bytes(32)) as assembly:
+    async with places.take(key_of("a"), bytes(32), new_buffer) as assembly:
         assert assembly.received_bytes == 0
-        async with places.take(key_of("a", "other"), BYTES, bytes(32)) as kept:
+        async with places.take(key_of("a", "other"), bytes(32), new_buffer) as kept:
             assert kept.received_bytes == 2
 
 
 async def test_take_without_memory_gives_the_place_back() -> None:
+    def too_large() -> memoryview:
+        return VectorPool().take(1 << 60).data
+
     places = Places(1)
-    with pytest.raises((MemoryError, OverflowError)):
-        async with places.take(key_of("a"), 1 << 62, bytes(32)):
+    with pytest.raises(MemoryError):
+        async with places.take(key_of("a"), bytes(32), too_large):
             pass
-    async with asyncio.timeout(1), places.take(key_of("a"), BYTES, bytes(32)):
+    async with asyncio.timeout(1), places.take(key_of("a"), bytes(32), new_buffer):
         pass
 
 
@@ -243,7 +251,7 @@ def test_places_never_exceed_count_keep_the_order_and_leak_nothing(
 
 def make_inbox(run_id: str = "run", *invited: str) -> Inbox:
     binding = Binding(run_id, 1, bytes(32), bytes(32))
-    return Inbox(binding, invited or ("ana",), WeightedMean(Grid(1.0, 1, 1), 2), Signal())
+    return Inbox(binding, invited or ("ana",), WeightedMean(Grid(1.0, 1, 1), 2), Signal(), VectorPool())
 
 
 class Attempt:

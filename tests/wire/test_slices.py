@@ -14,16 +14,16 @@ def payload(size: int) -> bytes:
 
 
 def assembly_of(data: bytes) -> Assembly:
-    return Assembly(len(data), hashlib.sha256(data).digest())
+    return Assembly(memoryview(bytearray(len(data))), hashlib.sha256(data).digest())
 
 
 @pytest.mark.parametrize("size", [1, SLICE_BYTES - 1, SLICE_BYTES, SLICE_BYTES + 1, 3 * SLICE_BYTES])
 def test_cut_slices_follow_each_other_and_none_is_too_large(size: int) -> None:
     data = payload(size)
     slices = list(cut(memoryview(data)))
-    assert [offset for offset, _ in slices] == list(range(0, size, SLICE_BYTES))
-    assert all(0 < len(part) <= SLICE_BYTES for _, part in slices)
-    assert b"".join(part for _, part in slices) == data
+    assert [part.offset for part in slices] == list(range(0, size, SLICE_BYTES))
+    assert all(0 < len(part.data) <= SLICE_BYTES for part in slices)
+    assert b"".join(part.data for part in slices) == data
 
 
 def test_cut_from_the_end_yields_nothing() -> None:
@@ -35,15 +35,15 @@ def test_assembly_that_breaks_off_anywhere_and_resumes_is_whole(data: st.DataObj
     sent = payload(data.draw(st.integers(1, 3 * SLICE_BYTES + 2), label="size"))
     assembly = assembly_of(sent)
     for _ in range(data.draw(st.integers(0, 3), label="breaks")):
-        for offset, part in cut(memoryview(sent), assembly.received_bytes):
-            arrived = data.draw(st.integers(0, len(part)), label="bytes")
+        for part in cut(memoryview(sent), assembly.received_bytes):
+            arrived = data.draw(st.integers(0, len(part.data)), label="bytes")
             if arrived:
-                assembly.write(offset, part[:arrived])
-            if arrived < len(part):
+                assembly.write(part.offset, part.data[:arrived])
+            if arrived < len(part.data):
                 break
-    for offset, part in cut(memoryview(sent), assembly.received_bytes):
+    for part in cut(memoryview(sent), assembly.received_bytes):
         assert not assembly.is_complete
-        assembly.write(offset, part)
+        assembly.write(part.offset, part.data)
     assert assembly.is_complete
     assembly.check()
     assert bytes(assembly.buffer) == sent

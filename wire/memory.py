@@ -1,0 +1,66 @@
+"""Memory of a process that serves or trains for long: what it keeps for the next time, and what the garbage collector need not look at.
+
+gRPC, protobuf and Python each take a block of a slice's size, or twice that, for every message and free it a moment later.
+Left alone, glibc hands such blocks back to the kernel, which then clears every page anew for the next message: that takes
+as long as the transfer itself.
+
+Source: "mallopt(3)", Linux man-pages. https://man7.org/linux/man-pages/man3/mallopt.3.html
+"""
+
+import ctypes
+import gc
+import weakref
+from collections import defaultdict
+
+import numpy as np
+
+from wire.protocol import SLICE_BYTES
+from wire.tensors import Vector
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+
+class VectorPool:
+    """Vectors in memory that is used again. Safe for concurrent use.
+
+    A vector's memory comes back when the vector, and every array, memory view and tensor that was made of it, is gone. Fresh
+    memory has to be cleared by the kernel first, and backed by the host of a virtual machine, which can take longer than what
+    is then computed in it.
+    """
+
+    def __init__(self) -> None:
+        self._free: defaultdict[int, list[Vector]] = defaultdict(list)
+
+    def take(self, size: int) -> Vector:
+        """Return a vector, float32 (size,), with whatever lies in its memory."""
+        free = self._free[size]
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = np.empty(size, dtype=np.float32)
+        # What is made of this array holds this array, because its own base is none.
+        vector = np.frombuffer(memory.data, dtype=np.float32)
+        weakref.finalize(vector, free.append, memory).atexit = False
+        return vector
+
+
+def settle() -> None:
+    """Call this once, after the imports of a process that goes on for long.
+
+    The collector never again looks at what is there by now: torch's modules alone are several hundred thousand objects, and
+    going through them holds everything up for 0.2 s. Freed slices are kept for the next ones.
+    """
+    gc.freeze()
+    _keep_freed_slices()
+
+
+def _keep_freed_slices() -> None:
+    """Let this process keep a few freed slices for the next ones; large arrays still go back to the system.
+
+    Without effect where the C library is not glibc.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 3 * SLICE_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, 8 * SLICE_BYTES)
