@@ -1,14 +1,16 @@
 """The floor of a round: the time that gRPC alone needs to carry a round's bytes.
 
 One `grpc.aio` server and several clients, each a process of its own, move as many bytes down and up as a round does, in
-slices of the same size, with the same messages and the same channel options. Nothing is hashed, stored, copied or
-computed: each side sends one slice over and over, and what arrives is dropped unread. What a coordinator needs beyond
-this is its own doing.
+slices of the same size, with the same messages and the same channel options: from a buffer on one side into a buffer on
+the other. Nothing is hashed, checked, stored or computed. What a coordinator needs beyond this is its own doing.
+
+The processes are as Python makes them. With `--settle` they keep freed slices as Choral's do, which is faster.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import time
@@ -20,7 +22,9 @@ from typing import Any
 import grpc
 
 from wire.federation_pb2 import DownloadRequest, DownloadResponse, Heartbeat, Slice, UploadRequest, UploadResponse
-from wire.protocol import CLIENT_OPTIONS, SERVER_OPTIONS, SLICE_BYTES
+from wire.memory import settle
+from wire.protocol import CLIENT_OPTIONS, SERVER_OPTIONS
+from wire.slices import cut
 
 LIMIT_SECONDS = 600.0
 """Time that one measurement may take, over all of its rounds, before it is given up."""
@@ -30,7 +34,7 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def measure(client_count: int, byte_count: int, rounds: int) -> float:
+def measure(client_count: int, byte_count: int, rounds: int, is_settled: bool = False) -> float:
     """Time rounds in which every client downloads and then uploads the same number of bytes, all clients at once.
 
     A round runs from the moment the server lets all clients go until the last upload has ended. One round more, the
@@ -40,6 +44,7 @@ def measure(client_count: int, byte_count: int, rounds: int) -> float:
         client_count: Client processes, 1 or more.
         byte_count: Bytes that each client downloads and uploads in a round, 1 or more.
         rounds: Rounds that are counted, 1 or more.
+        is_settled: Whether the processes keep freed slices.
 
     Returns:
         Median of the rounds, in seconds.
@@ -52,17 +57,17 @@ def measure(client_count: int, byte_count: int, rounds: int) -> float:
     for name, value in {"client_count": client_count, "byte_count": byte_count, "rounds": rounds}.items():
         if value < 1:
             raise ValueError(f"Stream: {name} must be at least 1, got {value}.")
-    return statistics.median(asyncio.run(_time_rounds(client_count, byte_count, rounds)))
+    return statistics.median(asyncio.run(_time_rounds(client_count, byte_count, rounds, is_settled)))
 
 
-async def _time_rounds(client_count: int, byte_count: int, rounds: int) -> list[float]:
+async def _time_rounds(client_count: int, byte_count: int, rounds: int, is_settled: bool) -> list[float]:
     processes: list[Process] = []
     try:
         async with asyncio.timeout(LIMIT_SECONDS):
-            printed = await _start(processes, "serve", client_count, byte_count, rounds)
+            printed = await _start(processes, "serve", client_count, byte_count, rounds, int(is_settled))
             port = int(await printed.readline() or 0)
             for _ in range(client_count if port else 0):
-                await _start(processes, "drive", port, byte_count, rounds)
+                await _start(processes, "drive", port, byte_count, rounds, int(is_settled))
             async with asyncio.TaskGroup() as group:
                 for process in processes:
                     group.create_task(_end_well(process))
@@ -101,7 +106,8 @@ class _Server:
         self._gate = asyncio.Barrier(client_count + 1)
         self._uploads = asyncio.Semaphore(0)
         self._client_count = client_count
-        self._slices = _slice_sizes(byte_count)
+        self._payload = memoryview(os.urandom(byte_count))
+        self._buffers = [memoryview(bytearray(byte_count)) for _ in range(client_count)]
 
     async def time_rounds(self, rounds: int) -> list[float]:
         """Let all clients go and wait for the last upload, `rounds` times; return the seconds of each."""
@@ -121,18 +127,19 @@ class _Server:
 
     async def download(self, request: DownloadRequest, context: _Context) -> None:
         """Send one client its bytes."""
-        whole, last = DownloadResponse(data=bytes(SLICE_BYTES)), DownloadResponse(data=bytes(self._slices[-1]))
-        for _ in self._slices[:-1]:
-            await context.write(whole)
-        await context.write(last)
+        for part in cut(self._payload):
+            await context.write(DownloadResponse(data=bytes(part.data)))
 
     async def upload(self, requests: AsyncIterator[UploadRequest], context: _Context) -> UploadResponse:
-        """Take one client's bytes and drop them."""
-        count = 0
-        async for _ in requests:
-            count += 1
-        if count != len(self._slices):
-            await context.abort(grpc.StatusCode.DATA_LOSS, f"slices must be {len(self._slices)}, got {count}")
+        """Take one client's bytes into a buffer."""
+        buffer = self._buffers.pop()
+        end = 0
+        async for request in requests:
+            start, end = end, end + len(request.slice.data)
+            buffer[start:end] = request.slice.data
+        self._buffers.append(buffer)
+        if end != len(buffer):
+            await context.abort(grpc.StatusCode.DATA_LOSS, f"bytes must be {len(buffer)}, got {end}")
         self._uploads.release()
         return UploadResponse()
 
@@ -165,49 +172,53 @@ async def serve(client_count: int, byte_count: int, rounds: int) -> None:
 
 async def drive(port: int, byte_count: int, rounds: int) -> None:
     """Take part in all rounds as one client of the server at `port`."""
+    buffer = memoryview(bytearray(byte_count))
     async with (
         asyncio.timeout(LIMIT_SECONDS),
         grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CLIENT_OPTIONS) as channel,
     ):
         for _ in range(rounds + 1):
-            await _take_part(channel, _slice_sizes(byte_count))
+            await _take_part(channel, buffer)
 
 
-async def _take_part(channel: grpc.aio.Channel, slices: list[int]) -> None:
-    await channel.unary_unary(f"/{_SERVICE}/Wait", Heartbeat.SerializeToString, Heartbeat.FromString)(Heartbeat())
+async def _take_part(channel: grpc.aio.Channel, buffer: memoryview) -> None:
+    await channel.unary_unary(f"/{_SERVICE}/Wait", Heartbeat.SerializeToString, Heartbeat.FromString)(
+        Heartbeat(), wait_for_ready=True
+    )
 
     down = channel.unary_stream(
         f"/{_SERVICE}/Download", DownloadRequest.SerializeToString, DownloadResponse.FromString
     )(DownloadRequest())
-    async for _ in down:
-        pass
+    end = 0
+    async for response in down:
+        start, end = end, end + len(response.data)
+        buffer[start:end] = response.data
+    if end != len(buffer):
+        raise RuntimeError(f"Stream: a download must have {len(buffer)} bytes, got {end}.")
 
     up = channel.stream_unary(f"/{_SERVICE}/Upload", UploadRequest.SerializeToString, UploadResponse.FromString)()
-    whole, last = (UploadRequest(slice=Slice(data=bytes(size))) for size in (SLICE_BYTES, slices[-1]))
-    for _ in slices[:-1]:
-        await up.write(whole)
-    await up.write(last)
+    for part in cut(buffer):
+        await up.write(UploadRequest(slice=Slice(offset=part.offset, data=bytes(part.data))))
     await up.done_writing()
     await up
-
-
-def _slice_sizes(byte_count: int) -> list[int]:
-    return [min(SLICE_BYTES, byte_count - start) for start in range(0, byte_count, SLICE_BYTES)]
 
 
 def main() -> None:
     """Read the command line: a measurement, or one process of it."""
     if sys.argv[1:2] in (["serve"], ["drive"]):
         role = serve if sys.argv[1] == "serve" else drive
-        first, byte_count, rounds = map(int, sys.argv[2:])
+        first, byte_count, rounds, is_settled = map(int, sys.argv[2:])
+        if is_settled:
+            settle()
         asyncio.run(role(first, byte_count, rounds))
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description="Time a bare gRPC stream.")
     parser.add_argument("--clients", type=int, default=4, help="client processes")
     parser.add_argument("--bytes", type=int, default=100_000_000, help="bytes down and up, per client and round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that are counted")
+    parser.add_argument("--settle", action="store_true", help="keep freed slices for the next ones")
     arguments = parser.parse_args()
-    seconds = measure(arguments.clients, arguments.bytes, arguments.rounds)
+    seconds = measure(arguments.clients, arguments.bytes, arguments.rounds, arguments.settle)
     print(f"{arguments.clients} clients, {arguments.bytes:,} bytes down and up: {seconds:.3f} s a round")
 
 
