@@ -15,7 +15,7 @@ from client.connection import Endpoint
 from client.data import load_local
 from client.policy import Policy
 from models import warm_up
-from wire.memory import settle
+from wire.memory import keep_freed_slices
 
 
 async def join(address: str, data: str, folders: list[Path]) -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="the data that each of them has")
     arguments = parser.parse_args()
     warm_up()
-    settle()
+    keep_freed_slices()
     torch.set_num_threads(1)
     asyncio.run(join(arguments.address, arguments.data, arguments.folders))
 

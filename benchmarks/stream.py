@@ -4,7 +4,7 @@ One `grpc.aio` server and several clients, each a process of its own, move as ma
 slices of the same size, with the same messages and the same channel options: from a buffer on one side into a buffer on
 the other. Nothing is hashed, checked, stored or computed. What a coordinator needs beyond this is its own doing.
 
-The processes are as Python makes them. With `--settle` they keep freed slices as Choral's do, which is faster.
+The processes are as Python makes them. With `--keep-slices` they keep freed slices as Choral's do, which is faster.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 
 from wire.federation_pb2 import DownloadRequest, DownloadResponse, Heartbeat, Slice, UploadRequest, UploadResponse
-from wire.memory import settle
+from wire.memory import keep_freed_slices
 from wire.protocol import CLIENT_OPTIONS, SERVER_OPTIONS
 from wire.slices import cut
 
@@ -34,7 +34,7 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def measure(client_count: int, byte_count: int, rounds: int, is_settled: bool = False) -> float:
+def measure(client_count: int, byte_count: int, rounds: int, keeps_slices: bool = False) -> float:
     """Time rounds in which every client downloads and then uploads the same number of bytes, all clients at once.
 
     A round runs from the moment the server lets all clients go until the last upload has ended. One round more, the
@@ -44,7 +44,7 @@ def measure(client_count: int, byte_count: int, rounds: int, is_settled: bool = 
         client_count: Client processes, 1 or more.
         byte_count: Bytes that each client downloads and uploads in a round, 1 or more.
         rounds: Rounds that are counted, 1 or more.
-        is_settled: Whether the processes keep freed slices.
+        keeps_slices: Whether the processes keep freed slices.
 
     Returns:
         Median of the rounds, in seconds.
@@ -57,17 +57,17 @@ def measure(client_count: int, byte_count: int, rounds: int, is_settled: bool = 
     for name, value in {"client_count": client_count, "byte_count": byte_count, "rounds": rounds}.items():
         if value < 1:
             raise ValueError(f"Stream: {name} must be at least 1, got {value}.")
-    return statistics.median(asyncio.run(_time_rounds(client_count, byte_count, rounds, is_settled)))
+    return statistics.median(asyncio.run(_time_rounds(client_count, byte_count, rounds, keeps_slices)))
 
 
-async def _time_rounds(client_count: int, byte_count: int, rounds: int, is_settled: bool) -> list[float]:
+async def _time_rounds(client_count: int, byte_count: int, rounds: int, keeps_slices: bool) -> list[float]:
     processes: list[Process] = []
     try:
         async with asyncio.timeout(LIMIT_SECONDS):
-            printed = await _start(processes, "serve", client_count, byte_count, rounds, int(is_settled))
+            printed = await _start(processes, "serve", client_count, byte_count, rounds, int(keeps_slices))
             port = int(await printed.readline() or 0)
             for _ in range(client_count if port else 0):
-                await _start(processes, "drive", port, byte_count, rounds, int(is_settled))
+                await _start(processes, "drive", port, byte_count, rounds, int(keeps_slices))
             async with asyncio.TaskGroup() as group:
                 for process in processes:
                     group.create_task(_end_well(process))
@@ -207,18 +207,18 @@ def main() -> None:
     """Read the command line: a measurement, or one process of it."""
     if sys.argv[1:2] in (["serve"], ["drive"]):
         role = serve if sys.argv[1] == "serve" else drive
-        first, byte_count, rounds, is_settled = map(int, sys.argv[2:])
-        if is_settled:
-            settle()
+        first, byte_count, rounds, keeps_slices = map(int, sys.argv[2:])
+        if keeps_slices:
+            keep_freed_slices()
         asyncio.run(role(first, byte_count, rounds))
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description="Time a bare gRPC stream.")
     parser.add_argument("--clients", type=int, default=4, help="client processes")
     parser.add_argument("--bytes", type=int, default=100_000_000, help="bytes down and up, per client and round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that are counted")
-    parser.add_argument("--settle", action="store_true", help="keep freed slices for the next ones")
+    parser.add_argument("--keep-slices", action="store_true", help="keep freed slices for the next ones")
     arguments = parser.parse_args()
-    seconds = measure(arguments.clients, arguments.bytes, arguments.rounds, arguments.settle)
+    seconds = measure(arguments.clients, arguments.bytes, arguments.rounds, arguments.keep_slices)
     print(f"{arguments.clients} clients, {arguments.bytes:,} bytes down and up: {seconds:.3f} s a round")
 
 

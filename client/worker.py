@@ -23,7 +23,7 @@ from client.data import LocalData
 from client.errors import ConnectionLostError, PolicyError, RoundClosedError
 from client.policy import Policy
 from client.training import Assignment, Result, Trainer
-from models import DataError, TrainingStopped, warm_up
+from models import DataError, TrainingStopped
 from wire import federation_pb2 as pb
 from wire.errors import ChoralError, LayoutError, TransferError
 from wire.spec import RunSpec, parse_spec
@@ -77,7 +77,6 @@ class Worker:
         self._site = site
         self._link = link
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
-        self._thread.submit(warm_up)
         self._job: asyncio.Task[None] | None = None
         self._task = pb.Task()
         self._is_asked_again = False

@@ -1,4 +1,4 @@
-"""Memory of a process that serves or trains for long: what it keeps for the next time, and what the garbage collector need not look at.
+"""Memory that a process keeps for the next time, instead of giving it back and asking for it again.
 
 gRPC, protobuf and Python each take a block of a slice's size, or twice that, for every message and free it a moment later.
 Left alone, glibc hands such blocks back to the kernel, which then clears every page anew for the next message: that takes
@@ -8,7 +8,6 @@ Source: "mallopt(3)", Linux man-pages. https://man7.org/linux/man-pages/man3/mal
 """
 
 import ctypes
-import gc
 import weakref
 from collections import defaultdict
 
@@ -45,17 +44,7 @@ class VectorPool:
         return vector
 
 
-def settle() -> None:
-    """Call this once, after the imports of a process that goes on for long.
-
-    The collector never again looks at what is there by now: torch's modules alone are several hundred thousand objects, and
-    going through them holds everything up for 0.2 s. Freed slices are kept for the next ones.
-    """
-    gc.freeze()
-    _keep_freed_slices()
-
-
-def _keep_freed_slices() -> None:
+def keep_freed_slices() -> None:
     """Let this process keep a few freed slices for the next ones; large arrays still go back to the system.
 
     Without effect where the C library is not glibc.

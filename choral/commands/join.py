@@ -16,7 +16,7 @@ from client.device import choose_device, set_threads
 from client.errors import RejectedError
 from client.policy import Policy, read_policy
 from models import warm_up
-from wire.memory import settle
+from wire.memory import keep_freed_slices
 from wire.protocol import is_loopback
 
 
@@ -53,7 +53,7 @@ def join(
         )
     local = load_local(data, held_out, split_seed)
     warm_up()
-    settle()
+    keep_freed_slices()
     config = AgentConfig(
         endpoint=Endpoint(address, tls_ca, tls_cert, tls_key),
         folder=folder,

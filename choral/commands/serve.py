@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from client.data import load_local
-from models import Examples, warm_up
+from models import Examples
 from server.coordinator import TLS, CoordinatorConfig
 from server.coordinator import serve as serve_coordinator
 from server.errors import ConfigurationError
-from wire.memory import settle
+from wire.memory import keep_freed_slices
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,7 @@ def serve(
 
     Example: choral serve --folder coordinator --listen 127.0.0.1:7070
     """
-    warm_up()
-    settle()
+    keep_freed_slices()
     config = CoordinatorConfig(
         folder=folder,
         store=store,
