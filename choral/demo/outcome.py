@@ -19,7 +19,7 @@ FILES = ("model.safetensors", "history.csv", "history.png", "summary.json", "run
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Accuracies on the digits of unseen writers, 0 to 1.
+    """Accuracies on the digits of unseen form blocks, 0 to 1.
 
     Attributes:
         alone: Of each client's own model.
@@ -57,7 +57,9 @@ def write_summary(path: Path, outcome: Outcome) -> None:
 
 def show_outcome(console: Console, outcome: Outcome, folder: Path) -> None:
     """Print the three numbers, where the files are, and what to try next."""
-    table = Table(title=f"Accuracy on writers {_listed(UNSEEN_BLOCKS)}, whom nobody trained on", title_justify="left")
+    table = Table(
+        title=f"Accuracy on form blocks {_listed(UNSEEN_BLOCKS)}, which nobody trained on", title_justify="left"
+    )
     table.add_column("trained on")
     table.add_column("accuracy", justify="right")
     worst, best = min(outcome.alone), max(outcome.alone)

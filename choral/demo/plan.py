@@ -1,10 +1,10 @@
 """What the demo trains: who holds what, the run spec, and how its numbers were chosen.
 
-The digits come in 14 form blocks, about one writer each. Blocks 0 to 10 are the clients'. Blocks 11 to 13 are writers
+The digits come in 14 form blocks, about one writer each. Blocks 0 to 10 are the clients'. Blocks 11 to 13 are people
 whom nobody has seen: the three numbers of the demo are accuracies on them.
 
 How the numbers were chosen: on blocks 0 to 10 alone. Four times, eight of them were the clients and the other three
-the unseen writers; mean accuracies over these folds and two seeds decided. The federated CNN got 92.0, 92.7 and 93.6
+the unseen blocks; mean accuracies over these folds and two seeds decided. The federated CNN got 92.0, 92.7 and 93.6
 % after 25 rounds with momentum 0.9 and learning rates of 0.02, 0.03 and 0.05, and 92.3 % without momentum at 0.2.
 Twice the rounds brought 0.2 points (at 0.03); 2 local epochs needed 60 rounds for 92.5 %. After 60 epochs, a CNN on
 pooled data got 94.3 % at 0.03 and 93.9 % at 0.05, one on a client's own data 77.8 % at 0.03, and neither got better.
@@ -27,7 +27,7 @@ CLIENT_LIMIT = 11
 """Blocks 0 to 10 are clients."""
 
 UNSEEN_BLOCKS = (11, 12, 13)
-"""Writers on whom the finished models are measured, and nothing else is."""
+"""Form blocks on which the finished models are measured, and nothing else is."""
 
 HELD_OUT = 0.2
 """Part of each client's digits that it holds out, as `choral join` does by default. None of the three models trains on it."""

@@ -69,7 +69,7 @@ def _plot_accuracy(axes: "Axes", rounds: Sequence[Round], outcome: Outcome) -> N
     lowest = 100 * min(*levels.values(), rounds[-1].accuracy or 1.0)
     axes.set_ylim(max(0.0, lowest - 12), 101)
     axes.set_ylabel("accuracy, %", color=INK)
-    axes.set_title("dashed: on writers whom nobody trained on", color=INK, fontsize=10, loc="left")
+    axes.set_title("dashed: on form blocks that nobody trained on", color=INK, fontsize=10, loc="left")
     axes.legend(loc="lower left", frameon=False, labelcolor=INK)
 
 

@@ -1,4 +1,4 @@
-"""What the federated model is held against: one client alone and all data pooled, on the digits of writers whom nobody trained on.
+"""What the federated model is held against: one client alone and all data pooled, on the form blocks that nobody trained on.
 
 All three are the same network, start from the same parameters, and see the same training digits, never those that clients hold out.
 How each is trained was chosen for it alone (`choral.demo.plan`).
@@ -21,7 +21,7 @@ class Yardstick:
     """Trains and measures models in this process."""
 
     def __init__(self, plan: Plan) -> None:
-        """Load the digits of the plan's clients and of the unseen writers."""
+        """Load the digits of the plan's clients and of the unseen form blocks."""
         self._spec = plan.central_spec
         self._start = ModelShop(self._spec).initial().vector
         self._trainer = Trainer(self._spec.learner, torch.device("cpu"))
@@ -35,7 +35,7 @@ class Yardstick:
 
     @property
     def unseen_count(self) -> int:
-        """Digits of the unseen writers."""
+        """Digits of the unseen form blocks."""
         return len(self._unseen)
 
     def alone(self, client: int, report: Report) -> float:

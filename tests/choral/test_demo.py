@@ -65,14 +65,14 @@ def test_plan_learner_that_reads_no_images_is_refused() -> None:
         Plan(11, 25, "lstm")
 
 
-def test_plan_clients_and_unseen_writers_share_no_block() -> None:
+def test_plan_clients_and_unseen_blocks_share_no_block() -> None:
     assert not set(range(CLIENT_LIMIT)) & set(UNSEEN_BLOCKS)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param(["--clients", "12"], "12 is not in the range 2<=x<=11", id="more-clients-than-writers"),
+        pytest.param(["--clients", "12"], "12 is not in the range 2<=x<=11", id="more-clients-than-blocks"),
         pytest.param(["--clients", "1"], "1 is not in the range 2<=x<=11", id="one-client"),
         pytest.param(["--rounds", "0"], "0 is not in the range x>=1", id="no-round"),
     ],
