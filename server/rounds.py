@@ -166,7 +166,7 @@ class Rounds:
         self._status.enter("train", order.round_number)
         binding = Binding(order.run_id, order.round_number, order.model.sha256, order.model.layout.sha256)
         inbox = Inbox(binding, selected, self._empty_sum(order), self._site.cohort.changed, shop.vectors)
-        enough = min(self._spec.cohort.size or len(selected), len(selected))
+        enough = self._enough(selected)
         with self._timed("train"):
             async with task_group() as group:
                 asking = group.create_task(self._site.cohort.train(order, selected, inbox))
@@ -177,6 +177,10 @@ class Rounds:
                 await inbox.close()
                 asking.cancel()
         return inbox
+
+    def _enough(self, selected: Sequence[str]) -> int:
+        """Return how many contributions close a round at once."""
+        return min(self._spec.cohort.size or len(selected), len(selected))
 
     def _empty_sum(self, order: Order) -> WeightedMean:
         """Return the sum of the round before, cleared, if it suits."""
@@ -241,13 +245,25 @@ class Rounds:
             contributions=[part for _, part in parts],
             model_sha256=model.sha256.hex(),
         )
-        metrics = _training_means(record) | await self._evaluate(order, model, record, shop) | _refusal_counts(record)
+        evaluation = await self._evaluate(order, model, self._evaluators(record, inbox), shop)
+        metrics = _training_means(record) | evaluation | _refusal_counts(record)
         await self._commit(record.with_(metrics=metrics), model)
         return model, metrics
 
-    async def _evaluate(self, order: Order, model: Model, record: RoundRecord, shop: ModelShop) -> dict[str, float]:
+    def _evaluators(self, record: RoundRecord, inbox: Inbox) -> list[str]:
+        """Return who is asked to evaluate: nobody who was refused, or for whom the round has waited in vain already."""
+        left_out = {refusal.client_id for refusal in record.refusals}
+        # A client may contribute although something else that it brought was refused, as after a crash.
+        left_out -= inbox.contributions.keys()
+        if inbox.count < self._enough(record.selected):
+            left_out |= inbox.unsettled
+        return [client_id for client_id in record.selected if client_id not in left_out]
+
+    async def _evaluate(
+        self, order: Order, model: Model, client_ids: Sequence[str], shop: ModelShop
+    ) -> dict[str, float]:
         """Return the metrics of the new model on data that was not trained on, if this round is one to evaluate."""
-        every, number = self._spec.evaluate.every, record.number
+        every, number = self._spec.evaluate.every, order.round_number
         if every == 0 or (number % every and number != self._spec.rounds):
             return {}
         self._status.enter("evaluate", number)
@@ -255,10 +271,6 @@ class Rounds:
             if self._site.own_data is not None and self._spec.evaluate.on == "coordinator":
                 result = await asyncio.to_thread(shop.evaluate, model, self._site.own_data)
                 return accepted_metrics(result.metrics)
-            refused = {refusal.client_id for refusal in record.refusals}
-            # A client may contribute although something else that it brought was refused, as after a crash.
-            refused -= {part.client_id for part in record.contributions}
-            client_ids = [client_id for client_id in record.selected if client_id not in refused]
             ballot = Ballot(client_ids, self._site.cohort.changed)
             order = Order(order.run_id, number, order.attempt, self._spec, model, order.cohort_size)
             async with task_group() as group:

@@ -40,6 +40,21 @@ async def test_play_quorum_closes_at_the_deadline_without_the_missing(scene: Sce
     assert np.array_equal(scene.model(small, 1).vector, scene.model(small, 0).vector + np.float32(1.75))
 
 
+@pytest.mark.parametrize(
+    ("cohort", "evaluated"),
+    [
+        pytest.param({"size": 3, "quorum": 2, "deadline_seconds": 0.3}, {"a", "c"}, id="waited-for-in-vain"),
+        pytest.param({"size": 2, "over_selection": 1.5, "deadline_seconds": 60}, {"a", "b", "c"}, id="not-waited-for"),
+    ],
+)
+async def test_play_asks_a_silent_client_to_evaluate_only_if_the_round_has_not_waited_for_it(
+    scene: Scene, cohort: dict[str, Any], evaluated: set[str]
+) -> None:
+    scene.scripted.train_script = script(a=Bring(1.0), b=None, c=Bring(3.0))
+    await scene.play(spec(cohort=cohort, evaluate={"every": 1}))
+    assert [set(client_ids) for _, client_ids in scene.scripted.evaluated] == [evaluated]
+
+
 async def test_play_quorum_closes_early_when_the_missing_have_left(scene: Scene) -> None:
     cohort = scene.scripted
 
