@@ -6,15 +6,14 @@ Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to d
 https://doi.org/10.1109/5.726791
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from models import tasks
-from models.gradient import GradientLearner
+from models.classifier import Classifier
 from models.learner import Examples
 from wire.spec import Strict
 
@@ -48,7 +47,7 @@ class CNNParameters(Strict):
         return self
 
 
-class CNN(GradientLearner):
+class CNN(Classifier):
     """Convolutional network that classifies images."""
 
     def __init__(self, parameters: CNNParameters, device: torch.device) -> None:
@@ -75,14 +74,6 @@ class CNN(GradientLearner):
             layers.append(nn.Dropout(self.parameters.dropout))
         layers.append(nn.Linear(features, self.parameters.classes))  # (batch, classes)
         return nn.Sequential(*layers)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return tasks.classification_loss(outputs, targets)
-
-    def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
-        """Accuracy."""
-        return tasks.classification_measures(outputs, targets)
 
     def check(self, data: Examples) -> None:
         """Check that examples are images of the shape `image` and targets are classes."""

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from models import tasks
-from models.gradient import GradientLearner
+from models.classifier import Classifier
 from models.learner import Examples
 from wire.spec import Strict
 
@@ -39,7 +39,7 @@ class MLPParameters(Strict):
     """Batch normalisation before each activation."""
 
 
-class MLP(GradientLearner):
+class MLP(Classifier):
     """Multilayer perceptron that classifies vectors or small images."""
 
     def __init__(self, parameters: MLPParameters, device: torch.device) -> None:
@@ -60,14 +60,6 @@ class MLP(GradientLearner):
             width = hidden
         layers.append(nn.Linear(width, self.parameters.classes))  # (batch, classes)
         return nn.Sequential(*layers)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return tasks.classification_loss(outputs, targets)
-
-    def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
-        """Accuracy."""
-        return tasks.classification_measures(outputs, targets)
 
     def check(self, data: Examples) -> None:
         """Check that examples have the shape `inputs` and targets are classes."""

@@ -1,0 +1,38 @@
+"""The base of learners of classes: hand-worked loss and accuracy, and who stands on it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models import MODELS, Examples
+from models.classifier import Classifier
+
+
+class Scores(Classifier):
+    """Takes its inputs for logits, scaled by one parameter."""
+
+    def build(self) -> nn.Module:
+        scale = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(scale.weight)
+        return nn.Sequential(nn.Unflatten(1, (3, 1)), scale, nn.Flatten())  # (batch, 3)
+
+    def check(self, data: Examples) -> None:
+        pass
+
+
+def test_evaluate_gives_cross_entropy_and_accuracy_of_the_logits() -> None:
+    learner = Scores(torch.device("cpu"))
+    odds = torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 0.5], [1.0, 1.0, 6.0]])
+    found = learner.evaluate(learner.init(1), Examples(odds.log(), torch.tensor([1, 0, 1])))
+    # Of the odds, the right classes have 2 of 4, 3 of 4.5 and 1 of 8; the last one is not the largest.
+    assert found.metrics["loss"] == pytest.approx(math.log(2 * 1.5 * 8) / 3)
+    assert found.metrics["accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_learners_of_classes_have_no_loss_or_measures_of_their_own(name: str) -> None:
+    learner = MODELS[name].learner
+    assert issubclass(learner, Classifier)
+    assert (learner.loss, learner.measure) == (Classifier.loss, Classifier.measure)
