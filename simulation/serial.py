@@ -27,6 +27,7 @@ from server.rounds import Rounds, Site
 from server.signal import Signal
 from server.status import Status
 from server.store import Store
+from wire.errors import SpecError
 from wire.federation_pb2 import RefusalReason
 from wire.spec import RunSpec
 
@@ -123,8 +124,24 @@ async def run_serially(
         store: Where rounds are recorded.
         folder: Where checkpoints go.
         own_data: Examples for `evaluate.on: coordinator`.
+
+    Raises:
+        SpecError: The spec asks for more clients than there are sites. Nothing was stored.
+        DataError: Some site's data does not suit the learner.
+        ChoralError: As `Rounds.play`.
     """
+    _check_cohort(spec, len(sites))
     run = RunRecord(run_id="simulation", spec=spec, state=RunState.RUNNING, submitted_time=time.time())
     await store.put_run(run)
     cohort = SerialCohort(spec, sites)
     return await Rounds(run, Site(store, cohort, folder, own_data), Status()).play()
+
+
+def _check_cohort(spec: RunSpec, site_count: int) -> None:
+    """Refuse a cohort that no round could fill: a coordinator waits for clients to come, but here nobody can."""
+    for key, count in (("size", spec.cohort.size), ("quorum", spec.cohort.fewest)):
+        if count is not None and count > site_count:
+            raise SpecError(
+                f"Run spec: cohort.{key} must be at most the number of sites, {site_count}, got {count}. "
+                f"Give more sites, or lower cohort.{key}."
+            )

@@ -1,5 +1,6 @@
 """The serial engine: the reference for every other, so its rounds are checked against training written out step by step."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from server.rounds import checkpoint_path
 from server.store import Store
 from simulation.serial import SerialCohort, run_serially
 from tests.server.cohorts import DIGITS, Scene, blocks, opened, spec
+from wire.errors import SpecError
 from wire.seeds import derive_generator, derive_seed
 from wire.tensors import Layout
 
@@ -43,6 +45,39 @@ async def test_run_serially_finishes_and_leaves_model_and_records(tmp_path: Path
     accuracies = [record.metrics["accuracy"] for record in records]
     assert accuracies[0] < accuracies[-1]
     assert all("train_loss" in record.metrics for record in records)
+
+
+@pytest.mark.parametrize(
+    ("cohort", "key"),
+    [
+        pytest.param({"size": 3}, "size", id="size"),
+        pytest.param({"size": 3, "quorum": 2}, "size", id="size-beyond-quorum"),
+        pytest.param({"size": None, "fraction": 1.0, "quorum": 3}, "quorum", id="quorum-of-a-fraction"),
+    ],
+)
+async def test_run_serially_cohort_of_more_clients_than_sites_is_refused_at_once(
+    store: Store, tmp_path: Path, cohort: dict[str, object], key: str
+) -> None:
+    configured = spec(**DIGITS, cohort=cohort, local=LOCAL)
+    message = rf"^Run spec: cohort\.{key} must be at most the number of sites, 2, got 3\. Give more sites, or lower"
+    with pytest.raises(SpecError, match=message):
+        async with asyncio.timeout(configured.cohort.wait_seconds / 2):
+            await run_serially(configured, blocks(0, 1), store, tmp_path / "run")
+    assert await store.runs() == []
+    assert not (tmp_path / "run").exists()
+
+
+async def test_run_serially_without_sites_is_refused_at_once(store: Store, tmp_path: Path) -> None:
+    configured = spec(**DIGITS, cohort={"size": None, "fraction": 0.5}, local=LOCAL)
+    with pytest.raises(SpecError, match=r"cohort\.quorum must be at most the number of sites, 0, got 1\."):
+        async with asyncio.timeout(configured.cohort.wait_seconds / 2):
+            await run_serially(configured, {}, store, tmp_path / "run")
+
+
+async def test_run_serially_cohort_of_all_sites_runs(store: Store, tmp_path: Path) -> None:
+    configured = spec(**DIGITS, cohort={"size": 2, "quorum": 2, "over_selection": 2.0}, local=LOCAL)
+    run = await run_serially(configured, blocks(0, 1), store, tmp_path / "run")
+    assert run.state is RunState.FINISHED
 
 
 async def test_run_serially_of_one_client_equals_central_training_to_the_bit(tmp_path: Path) -> None:
