@@ -1,7 +1,8 @@
 """The global model of a run: made from its spec, moved by the mean of a round, and kept as a checkpoint.
 
 A checkpoint is a safetensors file: the model's tensors under their own names, the server optimizer's under `optimizer/`, and a header
-with run, round, spec hash and layout. It is written to a temporary name, fsynced and renamed, so that a file with its final name is whole.
+with run, round, spec hash and layout, and with the SHA-256 of the model and of whatever lies beside it. It is written to a temporary name,
+fsynced and renamed, so that a file with its final name is whole.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -99,10 +101,11 @@ def write_checkpoint(path: Path, model: Model, header: Mapping[str, str]) -> Non
     tensors: dict[str, Tensor] = dict(model.layout.views(model.vector))
     tensors |= {OPTIMIZER_PREFIX + name: slot.contiguous() for name, slot in model.slots.items()}
     tensors |= model.constants
+    own = {"layout": model.layout.json, "sha256": model.sha256.hex(), **_digests(model)}
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, dict(header, layout=model.layout.json, sha256=model.sha256.hex()))
+        save_file(tensors, temporary, {**header, **own})
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -142,7 +145,27 @@ def read_checkpoint(path: Path, layout: Layout) -> Model:
     model = Model.of(vector, layout, slots, constants)
     if model.sha256.hex() != header.get("sha256"):
         raise StoreError(f"Checkpoint {path}: SHA-256 must be {header.get('sha256')}, got {model.sha256.hex()}.")
+    digests = _digests(model)
+    for key in ("slots_sha256", "constants_sha256"):
+        expected, found = header.get(key, "none"), digests.get(key, "none")
+        if found != expected:
+            raise StoreError(f"Checkpoint {path}: {key} must be {expected}, got {found}.")
     return model
+
+
+def _digests(model: Model) -> dict[str, str]:
+    """Return the SHA-256 of what is not in the vector, by the header's key; none for what a model does not have."""
+    parts = {"slots_sha256": model.slots, "constants_sha256": model.constants}
+    return {key: _digest(tensors) for key, tensors in parts.items() if tensors}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names, types and shapes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -199,6 +199,41 @@ def test_read_checkpoint_with_a_flipped_bit_raises(tmp_path: Path) -> None:
         read_checkpoint(path, model.layout)
 
 
+def flip_bit(path: Path, tensor: str) -> None:
+    """Flip one bit of a tensor in a safetensors file: after 8 bytes of length and a JSON header with the tensors' offsets."""
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start + json.loads(data[8:start])[tensor]["data_offsets"][0]] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "key"),
+    [
+        ("optimizer/exp_avg/0.weight", "slots_sha256"),
+        ("optimizer/step/0.weight", "slots_sha256"),
+        ("1.num_batches_tracked", "constants_sha256"),
+    ],
+)
+def test_read_checkpoint_with_a_flipped_bit_beside_the_model_raises(tmp_path: Path, tensor: str, key: str) -> None:
+    shop, path = ModelShop(cnn_spec()), tmp_path / "x.safetensors"
+    write_checkpoint(path, model := stepped(shop, shop.initial(), 1), HEADER)
+    flip_bit(path, tensor)
+    with pytest.raises(StoreError, match=rf"x\.safetensors: {key} must be [0-9a-f]{{64}}, got [0-9a-f]{{64}}\."):
+        read_checkpoint(path, model.layout)
+
+
+def test_read_checkpoint_that_has_lost_its_slots_raises(tmp_path: Path) -> None:
+    shop, path = ModelShop(cnn_spec()), tmp_path / "x.safetensors"
+    write_checkpoint(path, model := stepped(shop, shop.initial(), 1), HEADER)
+    with safe_open(path, framework="np") as file:
+        header = file.metadata()
+    kept = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(OPTIMIZER_PREFIX)}
+    save_file(kept, path, header)
+    with pytest.raises(StoreError, match=r"x\.safetensors: slots_sha256 must be [0-9a-f]{64}, got none\."):
+        read_checkpoint(path, model.layout)
+
+
 def test_read_checkpoint_of_another_layout_raises(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_checkpoint(path, ModelShop(cnn_spec()).initial(), HEADER)
