@@ -59,7 +59,9 @@ class FederationService(FederationServiceServicer):
         try:
             client = await self._greet(context)
         except _SessionEnded as refusal:
-            log.warning("a client was refused: %s", refusal)
+            # A stream that breaks before its hello breaks no rule.
+            level = logging.DEBUG if refusal.code is grpc.StatusCode.CANCELLED else logging.WARNING
+            log.log(level, "no session began: %s", refusal)
             await context.abort(refusal.code, str(refusal))
         session = Session(client)
         code, reason = grpc.StatusCode.OK, "its stream ended"
@@ -140,7 +142,9 @@ class FederationService(FederationServiceServicer):
             raise _SessionEnded(grpc.StatusCode.DEADLINE_EXCEEDED, detail) from None
         except TransferError as error:
             raise _SessionEnded(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
-        if not isinstance(message, pb.JoinRequest) or not message.HasField("hello"):
+        if not isinstance(message, pb.JoinRequest):
+            raise _SessionEnded(grpc.StatusCode.CANCELLED, "the stream ended before its hello")
+        if not message.HasField("hello"):
             raise _SessionEnded(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a session must be a hello")
         hello = message.hello
         if hello.protocol_version != PROTOCOL_VERSION:

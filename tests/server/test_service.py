@@ -1,7 +1,7 @@
 """Sessions and downloads over real sockets: who is let in, what a second session does, and what is refused."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ async def test_join_bad_hello_is_refused_with_the_rule_and_leaves_no_trace(
     ],
 )
 async def test_join_first_message_that_is_no_hello_is_refused(
-    first: bytes, detail: str, coordinator: Coordinator
+    first: bytes, detail: str, coordinator: Coordinator, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with calling(coordinator.address) as calls:
         call = calls.join()
@@ -110,6 +110,35 @@ async def test_join_first_message_that_is_no_hello_is_refused(
         await call.write(first)
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert detail in await call.details()
+    assert [record.levelname for record in caplog.records if "no session began: " in record.getMessage()] == ["WARNING"]
+
+
+async def closed_side(call: Any) -> None:
+    """End this side of a stream, and hear how the other side ends it."""
+    await call.done_writing()
+    assert await call.code() is grpc.StatusCode.CANCELLED
+    assert await call.details() == "the stream ended before its hello"
+
+
+async def broken_stream(call: Any) -> None:
+    """Break a stream off."""
+    call.cancel()
+
+
+@pytest.mark.parametrize("end", [closed_side, broken_stream])
+async def test_join_stream_that_ends_before_its_hello_is_not_logged_as_a_refusal(
+    end: Callable[[Any], Awaitable[None]], coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def logged() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == "server.service"]
+
+    with caplog.at_level(logging.DEBUG, "server.service"):
+        async with calling(coordinator.address) as calls:
+            call = calls.join()
+            await call.read()
+            await end(call)
+            (record,) = await until(logged, "the end of the stream to be noticed")
+    assert (record.levelname, record.getMessage()) == ("DEBUG", "no session began: the stream ended before its hello")
 
 
 async def test_join_silence_before_the_hello_ends_the_call(
