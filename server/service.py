@@ -66,6 +66,8 @@ class FederationService(FederationServiceServicer):
         session = Session(client)
         code, reason = grpc.StatusCode.OK, "its stream ended"
         try:
+            if self._sessions.is_ending:
+                raise _SessionEnded(grpc.StatusCode.UNAVAILABLE, "the coordinator shuts down")
             await self._sessions.open(session)
             welcome = pb.Welcome(client_id=client.client_id, session_token=session.token)
             await _say(pb.JoinResponse(welcome=welcome), context)

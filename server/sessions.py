@@ -56,10 +56,15 @@ class Session:
 
 
 class Sessions:
-    """The sessions of a coordinator, by client. Used from the event loop alone."""
+    """The sessions of a coordinator, by client. Used from the event loop alone.
+
+    Attributes:
+        is_ending: Whether goodbyes are said; no session must be opened any more.
+    """
 
     def __init__(self, store: Store) -> None:
         self.changed = Signal()
+        self.is_ending = False
         self._store = store
         self._sessions: dict[str, Session] = {}
         self._tokens: dict[bytes, Session] = {}
@@ -193,7 +198,8 @@ class Sessions:
             assignment.take_reply(session.client.client_id, reply)
 
     def end_all(self) -> None:
-        """Say goodbye to every client, because the coordinator shuts down."""
+        """Say goodbye to every client, because the coordinator shuts down. It is said once: those who come later are not let in."""
+        self.is_ending = True
         for session in self._sessions.values():
             session.end(pb.GOODBYE_REASON_SHUTDOWN, "the coordinator shuts down")
 

@@ -2,24 +2,28 @@
 
 import asyncio
 import datetime
+import logging
 import re
 import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from server.coordinator import TLS, CoordinatorConfig, check_exposure, serve
+from server.coordinator import SHUTDOWN_SECONDS, TLS, CoordinatorConfig, check_exposure, serve
 from server.errors import ConfigurationError, LeaseTakenError, StoreError
 from server.store import open_store
 from tests.federation import Federation
+from tests.hostile import joined
 from tests.loopback import WAIT_SECONDS, serving
 from wire.errors import ChoralError
 
@@ -254,3 +258,29 @@ async def test_serve_error_of_the_caller_comes_out_as_it_is(tmp_path: Path) -> N
     with pytest.raises(KeyError, match="mine"):
         async with serving(tmp_path):
             raise KeyError("mine")
+
+
+async def come_back(address: str, has_joined: asyncio.Event) -> None:
+    """Stay until the goodbye, and try to join again at once."""
+    key = Ed25519PrivateKey.generate()
+    async with joined(address, key) as session:
+        has_joined.set()
+        assert await session.end() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async with joined(address, key) as again:
+                await again.end()
+    # Those whom nobody listens to any more are told the same.
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_serve_end_is_not_held_up_by_a_client_that_comes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    has_joined, clock = asyncio.Event(), asyncio.get_running_loop().time
+    async with asyncio.TaskGroup() as group:
+        async with serving(tmp_path) as coordinator:
+            group.create_task(come_back(coordinator.address, has_joined))
+            await has_joined.wait()
+            start = clock()
+        assert clock() - start < SHUTDOWN_SECONDS
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []

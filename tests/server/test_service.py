@@ -230,6 +230,16 @@ async def test_join_second_session_of_one_identity_wins_and_both_sides_say_so(
     assert [client.is_connected for client in await coordinator.store.clients()] == [False]
 
 
+async def test_join_after_the_goodbyes_is_told_to_come_back(coordinator: Coordinator) -> None:
+    async with joined(coordinator.address) as session:
+        coordinator.sessions.end_all()
+        assert await session.end() is grpc.StatusCode.UNAVAILABLE
+        error = await refused(coordinator.address)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.details() == "the coordinator shuts down"
+        assert [client.client_id for client in coordinator.sessions.clients()] == [session.client_id]
+
+
 async def test_join_while_a_round_runs_waits_for_the_next(coordinator: Coordinator) -> None:
     spec = small_spec(cohort={"size": None, "fraction": 1.0, "quorum": 2})
     async with everyone([joined(coordinator.address) for _ in range(2)]) as sessions:
