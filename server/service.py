@@ -86,7 +86,7 @@ class FederationService(FederationServiceServicer):
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> None:  # noqa: N802 - the contract's name
         """Send a model from an offset to its end."""
-        await self._session_of(request.session_token, context)
+        session = await self._session_of(request.session_token, context)
         data = self._transfers.model(request.sha256)
         if data is None:
             await context.abort(
@@ -96,6 +96,10 @@ class FederationService(FederationServiceServicer):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, f"offset must be at most {len(data)}, got {request.offset}"
             )
+        # A client comes back from a broken connection with a new session, which nothing that the old one left behind holds up.
+        if session.is_downloading:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "a session must download one model at a time")
+        session.is_downloading = True
         try:
             async with self._transfers.download_places:
                 for part in cut(data, request.offset):
@@ -105,6 +109,8 @@ class FederationService(FederationServiceServicer):
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"a slice must be taken within {self._stall_seconds:g} s"
             )
+        finally:
+            session.is_downloading = False
 
     async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: Context) -> None:  # noqa: N802 - the contract's name
         """Receive one contribution and say whether it entered the sum."""

@@ -40,6 +40,7 @@ class Session:
     token: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     outbox: "asyncio.Queue[pb.JoinResponse]" = field(default_factory=lambda: asyncio.Queue(OUTBOX_SIZE), repr=False)
     progress: pb.Progress | None = None
+    is_downloading: bool = False
 
     def push(self, message: pb.JoinResponse) -> None:
         """Queue a message for the client. A full outbox ends the session."""

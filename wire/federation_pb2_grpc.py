@@ -70,6 +70,7 @@ class FederationServiceServicer:
 
     def Download(self, request, context):
         """Download sends a model in slices, from an offset to its end. NOT_FOUND when no run uses that model any more.
+        RESOURCE_EXHAUSTED while another download of the same session is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

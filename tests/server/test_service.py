@@ -1,5 +1,7 @@
 """Sessions and downloads over real sockets: who is let in, what a second session does, and what is refused."""
 
+import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from server.coordinator import Coordinator
 from server.errors import StoreError
 from server.model import ModelShop
 from server.records import ClientRecord, RunState
-from tests.hostile import calling, drawn_vector, joined
+from tests.hostile import ANSWER_SECONDS, Session, calling, drawn_vector, joined
 from tests.loopback import (
     absent,
     everyone,
@@ -341,3 +343,49 @@ async def test_download_bad_request_is_refused(
         call = session.calls.download(pb.DownloadRequest(**(right | changes)))
         assert await call.code() is code
         assert detail in await call.details()
+
+
+LARGE = {"name": "mlp", "inputs": [4], "hidden": [600_000], "classes": 3}
+"""19 MB: more than fits into the buffers of a connection that nobody reads from."""
+
+
+def start_download(session: Session, task: pb.Task) -> AsyncIterator[pb.DownloadResponse]:
+    request = pb.DownloadRequest(session_token=session.token, sha256=task.base.sha256)
+    return aiter(session.calls.download(request))
+
+
+async def rest_of(download: AsyncIterator[pb.DownloadResponse], first: bytes = b"") -> bytes:
+    """Return the SHA-256 of a download that is read to its end."""
+    async with asyncio.timeout(ANSWER_SECONDS):
+        return hashlib.sha256(b"".join([first, *[part.data async for part in download]])).digest()
+
+
+async def test_download_unread_by_one_session_leaves_places_to_others(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    async with (
+        serving(tmp_path, download_places=2) as coordinator,
+        joined(coordinator.address) as other,
+        joined(coordinator.address, key) as greedy,
+    ):
+        await coordinator.runs.submit(small_spec(learner=LARGE, cohort={"size": 2}))
+        task = await other.task()
+        unread = start_download(greedy, task)
+        first = await anext(unread)
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError, match="a session must download one model at a time") as caught:
+                await anext(start_download(greedy, task))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await rest_of(start_download(other, task)) == task.base.sha256
+        assert await rest_of(unread, first.data) == task.base.sha256
+        assert await rest_of(start_download(greedy, task)) == task.base.sha256
+
+
+async def test_download_in_a_new_session_does_not_wait_for_that_of_the_old_one(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    async with serving(tmp_path) as coordinator, joined(coordinator.address, key) as session:
+        await coordinator.runs.submit(small_spec(learner=LARGE, cohort={"size": 1, "quorum": 1}))
+        unread = start_download(session, await session.task())
+        await anext(unread)
+        async with joined(coordinator.address, key) as again:
+            task = await again.task()
+            assert await rest_of(start_download(again, task)) == task.base.sha256
