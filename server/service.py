@@ -5,7 +5,6 @@ import contextlib
 import logging
 import math
 import secrets
-import time
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
@@ -13,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from server.errors import ContributionRefused, reason_name
+from server.hello import client_of, printable
 from server.inbox import Arrival, Binding, Inbox
 from server.records import ClientRecord
 from server.sessions import Session, Sessions
@@ -21,7 +21,7 @@ from wire import federation_pb2 as pb
 from wire.errors import TransferError
 from wire.federation_pb2_grpc import FederationServiceServicer
 from wire.frames import Part
-from wire.identity import client_id_of, is_hello_signed
+from wire.identity import is_hello_signed
 from wire.protocol import (
     HEARTBEAT_SECONDS,
     HELLO_SECONDS,
@@ -169,7 +169,7 @@ class FederationService(FederationServiceServicer):
             )
         if hello.data.example_count < 1:
             raise _SessionEnded(grpc.StatusCode.INVALID_ARGUMENT, "data.example_count must be at least 1, got 0")
-        return _client_of(hello)
+        return client_of(hello)
 
     async def _write(self, session: Session, context: Context) -> None:
         """Send what is queued for a client, and heartbeats in between."""
@@ -208,7 +208,7 @@ class FederationService(FederationServiceServicer):
                 self._sessions.take_progress(session, message.progress)
             case "task_failed":
                 reply = message.task_failed
-                reply.detail = _printable(reply.detail, TEXT_LENGTH)
+                reply.detail = printable(reply.detail, TEXT_LENGTH)
                 log.warning("client %s: did not deliver: %s", session.client.client_id, reply.detail)
                 self._sessions.take_reply(session, reply)
             case "evaluate_result":
@@ -329,23 +329,6 @@ class FederationService(FederationServiceServicer):
         return session
 
 
-def _client_of(hello: pb.Hello) -> ClientRecord:
-    now = time.time()
-    return ClientRecord(
-        client_id=client_id_of(hello.public_key),
-        name=hello.name,
-        device=_printable(hello.capabilities.device, 64),
-        learners=[_printable(name, 64) for name in hello.capabilities.learners[:1000]],
-        data_kind=_printable(hello.data.kind, 64),
-        example_count=hello.data.example_count,
-        held_out_count=hello.data.held_out_count,
-        release=_printable(hello.release, 64),
-        is_connected=True,
-        first_seen_time=now,
-        last_seen_time=now,
-    )
-
-
 async def _next(context: Context) -> object:
     """Return a client's next message, or what gRPC has for the end of its side.
 
@@ -371,12 +354,6 @@ async def _say(message: pb.JoinResponse, context: Context) -> None:
             await context.write(message)
     except TimeoutError:
         raise _SessionEnded(grpc.StatusCode.UNAVAILABLE, f"it has read nothing for {SILENCE_SECONDS:g} s") from None
-
-
-def _printable(text: str, length: int) -> str:
-    """Return foreign text, cut, in one line, and without what would move the cursor of a terminal that shows it."""
-    line = " ".join(text[: 2 * length].split())[:length]
-    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _grant(assembly: Assembly) -> pb.UploadResponse:
