@@ -42,7 +42,11 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One contribution as it came in, not yet admitted."""
+    """One contribution as it came in, not yet admitted.
+
+    Attributes:
+        sha256: That of the vector's bytes, which tells what is brought again from what is new; empty where no verdict can be lost.
+    """
 
     client_id: str
     binding: Binding
@@ -51,6 +55,7 @@ class Arrival:
     metrics: Mapping[str, float]
     train_seconds: float
     vector: Vector = field(repr=False)
+    sha256: bytes = b""
 
 
 class Inbox:
@@ -74,6 +79,7 @@ class Inbox:
         self.refusals: list[RefusalRecord] = []
         self._invited = frozenset(invited)
         self._refused: set[str] = set()
+        self._sha256s: dict[str, bytes] = {}
         self._total = total
         self._vectors = vectors
         self._adding = asyncio.Lock()
@@ -103,6 +109,10 @@ class Inbox:
     def unsettled(self) -> frozenset[str]:
         """Clients that were asked and have neither contributed nor been refused."""
         return self._invited - self.contributions.keys() - self._refused
+
+    def holds(self, client_id: str, found: Binding, sha256: bytes) -> bool:
+        """Tell whether a client's contribution is in the sum and is this one: who brings it again has not heard the verdict."""
+        return found == self.binding and self._sha256s.get(client_id) == sha256
 
     def check(self, client_id: str, found: Binding) -> None:
         """Check what can be known before the first byte of a vector.
@@ -192,6 +202,7 @@ class Inbox:
                 # The pool keeps what it was called with for a moment longer, in which the next buffer is made already.
                 lent, weight = [arrival.vector], arrival.weight
                 await asyncio.to_thread(lambda: self._total.add(lent.pop(), weight))
+                self._sha256s[arrival.client_id] = arrival.sha256
                 self.contributions[arrival.client_id] = ContributionRecord(
                     client_id=arrival.client_id,
                     weight=arrival.weight,

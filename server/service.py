@@ -218,7 +218,7 @@ class FederationService(FederationServiceServicer):
                 raise _SessionEnded(grpc.StatusCode.INVALID_ARGUMENT, detail)
 
     async def _receive(self, session: Session, header: pb.UploadHeader, inbox: Inbox, context: Context) -> None:
-        """Receive the vector that a header announces, and offer it to the inbox.
+        """Receive the vector that a header announces, and offer it to the inbox, unless the inbox has it already.
 
         Raises:
             ContributionRefused: It did not enter the sum; the inbox has recorded why.
@@ -226,10 +226,14 @@ class FederationService(FederationServiceServicer):
         client_id = session.client.client_id
         binding = Binding(header.run_id[:TEXT_LENGTH], header.round, header.base_sha256, header.layout_sha256)
         try:
+            if inbox.holds(client_id, binding, header.sha256):
+                return
             inbox.check(client_id, binding)
             _check_header(header, inbox.vector_bytes)
             async with self._transfers.upload(client_id, inbox) as upload:
                 # While an older upload of this client came to its end, the round may have closed or taken that one.
+                if inbox.holds(client_id, binding, header.sha256):
+                    return
                 inbox.check(client_id, binding)
                 refusal = await self._fill(client_id, header, upload, context)
         except TimeoutError:
@@ -273,6 +277,7 @@ class FederationService(FederationServiceServicer):
                 dict(header.metrics),
                 max(0.0, header.train_seconds) if math.isfinite(header.train_seconds) else 0.0,
                 vector_from_bytes(assembly.buffer),
+                header.sha256,
             )
             return await upload.inbox.admit(arrival)
 

@@ -79,8 +79,9 @@ class FederationServiceServicer:
     def Upload(self, request_iterator, context):
         """Upload brings one contribution. The client sends the header, waits for the grant, then sends slices from the granted offset and
         closes its side. The last response is the verdict. When the connection breaks, the client calls again with the same header and the
-        grant says how much had arrived. When it closes its side early, the coordinator sends the grant once more, which tells a closed side
-        from a broken connection, and refuses the contribution as truncated.
+        grant says how much had arrived; if the contribution is in the sum already, the verdict that was lost comes in place of the grant.
+        When the client closes its side early, the coordinator sends the grant once more, which tells a closed side from a broken
+        connection, and refuses the contribution as truncated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

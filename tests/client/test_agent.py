@@ -12,7 +12,7 @@ import pytest
 from client.data import load_local
 from client.errors import IdentityError, RejectedError
 from server.coordinator import Coordinator
-from server.records import RoundRecord, RunState
+from server.records import RunState
 from tests.client.relay import relaying
 from tests.client.scripted import ScriptedCoordinator, scripted
 from tests.client.sites import (
@@ -152,14 +152,9 @@ async def test_run_that_loses_its_connections_over_and_over_ends_with_the_undist
         disturbed = await played(coordinator, spec)
     assert relay.cut_count >= 12
     assert [record.model_sha256 for record in disturbed] == [record.model_sha256 for record in undisturbed]
-    # A verdict that was lost on its way is asked for once more.
-    assert {refusal.reason for record in disturbed for refusal in record.refusals} <= {"duplicate"}
-    assert [measured(record) for record in disturbed] == [measured(record) for record in undisturbed]
-
-
-def measured(record: RoundRecord) -> dict[str, float]:
-    """Return what clients have measured."""
-    return {name: value for name, value in record.metrics.items() if not name.startswith("refused_")}
+    # Not even where a verdict was lost on its way: what is in the sum is not refused when it is brought again.
+    assert [refusal for record in disturbed for refusal in record.refusals] == []
+    assert [record.metrics for record in disturbed] == [record.metrics for record in undisturbed]
 
 
 async def test_run_pauses_stay_below_their_bound_however_many_tries(

@@ -235,18 +235,47 @@ async def test_round_contribution_of_another_round_is_refused_and_the_right_one_
 async def test_round_second_contribution_is_refused_and_the_first_counts(tmp_path: Path) -> None:
     async with started(tmp_path) as scene:
         first = await scene.contribute(2)
-        again = await scene.sessions[2].contribute(scene.tasks[2], with_value(100.0), weight=1000)
-        same = await scene.sessions[2].contribute(scene.tasks[2], first[0], weight=first[1])
-        for verdict in (again, same):
-            assert verdict.reason == pb.REFUSAL_REASON_DUPLICATE
-            assert "once per round, got a second one" in verdict.detail
+        verdict = await scene.sessions[2].contribute(scene.tasks[2], with_value(100.0), weight=1000)
+        assert verdict.reason == pb.REFUSAL_REASON_DUPLICATE
+        assert "once per round, got a second one" in verdict.detail
         parts = [first, await scene.contribute(0), await scene.contribute(1)]
         record = await committed_round(scene.coordinator, scene.run.run_id, 1)
-        assert [(refusal.client_id, refusal.reason) for refusal in record.refusals] == 2 * [
+        assert [(refusal.client_id, refusal.reason) for refusal in record.refusals] == [
             (scene.sessions[2].client_id, "duplicate")
         ]
         assert scene.vector_after(1).tobytes() == scene.expected(initial_vector(), *parts)
         await scene.plays_on(scene.vector_after(1))
+
+
+async def test_round_contribution_that_is_in_the_sum_is_accepted_again_and_counts_once(tmp_path: Path) -> None:
+    async with started(tmp_path) as scene:
+        first, session = await scene.contribute(2), scene.sessions[2]
+        again = session.upload()
+        # No grant: nothing is transferred again.
+        assert await again.begin(session.header(scene.tasks[2], HONEST, weight=1000)) is None
+        assert await again.verdict() == pb.UploadVerdict()
+        parts = [first, await scene.contribute(0), await scene.contribute(1)]
+        record = await committed_round(scene.coordinator, scene.run.run_id, 1)
+        assert record.refusals == []
+        assert [part.weight for part in record.contributions if part.client_id == session.client_id] == [first[1]]
+        assert scene.vector_after(1).tobytes() == scene.expected(initial_vector(), *parts)
+        await scene.plays_on(scene.vector_after(1))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"base_sha256": bytes(32)}, {"layout_sha256": bytes(32)}, {"round": 2}, {"sha256": b""}], ids=str
+)
+async def test_round_contribution_in_the_sum_under_another_header_is_refused(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    async with started(tmp_path) as scene:
+        await scene.contribute(2)
+        verdict = await scene.sessions[2].contribute(scene.tasks[2], honest_vector(2, 1), **changes)
+        assert verdict.reason == pb.REFUSAL_REASON_DUPLICATE
+        await scene.contribute(0)
+        await scene.contribute(1)
+        record = await committed_round(scene.coordinator, scene.run.run_id, 1)
+        assert [refusal.reason for refusal in record.refusals] == ["duplicate"]
 
 
 async def test_round_refused_client_gets_no_second_try(tmp_path: Path) -> None:

@@ -100,6 +100,23 @@ async def test_check_passes_what_is_bound_as_it_should_be() -> None:
     make_inbox().check("ana", Binding("run", 3, b"B" * 32, b"L" * 32))
 
 
+async def test_holds_knows_what_is_in_the_sum_by_client_binding_and_sha256() -> None:
+    inbox = make_inbox()
+    brought = replace(arrival("ana", 1, 1), sha256=b"a" * 32)
+    assert not inbox.holds("ana", BINDING, b"a" * 32)
+    await inbox.admit(brought)
+    await inbox.admit(replace(arrival("ben", math.nan, 1), sha256=b"b" * 32))
+    assert inbox.holds("ana", BINDING, b"a" * 32)
+    assert not inbox.holds("ana", BINDING, b"b" * 32)
+    assert not inbox.holds("ana", replace(BINDING, round_number=2), b"a" * 32)
+    assert not inbox.holds("eva", BINDING, b"a" * 32)
+    # Refused, and so not in the sum.
+    assert not inbox.holds("ben", BINDING, b"b" * 32)
+    # A second one that is refused does not take the place of the first.
+    assert await inbox.admit(replace(brought, sha256=b"c" * 32)) is not None
+    assert inbox.holds("ana", BINDING, b"a" * 32)
+
+
 async def test_admit_of_one_client_twice_at_a_time_counts_one() -> None:
     total = SlowSum()
     inbox = make_inbox(total)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from server.aggregation import WeightedMean
 from server.coordinator import Coordinator
 from server.model import ModelShop
-from server.records import RunState
+from server.records import RunRecord, RunState
 from tests.hostile import (
     HALF_SENT,
     Session,
@@ -22,6 +24,7 @@ from tests.hostile import (
     joined,
 )
 from tests.loopback import (
+    WAIT_SECONDS,
     absent,
     committed_round,
     everyone,
@@ -34,6 +37,7 @@ from tests.loopback import (
     until,
 )
 from wire import federation_pb2 as pb
+from wire.tensors import Vector
 
 ROOT = Path(__file__).parents[2]
 SIZE = 67
@@ -174,3 +178,62 @@ async def test_upload_that_follows_an_undead_one_takes_its_bytes_over(coordinato
             await run_in_state(coordinator, run.run_id, RunState.FINISHED)
     record = await coordinator.store.round(run.run_id, 1)
     assert record.refusals == []
+
+
+async def brings_it_again(again: Session, task: pb.Task) -> pb.UploadVerdict:
+    """Send the header of vector 2 once more, and return the verdict, which must come in place of the grant."""
+    upload = again.upload()
+    assert await upload.begin(again.header(task, drawn_vector(2, SIZE).tobytes())) is None
+    return await upload.verdict()
+
+
+async def finished_with_all(coordinator: Coordinator, run: RunRecord, others: list[Session]) -> None:
+    """Let the others contribute, and check that the round has all three contributions and no refusal."""
+    for other in others:
+        await other.contribute(await other.task(), drawn_vector(1, SIZE))
+    await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+    record = await coordinator.store.round(run.run_id, 1)
+    assert record.refusals == []
+    assert len(record.contributions) == 3
+
+
+async def test_upload_whose_verdict_is_lost_hears_it_in_place_of_the_grant(coordinator: Coordinator) -> None:
+    key = Ed25519PrivateKey.generate()
+    async with everyone([joined(coordinator.address) for _ in range(2)]) as others:
+        run = await coordinator.runs.submit(small_spec(rounds=1, cohort={"quorum": 3}))
+
+        async def is_in() -> bool:
+            return "waiting for 2 of 3 updates" in (await rest(coordinator, f"/runs/{run.run_id}"))["status"]
+
+        async with half_uploaded(coordinator, key) as (_, upload, task):
+            await upload.slices(drawn_vector(2, SIZE).tobytes(), 134)
+            await until(is_in, "the contribution to be in the sum")
+        async with joined(coordinator.address, key) as again:
+            assert await brings_it_again(again, task) == pb.UploadVerdict()
+        await finished_with_all(coordinator, run, others)
+
+
+async def test_upload_brought_again_while_it_is_added_waits_for_that(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, is_adding, may_add = WeightedMean.add, threading.Event(), threading.Event()
+
+    def held_add(total: WeightedMean, vector: Vector, weight: int) -> None:
+        is_adding.set()
+        assert may_add.wait(WAIT_SECONDS)
+        add(total, vector, weight)
+
+    monkeypatch.setattr(WeightedMean, "add", held_add)
+    key = Ed25519PrivateKey.generate()
+    async with everyone([joined(coordinator.address) for _ in range(2)]) as others:
+        run = await coordinator.runs.submit(small_spec(rounds=1, cohort={"quorum": 3}))
+        async with half_uploaded(coordinator, key) as (_, upload, task):
+            await upload.slices(drawn_vector(2, SIZE).tobytes(), 134)
+            assert await asyncio.to_thread(is_adding.wait, WAIT_SECONDS)
+        async with joined(coordinator.address, key) as again:
+            bringing = asyncio.create_task(brings_it_again(again, task))
+            await asyncio.wait([bringing], timeout=0.2)
+            assert not bringing.done()
+            may_add.set()
+            assert await bringing == pb.UploadVerdict()
+        await finished_with_all(coordinator, run, others)
