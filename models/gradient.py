@@ -6,8 +6,10 @@ mu/2 * ||w - w_global||^2 to the loss.
 Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2. https://arxiv.org/abs/1812.06127
 """
 
+import contextlib
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,23 @@ from wire.tensors import Layout, State, Vector
 
 EVALUATION_BATCH_SIZE = 256
 
+_GLOBAL_GENERATORS = threading.Lock()
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generators, of the CPU and of `device`, and put them back afterwards.
+
+    They are the process's: of several threads, one at a time draws from them.
+    """
+    is_cuda = device is not None and device.type == "cuda"
+    with _GLOBAL_GENERATORS, torch.random.fork_rng(devices=[device] if is_cuda else []):
+        if device is None or device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+        yield
+
 
 class GradientLearner(ABC):
     """Keeps one module on one device and trains it from whatever state a round hands in.
@@ -32,7 +51,7 @@ class GradientLearner(ABC):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         # Built where it will stay: on the meta device, which a coordinator uses, it takes no memory.
-        with torch.random.fork_rng(devices=[]), device:
+        with seeded(0), device:
             self._module = self.build().to(device)
         self._layout = Layout.of(self._module.state_dict())
         self._vectors = VectorPool()
@@ -57,8 +76,7 @@ class GradientLearner(ABC):
 
     def init(self, seed: int) -> State:
         """Return a new module's state, drawn from `seed` alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return {name: tensor.detach() for name, tensor in self.build().state_dict().items()}
 
     def fit(
@@ -77,9 +95,8 @@ class GradientLearner(ABC):
         anchor = [parameter.detach().clone() for parameter in self._module.parameters()] if local.proximal_mu else []
         optimizer = build_optimizer(local.optimizer, self._module.parameters())
         losses: list[Tensor] = []
-        # Dropout draws from torch's global generator: it is seeded here and put back afterwards.
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        # Dropout draws from torch's global generator.
+        with seeded(int(torch.randint(1 << 62, (), generator=generator)), self._device):
             for epoch in range(local.epochs):
                 losses = []
                 batches = self._batches(len(data), local.batch_size, generator)

@@ -1,5 +1,6 @@
 """Training by gradient descent, against loops and gradients that are worked out here."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -239,3 +240,20 @@ def test_federated_full_batch_descent_equals_pooled_descent(digits: Examples) ->
         vector += sum(update.vector.astype(np.float64) * update.example_count for update in updates) / 400
     expected, _ = softmax_training(state, first(digits, 400), 5, 0.5, 0.0)
     np.testing.assert_allclose(vector - layout.flatten(state), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_init_and_fit_draw_the_same_whatever_other_threads_draw() -> None:
+    dropout = Named(name="mlp", inputs=[4], hidden=[64], classes=2, dropout=0.5)
+    data = Examples(torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))
+
+    def drawn() -> bytes:
+        learner = build_learner(dropout)
+        state = learner.init(7)
+        generator = torch.Generator().manual_seed(1)
+        change = learner.fit(state, data, LocalSpec(epochs=3), generator, lambda _: None).vector
+        return b"".join(tensor.numpy().tobytes() for tensor in state.values()) + change.tobytes()
+
+    expected = drawn()
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: drawn(), range(40)))
+    assert found == {expected}
