@@ -121,7 +121,8 @@ class Sessions:
             return
         self._forget(session)
         self._absent_since[client_id] = asyncio.get_running_loop().time()
-        client = session.client.with_(is_connected=False, last_seen_time=time.time())
+        # At the coordinator's own end it is stored as connected: after a restart it is expected back, as after a crash.
+        client = session.client.with_(is_connected=self.is_ending, last_seen_time=time.time())
         self._clients[client_id] = client
         log.info("client %s (%s): left, %s", client_id, client.name, reason)
         self.changed.notify()

@@ -93,6 +93,20 @@ def test_killed_coordinator_ends_with_the_undisturbed_model(fresh: Federation, r
     assert all(client.is_alive for client in fresh.clients.values())
 
 
+def test_coordinator_that_was_asked_to_end_waits_for_its_clients_when_it_is_back(
+    fresh: Federation, reference: bytes
+) -> None:
+    coordinator = fresh.start_coordinator()
+    fresh.wait_for_clients(CLIENT_COUNT)
+    # With this quorum, a round may close without clients who are not expected back.
+    run_id = fresh.submit(SPEC | {"cohort": SPEC["cohort"] | {"quorum": 1}})
+    wait_until(lambda: "waiting for" in fresh.run(run_id)["status"], "the clients to train")
+    assert coordinator.end() == 0
+    fresh.start_coordinator()
+    fresh.wait_for_end(run_id)
+    assert fresh.model_bytes(run_id) == reference
+
+
 @pytest.mark.parametrize("moment", ["while-training", "while-uploading"])
 def test_killed_client_comes_back_and_ends_with_the_undisturbed_model(
     fresh: Federation, reference: bytes, moment: str

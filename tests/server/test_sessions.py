@@ -211,6 +211,15 @@ async def test_restore_expects_those_back_that_were_there(sessions: Sessions, st
     assert [client.client_id for client in restarted.clients()] == ["ana", "ben"]
 
 
+async def test_restore_expects_those_back_whom_the_coordinator_has_sent_away(sessions: Sessions, store: Store) -> None:
+    session = await opened(sessions)
+    sessions.end_all()
+    await sessions.close(session, "the coordinator shuts down")
+    restarted = Sessions(store)
+    await restarted.restore()
+    assert [(member.client_id, member.is_present) for member in restarted.members()] == [("ana", False)]
+
+
 async def test_end_all_says_goodbye_as_the_next_message(sessions: Sessions) -> None:
     open_sessions = [await opened(sessions, client_id) for client_id in ("ana", "ben")]
     sessions.assign("ana", assignment("task"))
