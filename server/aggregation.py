@@ -7,8 +7,6 @@ Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from 
 https://arxiv.org/abs/1602.05629
 """
 
-import math
-
 import numpy as np
 
 from server.errors import ContributionRefused
@@ -80,27 +78,18 @@ class WeightedMean:
         self.weight_total += other.weight_total
 
     def mean(self) -> Vector:
-        """Return the mean, float32 (size,), rounded once from the exact sum to float64 and once to float32."""
-        if self.count == 0:
-            raise ValueError("A mean must have at least one contribution, got none.")
-        mean = np.empty(len(self._total), dtype=np.float32)
-        for start in range(0, len(mean), BLOCK):
-            rows = slice(start, start + BLOCK)
-            self.grid.mean(self._total[rows], self.weight_total, out=mean[rows])
-        return mean
-
-    def turn_into_mean(self) -> Vector:
-        """Return the mean as `mean` does, in the memory of the sum, which must be cleared before it is used again."""
+        """Return the mean, float32 (size,), in the memory of the sum, which must be cleared before it is used again."""
         if self.count == 0:
             raise ValueError("A mean must have at least one contribution, got none.")
         size = len(self._total)
         mean = self._total.view(np.float32)[:size]
-        scratch = np.empty(min(BLOCK, size), dtype=np.float64)
-        step = math.ldexp(self.weight_total, self.grid.exponent)
+        scratch = np.empty(min(BLOCK, size), dtype=np.float32)
         for start in range(0, size, BLOCK):
             # A block of the mean never reaches beyond the sums that have been divided already.
-            block = self._total[start : start + BLOCK]
-            mean[start : start + BLOCK] = np.divide(block, step, out=scratch[: len(block)])
+            rows = slice(start, min(start + BLOCK, size))
+            block = scratch[: rows.stop - start]
+            self.grid.mean(self._total[rows], self.weight_total, out=block)
+            mean[rows] = block
         return mean
 
     def _check(self, vector: Vector, weight: int) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,8 +24,11 @@ from wire.tensors import Vector, vector_bytes
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 METRIC_COUNT = 64
 DETAIL_LENGTH = 1000
-REFUSAL_COUNT = 10_000
-"""Refusals kept in one round's record; a client that is refused more often than this does not fill the store."""
+REFUSAL_COUNT = 1_000
+"""Refusals of clients that were not asked that one round's record keeps: strangers do not fill the store."""
+
+CLIENT_REFUSAL_COUNT = 20
+"""Refusals of one client that one round's record keeps."""
 
 OF_ANOTHER_ROUND = (RefusalReason.REFUSAL_REASON_WRONG_RUN, RefusalReason.REFUSAL_REASON_WRONG_ROUND)
 """Refusals that settle nobody: a client that was away brings what another round asked of it before it hears of this one."""
@@ -79,6 +83,7 @@ class Inbox:
         self.refusals: list[RefusalRecord] = []
         self._invited = frozenset(invited)
         self._refused: set[str] = set()
+        self._refusal_counts: Counter[str] = Counter()
         self._sha256s: dict[str, bytes] = {}
         self._total = total
         self._vectors = vectors
@@ -176,7 +181,9 @@ class Inbox:
 
         A client that was asked and has not contributed is then settled, unless what it brought was for another round.
         """
-        if len(self.refusals) < REFUSAL_COUNT:
+        self._refusal_counts[client_id] += 1
+        has_room = client_id in self._invited or len(self.refusals) < REFUSAL_COUNT
+        if has_room and self._refusal_counts[client_id] <= CLIENT_REFUSAL_COUNT:
             self.refusals.append(
                 RefusalRecord(client_id=client_id, reason=reason_name(reason), detail=detail[:DETAIL_LENGTH])
             )

@@ -238,7 +238,7 @@ class Rounds:
         """Turn the sum into the next model, evaluate it, and commit the round."""
         self._status.enter("apply", record.number)
         with self._timed("apply"):
-            model = await asyncio.to_thread(lambda: shop.next(order.model, inbox.take_total().turn_into_mean()))
+            model = await asyncio.to_thread(lambda: shop.next(order.model, inbox.take_total().mean()))
         parts = sorted(inbox.contributions.items())
         record = record.with_(
             state=RoundState.COMMITTED,

@@ -103,6 +103,8 @@ class FederationService(FederationServiceServicer):
         try:
             async with self._transfers.download_places:
                 for part in cut(data, request.offset):
+                    if self._transfers.model(request.sha256) is None or self._sessions.by_token(session.token) is None:
+                        await context.abort(grpc.StatusCode.NOT_FOUND, "the round or the session has ended")
                     async with asyncio.timeout(self._stall_seconds):
                         await context.write(part.data)
         except TimeoutError:
@@ -262,7 +264,7 @@ class FederationService(FederationServiceServicer):
             try:
                 await self._take_slices(assembly, upload, context)
             except (asyncio.CancelledError, grpc.aio.InternalError):
-                if upload.is_resumable:
+                if upload.is_resumable and self._transfers.is_open(upload.inbox):
                     self._transfers.places.park(key, assembly)
                 raise
             except TransferError as error:

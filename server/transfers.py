@@ -170,6 +170,10 @@ class Transfers:
                     upload.interrupt(Interruption.CLOSED)
             self.places.clear(run_id)
 
+    def is_open(self, inbox: Inbox) -> bool:
+        """Tell whether uploads are taken for an inbox."""
+        return self._inboxes.get(inbox.binding.run_id) is inbox
+
     def inbox_for(self, client_id: str, run_id: str) -> Inbox | None:
         """Return the inbox that has to judge a client's upload: that of the run it names, else the one that asked it."""
         named = self._inboxes.get(run_id)

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from models import Evaluation
 from server.aggregation import WeightedMean
 from server.errors import ContributionRefused, reason_name
-from server.inbox import REFUSAL_COUNT, Arrival, Ballot, Binding, Inbox, accepted_metrics, weighted_means
+from server.inbox import (
+    CLIENT_REFUSAL_COUNT,
+    REFUSAL_COUNT,
+    Arrival,
+    Ballot,
+    Binding,
+    Inbox,
+    accepted_metrics,
+    weighted_means,
+)
 from server.signal import Signal
 from wire.federation_pb2 import RefusalReason
 from wire.grid import Grid
@@ -210,10 +219,14 @@ async def test_refuse_of_a_contributor_or_a_stranger_is_recorded_and_changes_not
 
 async def test_refuse_cuts_long_details_and_keeps_a_bounded_number() -> None:
     inbox = make_inbox()
-    for _ in range(REFUSAL_COUNT + 5):
-        inbox.refuse("zoe", RefusalReason.REFUSAL_REASON_NOT_INVITED, "x" * 5000)
+    for stranger in range(REFUSAL_COUNT + 5):
+        inbox.refuse(f"stranger-{stranger}", RefusalReason.REFUSAL_REASON_NOT_INVITED, "x" * 5000)
     assert len(inbox.refusals) == REFUSAL_COUNT
     assert len(inbox.refusals[0].detail) == 1000
+    # Those who were asked are recorded all the same, but none of them without end.
+    for _ in range(CLIENT_REFUSAL_COUNT + 5):
+        inbox.refuse("ana", RefusalReason.REFUSAL_REASON_NOT_FINITE, "nan")
+    assert [refusal.client_id for refusal in inbox.refusals[REFUSAL_COUNT:]] == ["ana"] * CLIENT_REFUSAL_COUNT
 
 
 # --- Evaluations ---

@@ -389,3 +389,14 @@ async def test_download_in_a_new_session_does_not_wait_for_that_of_the_old_one(t
         async with joined(coordinator.address, key) as again:
             task = await again.task()
             assert await rest_of(start_download(again, task)) == task.base.sha256
+
+
+async def test_download_ends_with_its_round(tmp_path: Path) -> None:
+    async with serving(tmp_path) as coordinator, joined(coordinator.address) as session:
+        run = await coordinator.runs.submit(small_spec(learner=LARGE, cohort={"size": 1, "quorum": 1}))
+        unread = start_download(session, await session.task())
+        await anext(unread)
+        await coordinator.runs.stop(run.run_id)
+        with pytest.raises(grpc.aio.AioRpcError, match="the round or the session has ended") as caught:
+            await rest_of(unread)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND

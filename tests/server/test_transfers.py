@@ -281,8 +281,10 @@ async def test_upload_of_a_closing_round_ends_at_once_and_is_not_resumable() -> 
     with transfers.receive(other):
         staying = Attempt(transfers, other, "ben")
         with transfers.receive(inbox):
+            assert transfers.is_open(inbox)
             attempt = Attempt(transfers, inbox)
             await settle()
+        assert not transfers.is_open(inbox)
         assert await attempt.ended_by() is Interruption.CLOSED
         assert attempt.upload is not None
         assert not attempt.upload.is_resumable
