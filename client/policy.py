@@ -20,7 +20,7 @@ class Policy(Strict):
     allowed_learners: list[str] | None = None
     """Learners that may run; all that are installed if not given."""
     minimum_cohort: int = Field(default=1, ge=1)
-    """Fewest clients that a round must ask: in a small cohort, the mean says much about each."""
+    """Fewest clients that a round must ask: in a small cohort, the mean says much about each. The coordinator's word is taken for it."""
 
     def allows(self, learner: str) -> bool:
         """Tell whether a learner may run here."""

@@ -79,6 +79,7 @@ class Rounds:
             raise ChoralError(
                 "Run spec: evaluate.on must be 'clients' on a coordinator without data of its own, got 'coordinator'."
             )
+        self._status.enter("prepare", 0)
         shop = await asyncio.to_thread(ModelShop, self._spec)
         model = await asyncio.to_thread(self._last_model, shop)
         # A crash may have come between the last commit and the end of the run.
@@ -286,11 +287,12 @@ class Rounds:
         """Make the round durable: first its checkpoint, then one store transaction."""
         self._status.enter("commit", record.number)
         with self._timed("commit"):
-            await to_its_end(lambda: self._write_checkpoint(record.number, model))
+            await to_its_end(asyncio.to_thread(self._write_checkpoint, record.number, model))
         now = time.time()
         run = self._run.with_(round_number=record.number, model_sha256=record.model_sha256)
         record = record.with_(ended_time=now, phase_seconds=self._phase_seconds)
-        await self._site.store.commit_round(run, record, self._event("round_committed", f"round {record.number}"))
+        event = self._event("round_committed", f"round {record.number}")
+        await to_its_end(self._site.store.commit_round(run, record, event))
         self._run = run
         await asyncio.to_thread(self._prune, record.number)
 

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +21,11 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise errors.exceptions[0] from None
 
 
-async def to_its_end(work: Callable[[], None]) -> None:
-    """Run `work` in a thread; when cancelled, wait for its end all the same, so that it never meets a second one."""
-    thread = asyncio.ensure_future(asyncio.to_thread(work))
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`; when cancelled, wait for its end all the same, so that nothing that comes later meets it."""
+    task = asyncio.create_task(work)
     try:
-        await asyncio.shield(thread)
+        await asyncio.shield(task)
     finally:
-        if not thread.done():
-            await asyncio.wait([thread])
+        if not task.done():
+            await asyncio.wait([task])

@@ -5,6 +5,7 @@ Rounds, aggregation, evaluation and store are the server's own; training is the 
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from server.store import Store
 from wire.errors import SpecError
 from wire.federation_pb2 import RefusalReason
 from wire.spec import RunSpec
+
+log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -84,6 +87,10 @@ class SerialCohort(Cohort):
                     arrival = await self._in_thread(partial(self._train, order, client_id, inbox, report))
                 except DataError as error:
                     inbox.refuse(client_id, RefusalReason.REFUSAL_REASON_CLIENT_DATA, str(error))
+                except Exception as error:
+                    # As a client would: its failure is not the round's.
+                    log.exception("client %s: unexpected error", client_id)
+                    inbox.refuse(client_id, RefusalReason.REFUSAL_REASON_CLIENT_ERROR, f"Unexpected {error!r}")
                 else:
                     await inbox.admit(arrival)
         finally:
@@ -95,6 +102,10 @@ class SerialCohort(Cohort):
             evaluate = partial(self._trainer.evaluate, order.model.vector, self._sites[client_id])
             result = await self._in_thread(evaluate)
             ballot.record(client_id, result)
+
+    def close(self) -> None:
+        """End the thread, after what it is at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -134,7 +145,10 @@ async def run_serially(
     run = RunRecord(run_id="simulation", spec=spec, state=RunState.RUNNING, submitted_time=time.time())
     await store.put_run(run)
     cohort = SerialCohort(spec, sites)
-    return await Rounds(run, Site(store, cohort, folder, own_data), Status()).play()
+    try:
+        return await Rounds(run, Site(store, cohort, folder, own_data), Status()).play()
+    finally:
+        cohort.close()
 
 
 def _check_cohort(spec: RunSpec, site_count: int) -> None:

@@ -50,7 +50,8 @@ class Grid:
         return np.rint(out, out=out)
 
     def mean(self, total: npt.NDArray[np.int64], weight_total: int, out: Vector) -> None:
-        """Write total / (weight_total * 2**exponent) into `out`, float32. A total beyond 2**53 is rounded to float64, then the quotient
-        to float64 and to float32: the same on every machine, and the same for every order of the terms.
+        """Write total / (weight_total * 2**exponent) into `out`, float32.
+
+        A total beyond 2**53 is rounded to float64, the quotient to float64 and to float32; none of it depends on the order of the terms.
         """
         np.divide(total, math.ldexp(weight_total, self.exponent), out=out, casting="unsafe")

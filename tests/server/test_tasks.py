@@ -75,7 +75,7 @@ async def test_to_its_end_waits_for_the_thread_when_cancelled(error: StoreError 
         if error is not None:
             raise error
 
-    task = asyncio.create_task(to_its_end(work))
+    task = asyncio.create_task(to_its_end(asyncio.to_thread(work)))
     await asyncio.to_thread(began.wait, 20)
     task.cancel()
     await asyncio.sleep(0)
@@ -91,4 +91,4 @@ async def test_to_its_end_raises_what_the_work_raises() -> None:
         raise StoreError("disk")
 
     with pytest.raises(StoreError, match="disk"):
-        await to_its_end(work)
+        await to_its_end(asyncio.to_thread(work))
