@@ -4,7 +4,7 @@ What cannot be used is refused here, before the client joins a federation, as a 
 the row.
 """
 
-from client.data.source import DataSource, load, load_local, parse_source
+from client.data.source import DataSource, load, load_keys, load_local, parse_source
 from client.data.split import LocalData, split
 
-__all__ = ["DataSource", "LocalData", "load", "load_local", "parse_source", "split"]
+__all__ = ["DataSource", "LocalData", "load", "load_keys", "load_local", "parse_source", "split"]

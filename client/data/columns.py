@@ -11,6 +11,7 @@ from pyarrow import compute, types
 
 from client.data.classes import CLASS_LIMIT, classes_wanted
 from client.data.fields import shown
+from client.data.keys import Keys
 from models.errors import DataError
 
 
@@ -72,6 +73,18 @@ def read_classes(table: Table, name: str, classes: tuple[str, ...] | None) -> np
     if classes is not None or not _is_numeric(column.type):
         raise table.refusal(0, name, "an integer or text", "Choose another target, or export it as text.")
     return _class_numbers(table, name, column)
+
+
+def read_keys(table: Table, name: str) -> Keys:
+    """Return a column of natural keys, (rows,): int64 of integers, else text. Raises `DataError` where one is missing."""
+    column = _plain(table, name)
+    is_missing = column.is_null().to_numpy()
+    if types.is_string(column.type):
+        is_missing |= column.to_numpy() == ""
+    _refuse_first(table, name, is_missing, "present")
+    if types.is_integer(column.type) and not types.is_uint64(column.type):
+        return np.asarray(column, dtype=np.int64)
+    return np.asarray(column.cast(pa.string()).to_pylist(), dtype=np.str_)
 
 
 def _listed_classes(table: Table, name: str, column: Any, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client.data.keys import Keys
 from client.data.options import DigitsOptions
 from models.learner import Examples
 
@@ -29,3 +30,10 @@ def load_digits(options: DigitsOptions) -> Examples:
     return Examples(
         torch.from_numpy(pixels.astype(np.float32) / _LARGEST_VALUE), torch.from_numpy(digits.astype(np.int64))
     )
+
+
+def digit_keys(options: DigitsOptions) -> Keys:
+    """Return the form block of each digit that `load_digits` reads, int64 (digits,): the natural key, about one writer each."""
+    with np.load(DIGITS_FILE, allow_pickle=False) as arrays:
+        blocks: Keys = arrays["w"].astype(np.int64)
+    return blocks[np.isin(blocks, options.blocks)]

@@ -1,9 +1,12 @@
 """Option types that several kinds of data share, and how errors show values and reasons."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+from wire.errors import ChoralError
 
 
 def _split_text(value: object) -> object:
@@ -30,6 +33,19 @@ Distinct = AfterValidator(_refuse_repeated)
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Joined, Distinct]
 """Distinct names in order; text joins them by `|`."""
+
+
+def read_pairs(subject: str, pairs: Iterable[str], refusal: type[ChoralError]) -> dict[str, str]:
+    """Return the values of `key=value` texts by key. Raises `refusal` where a key is given twice."""
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key in values:
+            raise refusal(
+                f"{subject}: {key} must be given once, got {shown(values[key])} and {shown(value)}. Leave one out."
+            )
+        values[key] = value
+    return values
 
 
 def reason(error: Exception) -> str:

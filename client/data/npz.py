@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from client.data.fields import reason, shown
+from client.data.keys import Keys, require_key
 from client.data.options import NpzOptions
 from client.data.paths import require_file
 from models.errors import DataError
@@ -60,6 +61,24 @@ def load_npz(path: Path, options: NpzOptions) -> Examples:
     )
 
 
+def npz_keys(path: Path, options: NpzOptions) -> Keys:
+    """Return the natural key of each example that `load_npz` reads, (examples,): int64 or text.
+
+    Raises:
+        DataError: There is no such array, or it does not hold one integer or text for each example.
+    """
+    require_file("NPZ file", path)
+    subject = f"NPZ file {path}"
+    name = require_key(subject, options.key)
+    targets, keys = _read(path, options.targets, name)
+    if keys.shape != targets.shape[:1] or keys.dtype.kind not in "iuU":
+        raise DataError(
+            f"{subject}, array {name!r}: key must hold one integer or text for each of {len(targets)} examples, "
+            f"got {keys.dtype} of shape {keys.shape}. Save it so."
+        )
+    return keys if keys.dtype.kind == "U" else _as_integers(f"{subject}, array {name!r}", keys)
+
+
 def _read(path: Path, *names: str) -> list[Array]:
     try:
         with path.open("rb") as file:
@@ -72,7 +91,7 @@ def _read(path: Path, *names: str) -> list[Array]:
                 if name not in archive:
                     raise DataError(
                         f"NPZ file {path}: arrays must include {name!r}, got {', '.join(archive) or 'none'}. "
-                        "Name them with inputs= and targets=."
+                        "Name them with inputs=, targets= and key=."
                     )
             return [archive[name] for name in names]
     except _ARCHIVE_ERRORS as error:

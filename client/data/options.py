@@ -43,7 +43,9 @@ class TableOptions(Strict):
     classes: Names | None = None
     """Values of the target in the order of their numbers, joined by `|`. Not needed where all are integers."""
     features: Names | None = None
-    """Columns of the inputs in order, joined by `|`. Default: all but the target, in the order of the file."""
+    """Columns of the inputs in order, joined by `|`. Default: all but target and key, in the order of the file."""
+    key: str | None = Field(default=None, min_length=1)
+    """Column that says whose a row is, such as a hospital: for partitions by key, and no feature."""
 
 
 class CsvOptions(TableOptions):
@@ -63,6 +65,8 @@ class NpzOptions(Strict):
     """Name of the array of targets, (examples,) or (examples, ...), integers."""
     codes: bool = Field(default=False, strict=False)
     """Whether inputs are integer codes, such as those of text. If not, they become float32."""
+    key: str | None = Field(default=None, min_length=1)
+    """Name of an array (examples,) that says whose an example is, such as a writer: for partitions by key."""
 
 
 class TextOptions(Strict):

@@ -4,15 +4,18 @@ Such as `digits,blocks=0|3`, `images:./scans,size=28`, `csv:./patients.csv,targe
 `parquet:./patients.parquet,target=outcome`, `npz:./site.npz` and `text:./plays,window=80`.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from client.data.digits import DIGITS_FILE, load_digits
-from client.data.fields import OPTION_START, shown
-from client.data.npz import load_npz
+from client.data.digits import DIGITS_FILE, digit_keys, load_digits
+from client.data.fields import OPTION_START, read_pairs, shown
+from client.data.keys import Keys
+from client.data.npz import load_npz, npz_keys
 from client.data.options import (
     OPTIONS,
     CsvOptions,
@@ -24,7 +27,7 @@ from client.data.options import (
     TextOptions,
 )
 from client.data.split import LocalData, split
-from client.data.text import load_text
+from client.data.text import load_text, text_keys
 from models.errors import DataError
 from models.learner import Examples
 from wire.spec import explain
@@ -75,7 +78,7 @@ def load(source: DataSource) -> Examples:
         DataError: Something cannot be used; the message names the file, and the row where there is one.
     """
     # Pillow and pyarrow are imported only for the kinds that need them: a small client may do without.
-    try:
+    with _packages_of(source.kind):
         match source.options:
             case DigitsOptions():
                 return load_digits(source.options)
@@ -95,11 +98,46 @@ def load(source: DataSource) -> Examples:
                 return load_npz(source.path, source.options)
             case TextOptions():
                 return load_text(source.path, source.options)
+
+
+@contextlib.contextmanager
+def _packages_of(kind: str) -> Iterator[None]:
+    """Turn the lack of a package that reads data of this kind into a `DataError`."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise DataError(
-            f"Data of kind {source.kind}: package {error.name} must be installed, got none. "
-            "Run pip install 'choral[client]'."
+            f"Data of kind {kind}: package {error.name} must be installed, got none. Run pip install 'choral[client]'."
         ) from error
+
+
+def load_keys(source: DataSource) -> Keys:
+    """Read the natural key of each example of `load`, in its order: form blocks of digits, a column, an array, or file names of text.
+
+    Raises:
+        DataError: The data has no natural key, the source names none, or it cannot be used.
+    """
+    with _packages_of(source.kind):
+        match source.options:
+            case DigitsOptions():
+                return digit_keys(source.options)
+            case ImagesOptions():
+                raise DataError(
+                    f"Image folder {source.path}: data must have a natural key for a partition by key, got a folder a class "
+                    "and no more. Save the images as NPZ with an array of keys, or choose another partition."
+                )
+            case CsvOptions():
+                from client.data.table import csv_keys
+
+                return csv_keys(source.path, source.options)
+            case ParquetOptions():
+                from client.data.table import parquet_keys
+
+                return parquet_keys(source.path, source.options)
+            case NpzOptions():
+                return npz_keys(source.path, source.options)
+            case TextOptions():
+                return text_keys(source.path, source.options)
 
 
 def load_local(text: str, held_out_fraction: float, seed: int) -> LocalData:
@@ -119,14 +157,7 @@ def _path(subject: str, kind: str, path: str | None) -> Path:
 
 
 def _options(subject: str, kind: str, pairs: list[str]) -> Options:
-    values: dict[str, str] = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        if key in values:
-            raise DataError(
-                f"{subject}: {key} must be given once, got {shown(values[key])} and {shown(value)}. Leave one out."
-            )
-        values[key] = value
+    values = read_pairs(subject, pairs, DataError)
     try:
         return OPTIONS[kind].model_validate(values)
     except ValidationError as error:

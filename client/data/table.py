@@ -9,8 +9,9 @@ import pyarrow as pa
 import torch
 from pyarrow import csv, parquet
 
-from client.data.columns import Table, read_classes, read_feature
+from client.data.columns import Table, read_classes, read_feature, read_keys
 from client.data.fields import reason
+from client.data.keys import Keys, require_key
 from client.data.lines import line_of_record
 from client.data.options import CsvOptions, ParquetOptions, TableOptions
 from client.data.paths import require_file
@@ -37,6 +38,16 @@ def load_csv(path: Path, options: CsvOptions) -> Examples:
 def load_parquet(path: Path, options: ParquetOptions) -> Examples:
     """Read a Parquet file. Returns and raises as `load_csv`, naming rows from 1."""
     return _to_examples(_read_parquet(path), options)
+
+
+def csv_keys(path: Path, options: CsvOptions) -> Keys:
+    """Return the natural key of each row that `load_csv` reads. Raises `DataError` as it does."""
+    return _to_keys(_read_csv(path, options), options)
+
+
+def parquet_keys(path: Path, options: ParquetOptions) -> Keys:
+    """Return the natural key of each row that `load_parquet` reads. Raises `DataError` as it does."""
+    return _to_keys(_read_parquet(path), options)
 
 
 def _read_csv(path: Path, options: CsvOptions) -> Table:
@@ -86,18 +97,27 @@ def _to_examples(table: Table, options: TableOptions) -> Examples:
     return Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
+def _to_keys(table: Table, options: TableOptions) -> Keys:
+    _feature_columns(table, options)
+    return read_keys(table, require_key(table.subject, options.key))
+
+
 def _feature_columns(table: Table, options: TableOptions) -> tuple[str, ...]:
     present = _column_names(table)
-    others = tuple(name for name in present if name != options.target and not _PANDAS_INDEX.fullmatch(name))
+    others = tuple(
+        name for name in present if name not in (options.target, options.key) and not _PANDAS_INDEX.fullmatch(name)
+    )
     columns = options.features or others
-    for key, names in (("target", (options.target,)), ("features", columns)):
+    named = {"target": (options.target,), "features": columns, "key": (options.key,) if options.key else ()}
+    for option, names in named.items():
         if absent := set(names).difference(present):
             found = ", ".join(map(repr, present))
             raise DataError(
-                f"{table.subject}: {key} must name columns of the file, got {min(absent)!r}. They are {found}."
+                f"{table.subject}: {option} must name columns of the file, got {min(absent)!r}. They are {found}."
             )
-    if options.target in columns:
-        raise DataError(f"{table.subject}: features must not name the target, got {options.target!r}. Leave it out.")
+    for option, name in (("target", options.target), ("key", options.key)):
+        if name in columns:
+            raise DataError(f"{table.subject}: features must not name the {option}, got {name!r}. Leave it out.")
     if "" in columns:
         raise DataError(
             f"{table.subject}: each column must have a name, got ''. Name it, drop it, or list the features."

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from client.data.fields import reason
+from client.data.keys import Keys
 from client.data.options import TextOptions
 from client.data.paths import require_present, visible_entries
 from models.errors import DataError
@@ -35,6 +36,13 @@ def load_text(path: Path, options: TextOptions) -> Examples:
             f"got {max(map(len, texts))} in the longest file. Add text, or lower window."
         )
     return Examples(torch.from_numpy(np.concatenate(inputs)), torch.from_numpy(np.concatenate(targets)))
+
+
+def text_keys(path: Path, options: TextOptions) -> Keys:
+    """Return the name of the file of each window that `load_text` reads, such as a role's. Raises `DataError` where one is no text."""
+    files = _files(path)
+    counts = [(len(_read(file)) - 1) // options.window for file in files]
+    return np.repeat(np.array([file.name for file in files], dtype=np.str_), np.maximum(counts, 0))
 
 
 def _files(path: Path) -> list[Path]:
