@@ -51,7 +51,7 @@ def test_help_shows_an_example_that_calls_this_command(choral: Choral, path: tup
 
 def test_commands_are_those_that_are_documented() -> None:
     names = {" ".join(path) for path in COMMANDS if path}
-    assert names >= {"demo", "serve", "join", "submit", "clients", "models", "spec check", "spec schema"}
+    assert names >= {"demo", "serve", "join", "submit", "clients", "models", "partition", "spec check", "spec schema"}
     assert names >= {f"runs {name}" for name in ("list", "show", "rounds", "watch", "pause", "resume", "stop", "model")}
 
 
