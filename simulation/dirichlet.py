@@ -17,7 +17,7 @@ def draw_over_classes(stock: Counts, sizes: Counts, alpha: float, generator: np.
     take what there is.
 
     Source: Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
-    2019, section 3. https://arxiv.org/abs/1909.06335
+    2019. https://arxiv.org/abs/1909.06335
 
     Args:
         stock: Examples of each class, (classes,), at least 1.
@@ -55,7 +55,7 @@ def draw_over_classes(stock: Counts, sizes: Counts, alpha: float, generator: np.
 def draw_over_clients(stock: Counts, client_count: int, alpha: float, generator: np.random.Generator) -> Counts:
     """Draw each class's shares of the clients from Dir(alpha, ..., alpha), and cut its examples in these shares.
 
-    Source: Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, section 4.
+    Source: Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019.
     https://arxiv.org/abs/1905.12022
 
     Args:

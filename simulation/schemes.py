@@ -50,8 +50,8 @@ class Dirichlet(Scheme):
     """By class, in shares from a Dirichlet distribution.
 
     Sources: Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
-    2019, section 3, https://arxiv.org/abs/1909.06335 (over classes); Yurochkin et al., "Bayesian Nonparametric Federated
-    Learning of Neural Networks", ICML 2019, section 4, https://arxiv.org/abs/1905.12022 (over clients).
+    2019, https://arxiv.org/abs/1909.06335 (over classes); Yurochkin et al., "Bayesian Nonparametric Federated
+    Learning of Neural Networks", ICML 2019, https://arxiv.org/abs/1905.12022 (over clients).
     """
 
     kind = "dirichlet"
