@@ -12,6 +12,13 @@ from choral.commands import demo, join, partition, runs, serve, specs
 from wire import RELEASE
 from wire.errors import ChoralError
 
+EXTRAS = {
+    "client": {"PIL", "pyarrow", "tenacity"},
+    "server": {"fastapi", "psutil", "redis", "starlette", "uvicorn"},
+    "simulation": {"matplotlib"},
+}
+"""Packages by the extra of Choral's that brings them, as they are imported. A test compares this with pyproject.toml."""
+
 app = typer.Typer(
     name="choral",
     help="Train one model on data that stays where it is.\n\nExample: choral demo",
@@ -59,13 +66,23 @@ def main() -> None:
     """Run the command line."""
     try:
         app()
-    except ChoralError as error:
-        if "--debug" in sys.argv:
-            raise
-        Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {_escaped(str(error))}", highlight=False)
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except (ChoralError, ModuleNotFoundError) as error:
+        sentence = _explained(error)
+        if "--debug" in sys.argv or not sentence:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {_escaped(sentence)}", highlight=False)
+        sys.exit(1)
+
+
+def _explained(error: ChoralError | ModuleNotFoundError) -> str:
+    """Return an error as a sentence for who can mend it; empty for a module that is missing for no reason that is known here."""
+    if isinstance(error, ChoralError):
+        return str(error)
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
+    return extra and f"Package {package}: must be installed, got none. Run pip install 'choral[{extra}]'."
 
 
 def _escaped(text: str) -> str:

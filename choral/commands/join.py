@@ -5,11 +5,10 @@ import contextlib
 import signal
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.agent import Agent, AgentConfig
 from client.connection import Endpoint
 from client.data import load_local
 from client.device import choose_device, set_threads
@@ -18,6 +17,9 @@ from client.policy import Policy, read_policy
 from models import warm_up
 from wire.memory import keep_freed_slices
 from wire.protocol import is_loopback
+
+if TYPE_CHECKING:
+    from client.agent import Agent
 
 
 def join(
@@ -47,6 +49,9 @@ def join(
 
     Example: choral join 127.0.0.1:7070 --data digits,blocks=3 --folder site-3
     """
+    # Here, because the packages of a client may be missing where only the others' are installed.
+    from client.agent import Agent, AgentConfig
+
     if tls_ca is None and not insecure and not is_loopback(address):
         raise RejectedError(
             f"Coordinator address: must be on loopback without TLS, got {address}. Give --tls-ca, or --insecure."
@@ -65,7 +70,7 @@ def join(
     asyncio.run(_run(Agent(config, local)))
 
 
-async def _run(agent: Agent) -> None:
+async def _run(agent: "Agent") -> None:
     running = asyncio.create_task(agent.run())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, running.cancel)

@@ -4,16 +4,17 @@ import asyncio
 import logging
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client.data import load_local
 from models import Examples
-from server.coordinator import TLS, CoordinatorConfig
-from server.coordinator import serve as serve_coordinator
 from server.errors import ConfigurationError
 from wire.memory import keep_freed_slices
+
+if TYPE_CHECKING:
+    from server.coordinator import TLS, CoordinatorConfig
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ def serve(
 
     Example: choral serve --folder coordinator --listen 127.0.0.1:7070
     """
+    # Here, because the packages of a coordinator may be missing where only the others' are installed.
+    from server.coordinator import CoordinatorConfig
+
     keep_freed_slices()
     config = CoordinatorConfig(
         folder=folder,
@@ -58,7 +62,9 @@ def serve(
     asyncio.run(_serve(config, own_data))
 
 
-async def _serve(config: CoordinatorConfig, own_data: Examples | None) -> None:
+async def _serve(config: "CoordinatorConfig", own_data: Examples | None) -> None:
+    from server.coordinator import serve as serve_coordinator
+
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -72,7 +78,9 @@ async def _serve(config: CoordinatorConfig, own_data: Examples | None) -> None:
         log.info("shutting down; runs go on at the next start")
 
 
-def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TLS | None:
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> "TLS | None":
+    from server.coordinator import TLS
+
     if certificate is None and key is None and client_ca is None:
         return None
     if certificate is None or key is None:
