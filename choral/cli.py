@@ -68,21 +68,28 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ChoralError, ModuleNotFoundError) as error:
-        sentence = _explained(error)
-        if "--debug" in sys.argv or not sentence:
+    except Exception as error:
+        if "--debug" in sys.argv:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {_escaped(sentence)}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {_escaped(_explained(error))}", highlight=False)
         sys.exit(1)
 
 
-def _explained(error: ChoralError | ModuleNotFoundError) -> str:
-    """Return an error as a sentence for who can mend it; empty for a module that is missing for no reason that is known here."""
+def _explained(error: Exception) -> str:
+    """Return an error as a sentence for the person who can mend it."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, ChoralError):
         return str(error)
-    package = (error.name or "").partition(".")[0]
-    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
-    return extra and f"Package {package}: must be installed, got none. Run pip install 'choral[{extra}]'."
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        for extra, packages in EXTRAS.items():
+            if package in packages:
+                return f"Package {package}: must be installed, got none. Run pip install 'choral[{extra}]'."
+    text = " ".join(str(error).split()).rstrip(".")
+    return (
+        f"Unexpected {type(error).__name__}{': ' * bool(text)}{text}. Run again with choral --debug for the traceback."
+    )
 
 
 def _escaped(text: str) -> str:

@@ -1,19 +1,22 @@
 """The command line: help with an example everywhere, errors of one sentence, and output that fits into 80 columns."""
 
+import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import torch
 import typer.main
 
 from choral import cli
 from models import MODELS
 from tests.choral.command_line import WIDTH, Choral, sentence
 from tests.federation import Process
+from wire.errors import SpecError
 from wire.spec import RunSpec
 
 GOOD = """\
@@ -35,6 +38,18 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tup
 
 
 COMMANDS = list(commands(typer.main.get_command(cli.app)))
+
+
+@pytest.fixture
+def spoilt() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Add a command `spoilt` with the given body."""
+    commands = cli.app.registered_commands[:]
+
+    def add(body: Callable[[], None]) -> None:
+        cli.app.command("spoilt")(body)
+
+    yield add
+    cli.app.registered_commands[:] = commands
 
 
 # Help.
@@ -124,6 +139,57 @@ def test_error_with_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_error_keeps_brackets_that_look_like_markup(choral: Choral) -> None:
     assert "kind must be one of" in sentence(choral("join", "127.0.0.1:1", "--data", "[red]x[/red]"))
     assert "[red]x[/red]" in sentence(choral("join", "127.0.0.1:1", "--data", "[red]x[/red]"))
+
+
+def fill_disk() -> None:
+    Path("/dev/full").write_text("x")
+
+
+def ask_for_too_much_memory() -> None:
+    torch.empty(1 << 60)
+
+
+def fail_without_a_word() -> None:
+    raise MemoryError
+
+
+def fail_in_a_group() -> None:
+    raise ExceptionGroup(
+        "unhandled errors in a TaskGroup", [ExceptionGroup("again", [SpecError("Spec: must be sound.")])]
+    )
+
+
+def import_nothing() -> None:
+    importlib.import_module("no_such_package.part")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        pytest.param(fill_disk, "Unexpected OSError: [Errno 28] No space left on device. Run again", id="full-disk"),
+        pytest.param(ask_for_too_much_memory, "Unexpected RuntimeError: ", id="torch-memory"),
+        pytest.param(fail_without_a_word, "Unexpected MemoryError. Run again", id="no-message"),
+        pytest.param(
+            import_nothing, "Unexpected ModuleNotFoundError: No module named 'no_such_package'. Run again", id="module"
+        ),
+    ],
+)
+def test_unexpected_error_is_one_sentence_and_a_traceback_with_debug(
+    choral: Choral, spoilt: Callable[[Callable[[], None]], None], body: Callable[[], None], message: str
+) -> None:
+    spoilt(body)
+    found = sentence(choral("spoilt"))
+    assert found.startswith(message)
+    assert found.endswith(". Run again with choral --debug for the traceback.")
+    with pytest.raises((OSError, RuntimeError, MemoryError, ModuleNotFoundError)):
+        choral("--debug", "spoilt")
+
+
+def test_error_within_a_group_is_explained_by_itself(
+    choral: Choral, spoilt: Callable[[Callable[[], None]], None]
+) -> None:
+    spoilt(fail_in_a_group)
+    assert sentence(choral("spoilt")) == "Spec: must be sound."
 
 
 def test_usage_error_is_told_apart(choral: Choral) -> None:
