@@ -1,22 +1,20 @@
 """The REST API: what the command line needs to submit, watch and steer runs. Errors are problem details (RFC 9457)."""
 
-import ipaddress
+import asyncio
 import logging
-import secrets
 import time
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ConflictError, LeaseTakenError, NotFoundError, StoreError
+from server.gate import BodyLimit, LoopbackNames, TokenGate
+from server.problems import Problem, problem
 from server.pulse import Pulse
 from server.records import ClientRecord, RoundRecord, RunRecord
 from server.runs import Runs
@@ -70,53 +68,28 @@ class Health(BaseModel):
     peak_rss_bytes: int
 
 
-class Problem(BaseModel):
-    """Problem details (RFC 9457)."""
-
-    title: str
-    status: int
-    detail: str
-
-
 def create_api(runs: Runs, sessions: Sessions, store: Store, pulse: Pulse, token: str) -> FastAPI:
     """Build the application. An empty `token` asks nobody for one, and then answers only requests to loopback names."""
     app = FastAPI(title="Choral", version="0.1.0", summary="Federated learning: runs, rounds and clients.")
     app.include_router(_health_routes(sessions, pulse), prefix="/api/v1")
-    protected = [Depends(_require(token))] if token else []
-    problems: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 404, 409, 422, 503)}
+    # For the description alone: the gate asks for the token, before a body is read.
+    protected = [Depends(HTTPBearer(auto_error=False))] if token else []
+    problems: dict[int | str, dict[str, Any]] = {
+        code: {"model": Problem} for code in (400, 401, 404, 409, 413, 422, 503)
+    }
     app.include_router(_run_routes(runs, store), prefix="/api/v1", dependencies=protected, responses=problems)
     app.include_router(_spec_routes(), prefix="/api/v1")
     app.include_router(_client_routes(sessions), prefix="/api/v1", dependencies=protected, responses=problems)
-    if not token:
-        app.add_middleware(_LoopbackNames)
+    app.add_middleware(BodyLimit)
+    if token:
+        app.add_middleware(TokenGate, token=token)
+    else:
+        app.add_middleware(LoopbackNames)
     app.add_exception_handler(ChoralError, _choral_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(Exception, _unexpected_problem)
     return app
-
-
-class _LoopbackNames:
-    """Answers only who asks for this machine: a page in the user's browser must not come in by a name that it made up."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = Headers(scope=scope).get("host", "") if scope["type"] in ("http", "websocket") else "localhost"
-        if _is_loopback_name(host):
-            await self._app(scope, receive, send)
-            return
-        detail = f"Host header: must be localhost or a loopback address as long as no token is asked for, got {host[:100]!r}."
-        await _problem(400, "Host", detail)(scope, receive, send)
-
-
-def _is_loopback_name(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _run_routes(runs: Runs, store: Store) -> APIRouter:
@@ -127,7 +100,8 @@ def _run_routes(runs: Runs, store: Store) -> APIRouter:
 
     @router.post("/runs", status_code=201, summary="Submit a run spec")
     async def submit(spec: dict[str, Any]) -> RunView:
-        return view(await runs.submit(validate_spec(spec)))
+        # A spec of a mebibyte takes long to look at, and longer to find fault with.
+        return view(await runs.submit(await asyncio.to_thread(validate_spec, spec)))
 
     @router.get("/runs", summary="List runs, oldest first")
     async def list_runs() -> list[RunView]:
@@ -212,40 +186,22 @@ def _health_routes(sessions: Sessions, pulse: Pulse) -> APIRouter:
     return router
 
 
-def _require(token: str) -> Any:
-    scheme = HTTPBearer(auto_error=False)
-
-    async def check(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
-        given = credentials.credentials if credentials else ""
-        if not secrets.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(
-                401, "A valid bearer token must be given, got none or another one.", {"WWW-Authenticate": "Bearer"}
-            )
-
-    return check
-
-
-def _problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
-    body = Problem(title=title, status=status, detail=detail).model_dump()
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
-
-
 async def _choral_problem(request: Request, error: Exception) -> Response:
     status = next((HTTP_CODES[kind] for kind in type(error).__mro__ if kind in HTTP_CODES), 400)
-    return _problem(status, type(error).__name__.removesuffix("Error"), str(error))
+    return problem(status, type(error).__name__.removesuffix("Error"), str(error))
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _problem(error.status_code, "HTTP", error.detail, dict(error.headers or {}))
+    return problem(error.status_code, "HTTP", error.detail, dict(error.headers or {}))
 
 
 async def _validation_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
-    return _problem(422, "Request", f"Request: {found}.")
+    return problem(422, "Request", f"Request: {found}.")
 
 
 async def _unexpected_problem(request: Request, error: Exception) -> Response:
     log.error("%s %s: unexpected error", request.method, request.url.path, exc_info=error)
-    return _problem(500, "Unexpected", f"Unexpected {type(error).__name__}. The coordinator's log has the details.")
+    return problem(500, "Unexpected", f"Unexpected {type(error).__name__}. The coordinator's log has the details.")

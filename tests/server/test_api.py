@@ -166,7 +166,7 @@ async def test_openapi_describes_every_route_with_its_errors(coordinator: Coordi
         for operation in methods.values():
             assert operation["summary"]
             if "/runs" in path or "/clients" in path:
-                assert {"401", "404", "409", "422", "503"} <= set(operation["responses"])
+                assert {"401", "404", "409", "413", "422", "503"} <= set(operation["responses"])
 
 
 async def test_schema_is_that_of_a_run_spec(api: httpx.AsyncClient) -> None:

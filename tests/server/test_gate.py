@@ -1,0 +1,127 @@
+"""Strangers and huge bodies are turned away before a body is read, over real HTTP."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server import api as rest_api
+from server.coordinator import Coordinator
+from server.gate import BODY_BYTES
+from tests.loopback import WAIT_SECONDS, serving
+from tests.server.rest import DOCUMENT, calling, problem
+from wire.spec import RunSpec, validate_spec
+
+TOKEN = "open sesame"
+UNAUTHORIZED = "A valid bearer token must be given, got none or another one."
+
+
+@pytest.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
+    async with serving(tmp_path, api_token=TOKEN) as coordinator:
+        yield coordinator
+
+
+@contextlib.asynccontextmanager
+async def posting(
+    coordinator: Coordinator, *headers: str, path: str = "/runs"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Send the head of a POST and leave its body to the caller."""
+    host, _, port = coordinator.http_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    lines = [f"POST /api/v1{path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers, "", ""]
+    writer.write("\r\n".join(lines).encode())
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def answer(reader: asyncio.StreamReader) -> httpx.Response:
+    """Read one response whose length its header tells."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().splitlines()
+        headers = dict(line.split(": ", 1) for line in head[1:])
+        body = await reader.readexactly(int(headers["content-length"]))
+    return httpx.Response(int(head[0].split()[1]), headers=headers, content=body)
+
+
+@pytest.mark.parametrize("given", [(), ("Authorization: Bearer wrong",), ("Authorization: Basic b3Blbg==",)])
+@pytest.mark.parametrize(
+    "length", ["Content-Length: 1000", "Content-Length: 99999999999", "Transfer-Encoding: chunked"]
+)
+async def test_stranger_is_refused_before_a_byte_of_the_body_has_come(
+    coordinator: Coordinator, given: tuple[str, ...], length: str
+) -> None:
+    async with posting(coordinator, length, *given) as (reader, _):
+        response = await answer(reader)
+    assert problem(response, 401) == UNAUTHORIZED
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_every_path_of_the_api_but_the_open_ones_asks_for_the_token(coordinator: Coordinator) -> None:
+    async with calling(coordinator) as stranger:
+        for path in ("/runs", "/runs/x", "/clients", "/nothing", "/health/", "//health", "/%72uns"):
+            assert problem(await stranger.get(path), 401) == UNAUTHORIZED
+        for path in ("/health", "/spec/schema", "../../docs", "../../openapi.json"):
+            assert (await stranger.get(path)).status_code == 200
+    async with calling(coordinator) as api:
+        headers = {"Authorization": f"bearer  {TOKEN}"}
+        assert (await api.get("/runs", headers=headers)).status_code == 200
+
+
+async def test_token_beyond_ascii_is_compared_byte_by_byte(tmp_path: Path) -> None:
+    async with serving(tmp_path, api_token="Ünïcode") as coordinator, calling(coordinator) as api:
+        headers = [(b"Authorization", "Bearer Ünïcode".encode())]
+        assert (await api.get("/runs", headers=headers)).status_code == 200
+
+
+async def test_body_that_is_announced_too_large_is_refused_before_it_comes(coordinator: Coordinator) -> None:
+    headers = (f"Authorization: Bearer {TOKEN}", f"Content-Length: {BODY_BYTES + 1}")
+    async with posting(coordinator, *headers) as (reader, _):
+        sentence = problem(await answer(reader), 413)
+    assert sentence == f"Body: must have at most {BODY_BYTES} bytes, got {BODY_BYTES + 1} bytes."
+
+
+async def test_chunks_are_counted_and_refused_while_more_would_come(coordinator: Coordinator) -> None:
+    headers = (f"Authorization: Bearer {TOKEN}", "Transfer-Encoding: chunked")
+    async with posting(coordinator, *headers) as (reader, writer):
+        piece = b" " * (BODY_BYTES // 4)
+        for _ in range(5):
+            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        sentence = problem(await answer(reader), 413)
+    assert sentence == f"Body: must have at most {BODY_BYTES} bytes, got more."
+    assert await coordinator.store.runs() == []
+
+
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["announced", "chunked"])
+async def test_largest_body_is_read_and_judged_as_a_spec(coordinator: Coordinator, is_chunked: bool) -> None:
+    head = b'{"name": "'
+    body = head + b"x" * (BODY_BYTES - len(head) - 2) + b'"}'
+    assert len(body) == BODY_BYTES
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield body
+
+    async with calling(coordinator, TOKEN) as api:
+        headers = {"content-type": "application/json"}
+        response = await api.post("/runs", content=pieces() if is_chunked else body, headers=headers)
+    assert "Run spec: name " in problem(response, 422)
+
+
+async def test_spec_is_checked_off_the_event_loop(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def noted(document: object) -> RunSpec:
+        threads.append(threading.current_thread())
+        return validate_spec(document)
+
+    monkeypatch.setattr(rest_api, "validate_spec", noted)
+    async with calling(coordinator, TOKEN) as api:
+        assert (await api.post("/runs", json=DOCUMENT)).status_code == 201
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
