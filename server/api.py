@@ -1,13 +1,15 @@
 """The REST API: what the command line needs to submit, watch and steer runs. Errors are problem details (RFC 9457)."""
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -35,6 +37,10 @@ HTTP_CODES: dict[type[ChoralError], int] = {
     LeaseTakenError: 503,
 }
 """The one table from errors to HTTP codes; what is not here is a 400."""
+
+
+PIECE_ROUNDS = 8
+"""Rounds that are read and written at a time."""
 
 
 class RunView(RunRecord):
@@ -96,27 +102,28 @@ def _run_routes(runs: Runs, store: Store) -> APIRouter:
     router = APIRouter(tags=["runs"])
 
     def view(run: RunRecord) -> RunView:
-        return RunView(**run.model_dump(exclude={"spec"}), spec=run.spec, status=runs.status(run))
+        return _run_view(run, runs.status(run))
 
     @router.post("/runs", status_code=201, summary="Submit a run spec")
     async def submit(spec: dict[str, Any]) -> RunView:
         # A spec of a mebibyte takes long to look at, and longer to find fault with.
         return view(await runs.submit(await asyncio.to_thread(validate_spec, spec)))
 
-    @router.get("/runs", summary="List runs, oldest first")
-    async def list_runs() -> list[RunView]:
-        return [view(run) for run in await store.runs()]
+    @router.get("/runs", summary="List runs, oldest first", response_model=list[RunView])
+    async def list_runs() -> Response:
+        found = [(run, runs.status(run)) for run in await store.runs()]
+        return await _listed(_run_view(run, status) for run, status in found)
 
     @router.get("/runs/{run_id}", summary="Show a run")
     async def show(run_id: str) -> RunView:
         return view(await store.run(run_id))
 
-    @router.get("/runs/{run_id}/rounds", summary="List a run's rounds, oldest first")
+    @router.get("/runs/{run_id}/rounds", summary="List a run's rounds, oldest first", response_model=list[RoundRecord])
     async def rounds(
         run_id: str, after: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-    ) -> list[RoundRecord]:
+    ) -> Response:
         await store.run(run_id)
-        return list(await store.rounds(run_id, after, limit))
+        return await _streamed(_round_pages(store, run_id, after, limit))
 
     @router.get("/runs/{run_id}/model", summary="Download a run's model (safetensors)", response_class=FileResponse)
     async def model(run_id: str) -> FileResponse:
@@ -152,16 +159,59 @@ def _spec_routes() -> APIRouter:
 def _client_routes(sessions: Sessions) -> APIRouter:
     router = APIRouter(tags=["clients"])
 
-    @router.get("/clients", summary="List every client that ever joined, by identity")
-    async def clients() -> list[ClientView]:
-        return [_client_view(client, sessions) for client in sessions.clients()]
+    def progress_of(client: ClientRecord) -> pb.Progress | None:
+        session = sessions.by_client(client.client_id)
+        return session.progress if session else None
+
+    @router.get("/clients", summary="List every client that ever joined, by identity", response_model=list[ClientView])
+    async def clients() -> Response:
+        found = [(client, progress_of(client)) for client in sessions.clients()]
+        return await _listed(_client_view(client, progress) for client, progress in found)
 
     return router
 
 
-def _client_view(client: ClientRecord, sessions: Sessions) -> ClientView:
-    session = sessions.by_client(client.client_id)
-    progress = session.progress if session else None
+async def _listed(records: Iterable[BaseModel]) -> Response:
+    """Return records as a JSON list, written in a thread."""
+    content = await asyncio.to_thread(lambda: b"[%s]" % _joined(records))
+    return Response(content, media_type="application/json")
+
+
+async def _round_pages(store: Store, run_id: str, after: int, limit: int) -> AsyncGenerator[bytes, None]:
+    """Yield a JSON list of rounds in pieces: as a whole it may hold a million contributions.
+
+    As objects they would take gigabytes, and each look of the garbage collector at them would hold up the event loop.
+    """
+    start = b"["
+    while limit > 0 and (found := await store.rounds(run_id, after, min(limit, PIECE_ROUNDS))):
+        yield start + await asyncio.to_thread(_joined, found)
+        start, after, limit = b",", found[-1].number, limit - len(found)
+    yield b"[]" if start == b"[" else b"]"
+
+
+async def _streamed(pieces: AsyncGenerator[bytes, None]) -> Response:
+    """Return pieces of JSON as they come. The first is waited for: what goes wrong until then is still problem details."""
+    first = await anext(pieces)
+
+    async def body() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    return StreamingResponse(body(), media_type="application/json")
+
+
+def _joined(records: Iterable[BaseModel]) -> bytes:
+    # One by one: the interpreter turns to the event loop between two, and not while it writes one.
+    return b",".join(record.model_dump_json().encode() for record in records)
+
+
+def _run_view(run: RunRecord, status: str) -> RunView:
+    return RunView(**run.model_dump(exclude={"spec"}), spec=run.spec, status=status)
+
+
+def _client_view(client: ClientRecord, progress: pb.Progress | None) -> ClientView:
     if progress is None:
         return ClientView(**client.model_dump())
     phase = pb.Phase.Name(progress.phase).removeprefix("PHASE_").lower()

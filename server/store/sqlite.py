@@ -109,11 +109,9 @@ class SqliteStore:
         """Return up to `limit` events with a number above `after`, ascending; of one run if given."""
         where, parameters = ("run_id = ? AND ", (run_id,)) if run_id else ("", ())
         query = f"SELECT event_id, document FROM events WHERE {where}event_id > ? ORDER BY event_id LIMIT ?"
-        return await self._on_thread(
-            lambda: [
-                from_document(EventRecord, document).with_(event_id=event_id)
-                for event_id, document in self._connection.execute(query, (*parameters, after, limit))
-            ]
+        rows = await self._rows(query, *parameters, after, limit)
+        return await asyncio.to_thread(
+            lambda: [from_document(EventRecord, document).with_(event_id=event_id) for event_id, document in rows]
         )
 
     async def put_client(self, client: ClientRecord) -> None:
@@ -152,10 +150,12 @@ class SqliteStore:
         self._thread.shutdown()
 
     async def _read(self, kind: type[R], query: str, *parameters: object) -> list[R]:
-        def read() -> list[R]:
-            return [from_document(kind, document) for (document,) in self._connection.execute(query, parameters)]
+        rows = await self._rows(query, *parameters)
+        # Not on the connection's thread: a page of rounds with large cohorts takes long to parse, and commits must go on.
+        return await asyncio.to_thread(lambda: [from_document(kind, document) for (document,) in rows])
 
-        return await self._on_thread(read)
+    async def _rows(self, query: str, *parameters: object) -> list[Any]:
+        return await self._on_thread(lambda: self._connection.execute(query, parameters).fetchall())
 
     async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
         def write() -> T:

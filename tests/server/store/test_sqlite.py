@@ -2,16 +2,17 @@
 
 import asyncio
 import sqlite3
+import threading
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from server.errors import LeaseTakenError, StoreError
-from server.records import (
-    RoundState,
-)
-from server.store import open_store
+from server.records import EventRecord, Record, RoundRecord, RoundState
+from server.store import open_store, sqlite
+from server.store.documents import from_document
 from server.store.sqlite import SqliteStore
 from tests.server.store.samples import make_event, make_round, make_run, run_python
 
@@ -72,6 +73,31 @@ async def test_full_disk_raises_and_keeps_what_was_written(tmp_path: Path) -> No
     store = await open_store(str(tmp_path / "choral.db"))
     assert len(await store.events()) == int(acknowledged) > 10
     await store.append_event(make_event("x"))
+    await store.close()
+
+
+@pytest.mark.parametrize("kind", [RoundRecord, EventRecord])
+async def test_commit_takes_place_while_a_page_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Record]
+) -> None:
+    store = await open_store(str(tmp_path / "choral.db"))
+    await store.put_round(make_round(1), make_event("a"))
+    is_parsing, committed = threading.Event(), threading.Event()
+
+    def held_up(wanted: type[Record], document: str) -> Record:
+        is_parsing.set()
+        assert committed.wait(10), "the commit waits for the page"
+        return from_document(wanted, document)
+
+    monkeypatch.setattr(sqlite, "from_document", held_up)
+    reading: asyncio.Future[Sequence[Record]] = asyncio.ensure_future(
+        store.rounds("run-1") if kind is RoundRecord else store.events()
+    )
+    assert await asyncio.to_thread(is_parsing.wait, 10)
+    await store.put_round(make_round(2))
+    committed.set()
+    assert len(await reading) == 1
+    assert len(await store.rounds("run-1")) == 2
     await store.close()
 
 
