@@ -1,5 +1,6 @@
 """The command line's side of the REST API."""
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -19,8 +20,17 @@ class RestError(ChoralError):
 class Rest:
     """A coordinator's REST API. Use as a context manager, or close it."""
 
-    def __init__(self, url: str, token: str = "") -> None:
-        """Talk to the API at `url`, such as "http://127.0.0.1:8080"."""
+    def __init__(self, url: str, token: str = "", tls_ca: Path | None = None) -> None:
+        """Talk to the API at an address.
+
+        Args:
+            url: Such as "http://127.0.0.1:8080".
+            token: The bearer token that it asks for, if any.
+            tls_ca: PEM file of the authority that signed its certificate; None: those that this machine trusts.
+
+        Raises:
+            RestError: The address or the file cannot be used.
+        """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._url = url
         try:
@@ -28,7 +38,11 @@ class Rest:
             is_direct = is_loopback(f"{httpx.URL(url).host}:0")
             base_url = f"{url.rstrip('/')}/api/v1"
             self._client = httpx.Client(
-                base_url=base_url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=not is_direct
+                base_url=base_url,
+                headers=headers,
+                timeout=TIMEOUT_SECONDS,
+                trust_env=not is_direct,
+                verify=_trusted(tls_ca),
             )
         except httpx.InvalidURL as error:
             raise self._unreachable(error) from error
@@ -78,7 +92,19 @@ class Rest:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> RestError:
-        return RestError(f"Coordinator {self._url}: must be reachable, got: {error}. Is `choral serve` running there?")
+        is_untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error) and "mismatch" not in str(error)
+        signed = "Give the authority that signed its certificate with --tls-ca."
+        hint = signed if is_untrusted else "Is `choral serve` running there?"
+        return RestError(f"Coordinator {self._url}: must be reachable, got: {error}. {hint}")
+
+
+def _trusted(tls_ca: Path | None) -> ssl.SSLContext:
+    """Return whose certificates are believed: one authority's, else those that the environment or certifi names, on loopback too."""
+    source = f"TLS authority {tls_ca}" if tls_ca else "TLS authority of SSL_CERT_FILE or SSL_CERT_DIR"
+    try:
+        return ssl.create_default_context(cafile=tls_ca) if tls_ca else httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError is one
+        raise RestError(f"{source}: must be a readable PEM file of certificates, got: {error.strerror}.") from error
 
 
 def _problem(response: httpx.Response) -> RestError:

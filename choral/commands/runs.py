@@ -24,6 +24,10 @@ app = typer.Typer(no_args_is_help=True, help="Watch and steer runs.\n\nExample: 
 
 Url = Annotated[str, typer.Option("--url", envvar="CHORAL_URL", help="The coordinator's REST API.")]
 Token = Annotated[str, typer.Option("--token", envvar="CHORAL_TOKEN", help="Its bearer token.", show_default=False)]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", envvar="CHORAL_TLS_CA", help="PEM authority that signed the coordinator's certificate."),
+]
 RunId = Annotated[str, typer.Argument(help="The run's identity, or the beginning of it.")]
 LOCAL_URL = "http://127.0.0.1:8080"
 
@@ -32,6 +36,7 @@ def submit(
     path: Annotated[Path, typer.Argument(help="The spec, YAML or JSON.")],
     url: Url = LOCAL_URL,
     token: Token = "",
+    tls_ca: TlsCa = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run until it ends.")] = False,
 ) -> None:
     """Submit a run.
@@ -40,7 +45,7 @@ def submit(
     """
     spec = read_spec(path)
     check_spec(spec)
-    with Rest(url, token) as rest:
+    with Rest(url, token, tls_ca) as rest:
         run = rest.post("/runs", json.loads(spec.canonical_json()))
         identity = run["run_id"]
         typer.echo(f"Run {identity} ({spec.name}): {run['status']}\nWatch it with: choral runs watch {identity}")
@@ -49,13 +54,13 @@ def submit(
 
 
 @app.command("list")
-def list_runs(url: Url = LOCAL_URL, token: Token = "") -> None:
+def list_runs(url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> None:
     """List the runs of a coordinator.
 
     Example: choral runs list
     """
     table = _table("run", "name", "rounds", "submitted", "status", wrapped=("name", "status"))
-    with Rest(url, token) as rest:
+    with Rest(url, token, tls_ca) as rest:
         found = rest.get("/runs")
     for run in found:
         rounds = f"{run['round_number']}/{run['spec']['rounds']}"
@@ -64,12 +69,12 @@ def list_runs(url: Url = LOCAL_URL, token: Token = "") -> None:
 
 
 @app.command("show")
-def show(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
+def show(run_id: RunId, url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> None:
     """Show one run: what it does now, what it waits for, and its last rounds.
 
     Example: choral runs show 3f2a
     """
-    with Rest(url, token) as rest:
+    with Rest(url, token, tls_ca) as rest:
         run = _run(rest, run_id)
         records = rest.get(f"/runs/{run['run_id']}/rounds", after=max(0, run["round_number"] - 10))
     console = Console()
@@ -89,13 +94,14 @@ def rounds(
     run_id: RunId,
     url: Url = LOCAL_URL,
     token: Token = "",
+    tls_ca: TlsCa = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List all rounds of a run, with contributions and refusals.
 
     Example: choral runs rounds 3f2a --json
     """
-    with Rest(url, token) as rest:
+    with Rest(url, token, tls_ca) as rest:
         records = all_rounds(rest, _run(rest, run_id)["run_id"])
     if as_json:
         typer.echo(json.dumps(records, indent=2))
@@ -109,40 +115,40 @@ def rounds(
 
 
 @app.command("watch")
-def watch(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
+def watch(run_id: RunId, url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> None:
     """Follow a run until it ends or pauses.
 
     Example: choral runs watch 3f2a
     """
-    with Rest(url, token) as rest:
+    with Rest(url, token, tls_ca) as rest:
         _watch(rest, _run(rest, run_id)["run_id"])
 
 
 @app.command("pause")
-def pause(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
+def pause(run_id: RunId, url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> None:
     """Pause a run at its last committed round; resuming plays the round in progress again.
 
     Example: choral runs pause 3f2a
     """
-    _steer(url, token, run_id, "pause")
+    _steer(Rest(url, token, tls_ca), run_id, "pause")
 
 
 @app.command("resume")
-def resume(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
+def resume(run_id: RunId, url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> None:
     """Let a paused run go on.
 
     Example: choral runs resume 3f2a
     """
-    _steer(url, token, run_id, "resume")
+    _steer(Rest(url, token, tls_ca), run_id, "resume")
 
 
 @app.command("stop")
-def stop(run_id: RunId, url: Url = LOCAL_URL, token: Token = "") -> None:
+def stop(run_id: RunId, url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> None:
     """End a run for good; its last committed model stays.
 
     Example: choral runs stop 3f2a
     """
-    _steer(url, token, run_id, "stop")
+    _steer(Rest(url, token, tls_ca), run_id, "stop")
 
 
 @app.command("model")
@@ -151,6 +157,7 @@ def model(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path("model.safetensors"),
     url: Url = LOCAL_URL,
     token: Token = "",
+    tls_ca: TlsCa = None,
 ) -> None:
     """Download a run's last committed model.
 
@@ -158,7 +165,7 @@ def model(
     """
     console = Console(stderr=True)
     bars = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with Rest(url, token) as rest, bars as progress:
+    with Rest(url, token, tls_ca) as rest, bars as progress:
         run = _run(rest, run_id)
         bar = progress.add_task("model", total=None)
         for done, total in rest.download(f"/runs/{run['run_id']}/model", output):
@@ -166,13 +173,13 @@ def model(
     typer.echo(f"{output}: the model after round {run['round_number']}")
 
 
-def clients(url: Url = LOCAL_URL, token: Token = "") -> None:
+def clients(url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> None:
     """List the clients that a coordinator knows.
 
     Example: choral clients
     """
     table = _table("client", "name", "device", "data", "examples", "held out", "doing", wrapped=("name",))
-    with Rest(url, token) as rest:
+    with Rest(url, token, tls_ca) as rest:
         found = rest.get("/clients")
     for client in found:
         doing = f"{client['phase']} {client['fraction']:.0%}" if client["phase"] else "idle"
@@ -232,8 +239,8 @@ def _watch(rest: Rest, run_id: str) -> None:
     console.print(f"Run {run_id}: {run['status']}", highlight=False, markup=False)
 
 
-def _steer(url: str, token: str, run_id: str, command: str) -> None:
-    with Rest(url, token) as rest:
+def _steer(api: Rest, run_id: str, command: str) -> None:
+    with api as rest:
         run = rest.post(f"/runs/{_run(rest, run_id)['run_id']}/{command}")
     typer.echo(f"Run {run['run_id']} ({run['spec']['name']}): {run['status']}")
 
