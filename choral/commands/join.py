@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from choral.loading import load_visibly
 from client.connection import Endpoint
-from client.data import load_local
 from client.device import choose_device, set_threads
 from client.errors import RejectedError
 from client.policy import Policy, read_policy
@@ -56,7 +56,7 @@ def join(
         raise RejectedError(
             f"Coordinator address: must be on loopback without TLS, got {address}. Give --tls-ca, or --insecure."
         )
-    local = load_local(data, held_out, split_seed)
+    local = load_visibly(data, held_out, split_seed)
     warm_up()
     keep_freed_slices()
     config = AgentConfig(

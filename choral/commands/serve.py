@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.data import load_local
+from choral.loading import load_visibly
 from models import Examples
 from server.errors import ConfigurationError
 from wire.memory import keep_freed_slices
@@ -58,7 +58,7 @@ def serve(
         upload_places=upload_slots,
         concurrent_runs=concurrent_runs,
     )
-    own_data = load_local(data, 0.0, 0).training if data else None
+    own_data = load_visibly(data, 0.0, 0).training if data else None
     asyncio.run(_serve(config, own_data))
 
 
