@@ -2,10 +2,24 @@
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from wire import RELEASE
 
+if TYPE_CHECKING:
+    from simulation.simulate import simulate
+
+__all__ = ["__version__", "simulate"]
 __version__ = RELEASE
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for by then: an edge client has no simulation."""
+    if name == "simulate":
+        from simulation.simulate import simulate
+
+        return simulate
+    raise AttributeError(f"module 'choral' has no attribute {name!r}")
 
 
 def _check_names() -> None:

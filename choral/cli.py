@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from choral.commands import demo, join, partition, runs, serve, specs
+from choral.commands import demo, join, partition, runs, serve, simulate, specs
 from wire import RELEASE
 from wire.errors import ChoralError
 
@@ -32,6 +32,7 @@ app.command("join")(join.join)
 app.command("submit")(runs.submit)
 app.add_typer(runs.app, name="runs")
 app.command("clients")(runs.clients)
+app.command("simulate")(simulate.simulate)
 app.command("partition")(partition.partition)
 app.command("models")(specs.models)
 app.add_typer(specs.app, name="spec")

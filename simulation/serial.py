@@ -34,6 +34,9 @@ from wire.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
+RUN_ID = "simulation"
+"""Identity of a run that has a store of its own."""
+
 Value = TypeVar("Value")
 
 
@@ -127,7 +130,7 @@ class SerialCohort(Cohort):
 async def run_serially(
     spec: RunSpec, sites: Mapping[str, LocalData], store: Store, folder: Path, own_data: Examples | None = None
 ) -> RunRecord:
-    """Run a federation in this process and return the finished run; its last model lies in `folder`.
+    """Run a federation in this process and return the finished run; its last model lies in `folder`. One that was cut off goes on.
 
     Args:
         spec: The run's spec, as it would be submitted.
@@ -142,10 +145,12 @@ async def run_serially(
         ChoralError: As `Rounds.play`.
     """
     _check_cohort(spec, len(sites))
-    run = RunRecord(run_id="simulation", spec=spec, state=RunState.RUNNING, submitted_time=time.time())
-    await store.put_run(run)
     cohort = SerialCohort(spec, sites)
     try:
+        run = next(iter(await store.runs()), None)
+        if run is None:
+            run = RunRecord(run_id=RUN_ID, spec=spec, state=RunState.RUNNING, submitted_time=time.time())
+            await store.put_run(run)
         return await Rounds(run, Site(store, cohort, folder, own_data), Status()).play()
     finally:
         cohort.close()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from server.errors import LeaseTakenError, NotFoundError, StoreError
 from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord
@@ -46,7 +46,7 @@ class SqliteStore:
         self._connection: sqlite3.Connection
 
     @classmethod
-    async def open(cls, path: Path | str, clock: Callable[[], float] = time.time) -> "SqliteStore":
+    async def open(cls, path: Path | str, clock: Callable[[], float] = time.time) -> Self:
         """Open a database file, or create it in a folder that exists.
 
         Args:

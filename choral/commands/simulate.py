@@ -1,0 +1,64 @@
+"""`choral simulate`: a whole federation in this process, from the spec that a deployment would run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from client.device import set_threads
+from server.records import RoundRecord
+from simulation.history import seconds_of
+from simulation.simulate import RESULTS
+from simulation.simulate import simulate as play
+from wire.spec import read_spec
+
+
+def simulate(
+    spec: Annotated[Path, typer.Argument(help="The run spec, as for choral submit.")],
+    clients: Annotated[int | None, typer.Option(help="Clients; by-key without it: one for each key.")] = None,
+    partition: Annotated[str, typer.Option(help="How the data is dealt to them; see choral partition --help.")] = "iid",
+    data: Annotated[str, typer.Option(help="The data: KIND[:PATH][,key=value...], as for choral join.")] = "digits",
+    held_out: Annotated[float, typer.Option(help="Part of each client's data that is held out.")] = 0.2,
+    own_data: Annotated[
+        str | None, typer.Option("--own-data", help="The coordinator's own data, for evaluate.on: coordinator.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--folder", help="Where state and results go.")] = Path("simulation"),
+    threads: Annotated[int, typer.Option(min=1, help="Threads for training on a CPU.")] = 1,
+) -> None:
+    """Simulate a federation on this machine. Cut off, the same command goes on from the last round.
+
+    Example: choral simulate run.yaml --clients 100 --partition dirichlet,alpha=0.3
+    """
+    set_threads(threads)
+    total = read_spec(spec).rounds
+    console = Console()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("reading the data", total=total)
+
+        def show(record: RoundRecord) -> None:
+            line = f"round {record.number}: {_sentence(record)}"
+            progress.update(bar, completed=record.number, description=line)
+            if not console.is_terminal:
+                typer.echo(line)
+
+        setting = {"data": data, "clients": clients, "partition": partition, "held_out": held_out, "own_data": own_data}
+        try:
+            result = play(spec, folder, show, **setting)
+        except KeyboardInterrupt:
+            typer.echo(f"Interrupted. The same command goes on from the last round in {folder}.", err=True)
+            raise
+        progress.update(bar, total=len(result.rounds))
+    reason = f" {result.run.reason}" if result.run.reason else ""
+    seconds = sum(map(seconds_of, result.rounds))
+    typer.echo(f"{len(result.rounds)} of {total} rounds in {seconds:.1f} s.{reason}")
+    typer.echo(f"In {folder}: {', '.join(RESULTS)}.")
+
+
+def _sentence(record: RoundRecord) -> str:
+    metrics = {name: value for name, value in record.metrics.items() if not name.startswith(("refused_", "train_"))}
+    shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
+    refused = [f"{len(record.refusals)} refused"] if record.refusals else []
+    return ", ".join([f"{len(record.contributions)} clients", *refused, *shown, f"{seconds_of(record):.2f} s"])

@@ -1,0 +1,60 @@
+"""What a simulation leaves for people: a line a round as CSV, and curves as PNG."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.records import RoundRecord
+
+INK, FAINT = "#334155", "#e2e8f0"
+COLOURS = ("#1d4ed8", "#c2410c", "#475569", "#0f766e", "#7e22ce")
+
+
+def write_history(path: Path, rounds: Sequence[RoundRecord]) -> None:
+    """Write a line a round: number, clients, refused contributions, seconds, then every metric that some round has, by name."""
+    names = sorted({name for record in rounds for name in record.metrics if not name.startswith("refused_")})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["round", "clients", "refused", "seconds", *names])
+        for record in rounds:
+            metrics = [f"{record.metrics[name]:.6g}" if name in record.metrics else "" for name in names]
+            counts = [record.number, len(record.contributions), len(record.refusals)]
+            writer.writerow([*counts, f"{seconds_of(record):.3f}", *metrics])
+
+
+def write_plot(path: Path, rounds: Sequence[RoundRecord], title: str) -> None:
+    """Draw the losses over the rounds, and beside them whatever else was evaluated."""
+    # Here, because it takes a second. Without pyplot, which looks for a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = sorted({name for record in rounds for name in record.metrics if not name.startswith("refused_")})
+    panels = [[name for name in names if not name.endswith("loss")], [name for name in names if name.endswith("loss")]]
+    panels = [panel for panel in panels if panel]
+    figure = Figure(figsize=(5 * max(1, len(panels)), 4), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, panel in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
+        for colour, name in zip(COLOURS * len(panel), panel, strict=False):
+            points = [(record.number, record.metrics[name]) for record in rounds if name in record.metrics]
+            marker = "o" if len(points) <= 40 else ""
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, label=_words(name))
+        axes.set_xlabel("round", color=INK)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(colors=INK)
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, labelcolor=INK)
+    figure.suptitle(title, color=INK, fontweight="bold")
+    figure.savefig(path)
+
+
+def seconds_of(record: RoundRecord) -> float:
+    """Return how long a committed round took."""
+    return (record.ended_time or record.started_time) - record.started_time
+
+
+def _words(name: str) -> str:
+    """Return a metric's name for people, with where it was measured."""
+    if name.startswith("train_"):
+        return f"{name.removeprefix('train_')} in local training"
+    return f"{name.replace('_', ' ')}, held out"

@@ -1,0 +1,188 @@
+"""A whole simulation, from a data set's name to curves on disk: what `choral simulate` and `choral.simulate` do.
+
+Its folder holds everything. A simulation that was cut off, by Ctrl-C or by kill -9, goes on from its last committed round when
+it is asked for again, and ends with the model of one that was not.
+"""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from client.data import LocalData, load, load_keys, parse_source
+from models import check_spec
+from server.folder import held_folder, kept
+from server.records import EventRecord, RoundRecord, RoundState, RunRecord
+from server.rounds import checkpoint_path
+from server.store import Store
+from server.store.sqlite import SqliteStore
+from simulation.errors import SimulationError
+from simulation.history import write_history, write_plot
+from simulation.partition import local_data, partition
+from simulation.schemes import ByKey, parse_scheme
+from simulation.serial import RUN_ID, run_serially
+from wire.spec import RunSpec, Strict, explain, read_spec, validate_spec
+
+OnRound = Callable[[RoundRecord], None]
+RESULTS = ("model.safetensors", "history.csv", "history.png")
+
+
+class Setting(Strict):
+    """What is simulated, beside the run spec."""
+
+    data: str = "digits"
+    """The data set that is dealt to the clients, as `choral join --data` names one."""
+    clients: Annotated[int, Field(ge=1)] | None = None
+    """Clients in the federation; None, with `by-key`, for as many as there are keys."""
+    partition: str = "iid"
+    """How the data is dealt, such as "dirichlet,alpha=0.3"."""
+    held_out: float = Field(default=0.2, ge=0, lt=1)
+    """Part of each client's data that is held out for evaluation."""
+    own_data: str | None = None
+    """The coordinator's own data set, for `evaluate.on: coordinator`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """A finished simulation.
+
+    Attributes:
+        run: The run, as a coordinator would show it.
+        rounds: Its committed rounds, oldest first.
+        folder: Where `model.safetensors`, `history.csv` and `history.png` lie.
+    """
+
+    run: RunRecord
+    rounds: tuple[RoundRecord, ...]
+    folder: Path
+
+
+def simulate(
+    spec: RunSpec | Mapping[str, Any] | Path | str,
+    folder: Path | str = "simulation",
+    on_round: OnRound | None = None,
+    **setting: Any,
+) -> Simulation:
+    """Simulate a federation in this process, or go on with the simulation that `folder` holds. May be called from a notebook.
+
+    Args:
+        spec: The run's spec, as it would be submitted, or the path of its file.
+        folder: Where state and results go.
+        on_round: Called with each committed round, also with those of an earlier process.
+        setting: Fields of `Setting`: `data`, `clients`, `partition`, `held_out` and `own_data`.
+
+    Raises:
+        SimulationError: The folder holds another simulation, or the setting breaks a rule.
+        SpecError: The spec breaks a rule, or asks for more clients than there are.
+        PartitionError: The data cannot be dealt so.
+        DataError: The data cannot be read, or does not suit the learner.
+    """
+    if isinstance(spec, (Path, str)):
+        spec = read_spec(Path(spec))
+    elif not isinstance(spec, RunSpec):
+        spec = validate_spec(dict(spec))
+    check_spec(spec)
+    try:
+        checked = Setting.model_validate(setting)
+    except ValidationError as error:
+        raise SimulationError(explain(error, "Simulation")) from error
+    return _run(_play(spec, checked, Path(folder), on_round or (lambda _: None)))
+
+
+def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
+    """Run to the end here, or in a thread where there is an event loop already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(playing)
+    started: Future[Callable[[], object]] = Future()
+
+    async def play() -> Simulation:
+        task = asyncio.ensure_future(playing)
+        started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
+        return await task
+
+    with ThreadPoolExecutor(1, thread_name_prefix="simulation") as thread:
+        result = thread.submit(asyncio.run, play())
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            started.result()()
+            raise
+
+
+async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound) -> Simulation:
+    with held_folder(folder):
+        _claim(folder, spec, setting)
+        sites = await asyncio.to_thread(_sites, spec, setting)
+        own_data = load(parse_source(setting.own_data)) if setting.own_data else None
+        store = await _TellingStore.open(folder / "simulation.sqlite")
+        try:
+            rounds = await _all_rounds(store)
+            for record in rounds:
+                on_round(record)
+            store.tell = lambda record: _take(record, rounds, on_round)
+            run = await run_serially(spec, sites, store, folder / "checkpoints", own_data)
+        finally:
+            await store.close()
+        write_history(folder / "history.csv", rounds)
+        title = f"{spec.name}: {spec.learner.name}, {len(sites)} clients, {setting.partition}"
+        write_plot(folder / "history.png", rounds, title)
+        shutil.copyfile(checkpoint_path(folder / "checkpoints", run.round_number), folder / "model.safetensors")
+        return Simulation(run, tuple(rounds), folder)
+
+
+class _TellingStore(SqliteStore):
+    """A store that says when a round is committed."""
+
+    tell: OnRound = staticmethod(lambda _: None)
+
+    async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
+        """Commit, then tell."""
+        await super().commit_round(run, record, *events)
+        self.tell(record)
+
+
+def _take(record: RoundRecord, rounds: list[RoundRecord], on_round: OnRound) -> None:
+    rounds.append(record)
+    on_round(record)
+
+
+def _claim(folder: Path, spec: RunSpec, setting: Setting) -> None:
+    """Note what is simulated in a folder, and refuse another simulation than the one that it holds."""
+    wanted = {"spec": json.loads(spec.canonical_json()), "setting": setting.model_dump(mode="json")}
+    found = json.loads(kept(folder / "simulation.json", json.dumps(wanted, indent=2) + "\n"))
+    for part, values in wanted.items():
+        for key, value in values.items():
+            if found[part].get(key) != value:
+                raise SimulationError(
+                    f"Folder {folder}: {key} must be that of the simulation that it holds, {found[part].get(key)!r}, got {value!r}. "
+                    "Choose another folder, or delete this one."
+                )
+
+
+def _sites(spec: RunSpec, setting: Setting) -> dict[str, LocalData]:
+    """Read the data and deal it to the clients; every draw follows from the spec's seed."""
+    scheme, source = parse_scheme(setting.partition), parse_source(setting.data)
+    examples = load(source)
+    keys = load_keys(source) if isinstance(scheme, ByKey) else None
+    parts = partition(examples, scheme, setting.clients, spec.seed, keys)
+    return local_data(examples, parts, setting.held_out, source.kind)
+
+
+async def _all_rounds(store: Store) -> list[RoundRecord]:
+    """Return the committed rounds of the simulation, oldest first."""
+    rounds: list[RoundRecord] = []
+    # At most the last one is open.
+    while more := [
+        record for record in await store.rounds(RUN_ID, len(rounds)) if record.state is RoundState.COMMITTED
+    ]:
+        rounds += more
+    return rounds

@@ -1,0 +1,53 @@
+"""`choral simulate`: rounds as they come, what is left, and how it goes on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.choral.command_line import Choral, sentence
+from tests.simulation.test_simulate import SPEC
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Path of a run spec, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(json.dumps(SPEC))
+    return "run.yaml"
+
+
+def test_simulate_shows_rounds_and_says_what_it_leaves(choral: Choral, spec: str) -> None:
+    outcome = choral("simulate", spec, "--clients", "10", "--folder", "out")
+    assert (outcome.code, outcome.err) == (0, "")
+    *rounds, total, files = outcome.lines
+    assert [line.partition(",")[0] for line in rounds] == [f"round {number}: 5 clients" for number in (1, 2, 3, 4)]
+    assert all("accuracy" in line and "loss" in line for line in rounds)
+    assert total.startswith("4 of 4 rounds in ")
+    assert files == "In out: model.safetensors, history.csv, history.png."
+    assert Path("out/history.png").is_file()
+
+
+def test_simulate_of_another_federation_in_the_same_folder_is_one_sentence(choral: Choral, spec: str) -> None:
+    assert choral("simulate", spec, "--clients", "10").code == 0
+    outcome = choral("simulate", spec, "--clients", "11")
+    rule = "clients must be that of the simulation that it holds, 10, got 11."
+    assert sentence(outcome).startswith(f"Folder simulation: {rule}")
+
+
+def test_simulate_interrupted_says_how_it_goes_on(choral: Choral, spec: str, tmp_path: Path) -> None:
+    Path(spec).write_text(json.dumps(SPEC | {"rounds": 100_000}))
+    command = [sys.executable, "-m", "choral", "simulate", spec, "--clients", "10"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout
+    process.stdout.readline()
+    process.send_signal(2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted. The same command goes on from the last round in simulation." in err
+    assert "Traceback" not in err

@@ -1,0 +1,151 @@
+"""A whole simulation: what it leaves, how it goes on after a kill, and what it refuses."""
+
+import asyncio
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import choral
+from client.data import load, parse_source
+from server.records import RoundRecord, RunState
+from server.store import open_store
+from simulation.errors import SimulationError
+from simulation.partition import local_data, partition
+from simulation.serial import run_serially
+from simulation.simulate import RESULTS
+from tests.federation import tensor_bytes
+from wire.errors import SpecError
+from wire.spec import validate_spec
+
+SPEC: dict[str, Any] = {
+    "name": "digits",
+    "seed": 3,
+    "learner": {"name": "mlp", "inputs": [1, 8, 8], "hidden": [16], "dropout": 0.1},
+    "rounds": 4,
+    "cohort": {"size": 5},
+    "local": {"batch_size": 16},
+    "server": {"optimizer": {"name": "adam", "learning_rate": 0.01}},
+}
+SETTING: dict[str, Any] = {"clients": 20, "partition": "dirichlet,alpha=0.5"}
+
+KILLED = """
+import os, signal, sys
+import choral
+from tests.simulation.test_simulate import SETTING, SPEC
+def die(record):
+    if record.number == 2:
+        os.kill(os.getpid(), signal.Signals[sys.argv[2]])
+choral.simulate(SPEC, sys.argv[1], die, **SETTING)
+"""
+
+
+def test_simulate_is_the_serial_run_on_the_partition(tmp_path: Path) -> None:
+    told: list[RoundRecord] = []
+    result = choral.simulate(SPEC, tmp_path / "whole", told.append, **SETTING)
+    assert result.run.state is RunState.FINISHED
+    assert [record.number for record in result.rounds] == [1, 2, 3, 4]
+    assert tuple(told) == result.rounds
+    assert all({"accuracy", "loss", "train_loss"} <= record.metrics.keys() for record in result.rounds)
+
+    spec, examples = validate_spec(SPEC), load(parse_source("digits"))
+    sites = local_data(examples, partition(examples, "dirichlet,alpha=0.5", 20, 3))
+
+    async def play() -> None:
+        store = await open_store(str(tmp_path / "store.sqlite"))
+        await run_serially(spec, sites, store, tmp_path / "serial")
+        await store.close()
+
+    asyncio.run(play())
+    assert tensor_bytes(tmp_path / "whole" / "model.safetensors") == tensor_bytes(
+        tmp_path / "serial" / "round-0000004.safetensors"
+    )
+
+
+def test_simulate_leaves_model_history_and_plot(tmp_path: Path) -> None:
+    result = choral.simulate(SPEC, tmp_path, **SETTING)
+    assert {path.name for path in tmp_path.iterdir()} >= set(RESULTS)
+    assert sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values()) >= 64 * 16
+    with (tmp_path / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["round"]) for row in rows] == [1, 2, 3, 4]
+    assert [int(row["clients"]) for row in rows] == [5] * 4
+    assert float(rows[-1]["accuracy"]) == pytest.approx(result.rounds[-1].metrics["accuracy"], rel=1e-5)
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(tmp_path: Path, number: signal.Signals) -> None:
+    choral.simulate(SPEC, tmp_path / "undisturbed", **SETTING)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "cut"), number.name],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        timeout=60,
+    )
+    assert killed.returncode == -number, killed.stderr
+    told: list[int] = []
+    result = choral.simulate(SPEC, tmp_path / "cut", lambda record: told.append(record.number), **SETTING)
+    assert told == [1, 2, 3, 4]
+    assert [record.number for record in result.rounds] == told
+    assert tensor_bytes(tmp_path / "cut" / "model.safetensors") == tensor_bytes(
+        tmp_path / "undisturbed" / "model.safetensors"
+    )
+
+
+def test_simulate_twice_shows_the_same_result_without_a_new_round(tmp_path: Path) -> None:
+    first = choral.simulate(SPEC, tmp_path, **SETTING)
+    assert choral.simulate(SPEC, tmp_path, **SETTING).rounds == first.rounds
+
+
+def test_simulate_stops_early(tmp_path: Path) -> None:
+    spec = SPEC | {"rounds": 50, "stop_when": {"metric": "loss", "at_most": 100.0}}
+    result = choral.simulate(spec, tmp_path, **SETTING)
+    assert len(result.rounds) == 1
+    assert result.run.reason.startswith("loss reached")
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        pytest.param(({"rounds": 5}, {}), "rounds must be that of the simulation that it holds, 4, got 5", id="spec"),
+        pytest.param(({}, {"clients": 21}), "clients must be that .+, 20, got 21", id="setting"),
+    ],
+)
+def test_simulate_in_the_folder_of_another_simulation_is_refused(
+    tmp_path: Path, changed: tuple[dict[str, Any], dict[str, Any]], key: str
+) -> None:
+    choral.simulate(SPEC, tmp_path, **SETTING)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(SimulationError, match=rf"^Folder .+: {key}\. Choose another folder"):
+        choral.simulate(SPEC | changed[0], tmp_path, **SETTING | changed[1])
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        pytest.param({"clients": 0}, "clients .+greater than or equal to 1, got 0", id="no-clients"),
+        pytest.param({"partitoin": "iid"}, "partitoin is not a key that exists here", id="unknown"),
+        pytest.param({"clients": 20, "held_out": 1.0}, "held_out .+less than 1, got 1.0", id="nothing-to-train-on"),
+    ],
+)
+def test_simulate_setting_that_breaks_a_rule_is_refused(tmp_path: Path, setting: dict[str, Any], rule: str) -> None:
+    with pytest.raises(SimulationError, match=rule):
+        choral.simulate(SPEC, tmp_path / "new", **setting)
+    assert not (tmp_path / "new").exists()
+
+
+def test_simulate_cohort_larger_than_the_federation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"cohort\.size must be at most the number of sites, 4, got 5"):
+        choral.simulate(SPEC, tmp_path, clients=4)
+
+
+async def test_simulate_works_where_an_event_loop_runs_as_in_a_notebook(tmp_path: Path) -> None:
+    assert len(choral.simulate(SPEC, tmp_path, **SETTING).rounds) == 4
