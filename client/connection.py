@@ -33,7 +33,9 @@ _REJECTIONS = (
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED,
 )
+"""Statuses by which a coordinator refuses a client. Before its challenge they are not its own: gRPC makes them of a proxy's HTTP status."""
 
 _BROKEN = (asyncio.InvalidStateError, grpc.aio.BaseError)
 """What gRPC raises beside `AioRpcError` where a call or its channel has come to its end."""
@@ -257,7 +259,7 @@ async def connect(endpoint: Endpoint, key: Ed25519PrivateKey, hello: pb.Hello) -
         hello: What to say of this client; version, key and signature are filled in.
 
     Raises:
-        ConnectionLostError: The coordinator cannot be reached.
+        ConnectionLostError: The coordinator cannot be reached, or something else answers in its place.
         RejectedError: It will not have this client.
     """
     async with endpoint.channel() as channel:
@@ -266,7 +268,8 @@ async def connect(endpoint: Endpoint, key: Ed25519PrivateKey, hello: pb.Hello) -
         try:
             try:
                 async with asyncio.timeout(HELLO_SECONDS):
-                    welcome = await _greet(call, key, hello)
+                    challenge = await _challenge(call, endpoint)
+                    welcome = await _greet(call, key, hello, challenge)
             except TimeoutError:
                 raise ConnectionLostError(f"the coordinator did not answer within {HELLO_SECONDS:g} s") from None
             except grpc.aio.AioRpcError as error:
@@ -280,15 +283,30 @@ async def connect(endpoint: Endpoint, key: Ed25519PrivateKey, hello: pb.Hello) -
             call.cancel()
 
 
-async def _greet(call: JoinCall, key: Ed25519PrivateKey, hello: pb.Hello) -> pb.Welcome:
-    """Answer the coordinator's challenge and return its welcome."""
-    challenge = await call.read()
-    if not isinstance(challenge, pb.JoinResponse) or not challenge.HasField("challenge"):
+async def _challenge(call: JoinCall, endpoint: Endpoint) -> pb.Challenge:
+    """Return the coordinator's challenge, the first word that is surely its own: a proxy may answer while it is away."""
+    try:
+        message = await call.read()
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in _REJECTIONS:
+            raise
+        raise ConnectionLostError(
+            f"{endpoint.address} answered {error.code().name} instead of a coordinator's challenge, "
+            f"{error.details() or 'without a reason'}; if it goes on, check the address and what stands in between"
+        ) from error
+    if not isinstance(message, pb.JoinResponse):
+        raise ConnectionLostError(f"{endpoint.address} ended the call without a coordinator's challenge")
+    if not message.HasField("challenge"):
         raise RejectedError("The coordinator must begin a session with a challenge, it did not.")
+    return message.challenge
+
+
+async def _greet(call: JoinCall, key: Ed25519PrivateKey, hello: pb.Hello, challenge: pb.Challenge) -> pb.Welcome:
+    """Answer the coordinator's challenge and return its welcome."""
     message = pb.JoinRequest(hello=hello)
     message.hello.protocol_version = PROTOCOL_VERSION
     message.hello.public_key = key.public_key().public_bytes_raw()
-    message.hello.signature = sign_hello(key, PROTOCOL_VERSION, challenge.challenge.nonce)
+    message.hello.signature = sign_hello(key, PROTOCOL_VERSION, challenge.nonce)
     # The coordinator may have ended the call already; its status, which says why, is still there to be read.
     with contextlib.suppress(*_BROKEN):
         await call.write(message)
@@ -301,9 +319,8 @@ async def _greet(call: JoinCall, key: Ed25519PrivateKey, hello: pb.Hello) -> pb.
 def _translated(error: grpc.aio.AioRpcError, is_transfer: bool = False) -> ConnectionLostError | RejectedError:
     detail = f"{error.details() or 'no reason was given'}"
     if error.code() in _REJECTIONS and not is_transfer:
-        return RejectedError(f"The coordinator refused this client: {detail}.")
-    if error.code() is grpc.StatusCode.UNAUTHENTICATED and not is_transfer:
-        return RejectedError(f"The coordinator refused this client's signature: {detail}.")
+        what = "this client's signature" if error.code() is grpc.StatusCode.UNAUTHENTICATED else "this client"
+        return RejectedError(f"The coordinator refused {what}: {detail}.")
     return ConnectionLostError(detail)
 
 

@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from typing import TypeVar
 
 READ_BYTES = 64 << 10
+
+AnyRelay = TypeVar("AnyRelay", bound="Relay")
 
 
 class Relay:
@@ -17,6 +20,7 @@ class Relay:
         swallowed_bytes: How many were.
         connection_count: Connections so far.
         cut_count: How often every connection was broken.
+        writers: The ends that bytes are written to.
         bytes_until_cut: After how many forwarded bytes to break every connection, again and again; new ones are let through.
     """
 
@@ -31,7 +35,7 @@ class Relay:
         self._bytes_left: int | None = None
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
-        self._writers: set[asyncio.StreamWriter] = set()
+        self.writers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
 
     def cut(self) -> None:
@@ -58,10 +62,14 @@ class Relay:
                 group.create_task(self._pump(reader, far_writer))
                 group.create_task(self._pump(far_reader, writer))
         else:
-            await _abort(writer)
+            await self.turn_away(reader, writer)
+
+    async def turn_away(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """End a connection that is not let through."""
+        await _abort(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
+        self.writers.add(writer)
         with contextlib.suppress(OSError):
             while data := await reader.read(READ_BYTES):
                 if self.is_silent:
@@ -70,7 +78,7 @@ class Relay:
                 writer.write(data)
                 await writer.drain()
                 self._count(len(data))
-        self._writers.discard(writer)
+        self.writers.discard(writer)
         await _abort(writer)
 
     def _count(self, byte_count: int) -> None:
@@ -83,7 +91,7 @@ class Relay:
 
     def _break(self) -> None:
         self.cut_count += 1
-        for writer in self._writers:
+        for writer in self.writers:
             writer.transport.abort()
 
 
@@ -93,10 +101,14 @@ async def _abort(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-@contextlib.asynccontextmanager
-async def relaying(target: str) -> AsyncIterator[Relay]:
+def relaying(target: str) -> contextlib.AbstractAsyncContextManager[Relay]:
     """Forward to `target` while the context is open."""
-    relay = Relay(target)
+    return listening(Relay(target))
+
+
+@contextlib.asynccontextmanager
+async def listening(relay: AnyRelay) -> AsyncIterator[AnyRelay]:
+    """Take connections for a relay while the context is open."""
     async with await asyncio.start_server(relay.connect, "127.0.0.1", 0) as server:
         relay.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield relay

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.connection import OUTBOX_SIZE, Connection, Endpoint, connect
 from client.errors import ConnectionLostError, RejectedError
+from tests.client.proxy import proxying
 from tests.client.scripted import ScriptedCoordinator
 from tests.client.sites import make_agent, running, until_true, within
 from wire import federation_pb2 as pb
@@ -73,6 +74,55 @@ async def test_connect_coordinator_that_says_nothing_is_given_up_in_time(
     error = await refused(trying)
     assert isinstance(error, ConnectionLostError)
     assert str(error) == "the coordinator did not answer within 0.2 s"
+
+
+async def test_connect_server_without_the_service_is_tried_again_and_named() -> None:
+    server = grpc.aio.server()
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        with pytest.raises(ConnectionLostError) as caught:
+            async with connect(Endpoint(address), KEY, HELLO):
+                pass
+    finally:
+        await server.stop(None)
+    assert str(caught.value) == (
+        f"{address} answered UNIMPLEMENTED instead of a coordinator's challenge, Method not found!; "
+        "if it goes on, check the address and what stands in between"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "answered PERMISSION_DENIED instead of a coordinator's challenge, go away;",
+        ),
+        (grpc.StatusCode.OK, "ended the call without a coordinator's challenge"),
+    ],
+)
+async def test_connect_call_that_ends_before_a_challenge_is_tried_again(
+    script: ScriptedCoordinator, code: grpc.StatusCode, words: str
+) -> None:
+    trying = asyncio.create_task(opened(script))
+    (await script.call()).close(code, "go away")
+    error = await refused(trying)
+    assert isinstance(error, ConnectionLostError)
+    assert words in str(error)
+
+
+@pytest.mark.parametrize("status", ["401", "403", "404"])
+async def test_run_comes_back_after_a_proxy_has_answered_for_the_coordinator(
+    script: ScriptedCoordinator, tmp_path: Path, caplog: pytest.LogCaptureFixture, status: str
+) -> None:
+    async with proxying(script.address, status) as proxy, running(make_agent(tmp_path, proxy.address)) as client:
+        await until_true(lambda: proxy.answer_count >= 3, "three answers of the proxy")
+        assert not client.done()
+        proxy.is_open = True
+        await script.session()
+    assert f"cannot reach the coordinator, {proxy.address} answered " in caplog.text
+    assert f"status: {status}" in caplog.text
 
 
 class SlowCall:
