@@ -1,13 +1,12 @@
 """The edge client: a resident process that joins a coordinator, works for it, and comes back whenever the connection breaks."""
 
-import contextlib
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random, wait_random_exponential
 
 from client.cache import ModelCache
 from client.connection import Connection, Endpoint, connect
@@ -24,7 +23,42 @@ from wire.identity import client_id_of
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_SECONDS = 8.0
-"""Longest pause between two tries to reach the coordinator."""
+"""Longest pause before a try to reach the coordinator."""
+
+FIRST_WAIT_SECONDS = 0.2
+"""Longest pause after a session that lasted; doubled by everything that goes wrong from then on."""
+
+LASTING_SECONDS = 5.0
+"""A session that held this long has lasted."""
+
+
+class Backoff:
+    """How long to pause before the next try, drawn at random, so that clients that were sent away together do not return together.
+
+    Tries in vain count until a session comes about, sessions that die young until one lasts: a coordinator that greets and then fails
+    is not stormed, and one that comes back after a long time is not kept waiting when it is lost once more.
+    """
+
+    def __init__(self, generator: random.Random) -> None:
+        self._generator = generator
+        self._vain_count = 0
+        self._young_count = 0
+
+    def vain(self) -> float:
+        """Return the pause in seconds after a try that brought no session."""
+        self._vain_count += 1
+        return self._pause()
+
+    def ended(self, seconds: float) -> float:
+        """Return the pause in seconds after a session that held for `seconds`."""
+        self._vain_count = 0
+        self._young_count = 0 if seconds >= LASTING_SECONDS else self._young_count + 1
+        return self._pause()
+
+    def _pause(self) -> float:
+        # Bounded, because a float has no place for 2 to the power of a week's tries.
+        doubled_count = min(self._vain_count + self._young_count, 32)
+        return self._generator.uniform(0, min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**doubled_count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +110,38 @@ class Agent:
         """
         link = Link()
         worker = Worker(self._site, link)
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(ConnectionLostError),
-            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_SECONDS) + wait_random(0, 0.2),
-            before_sleep=_log_wait,
-        )
+        backoff = Backoff(random.Random())
         try:
             while True:
-                # Each session that came about starts the backoff anew.
-                async for attempt in retrying:
-                    with attempt:
-                        async with self._session() as connection:
-                            await self._serve(connection, link, worker)
+                pause = await self._session(link, worker, backoff)
+                await asyncio.sleep(pause)
         except RejectedError as error:
             log.error("%s: ended. %s", self._config.name, error)
             raise
         finally:
             await worker.close()
 
-    @contextlib.asynccontextmanager
-    async def _session(self) -> AsyncIterator[Connection]:
-        async with connect(self._config.endpoint, self._key, self._hello) as connection:
-            log.info("%s: joined %s as %s", self._config.name, self._config.endpoint.address, connection.client_id)
-            yield connection
+    async def _session(self, link: Link, worker: Worker, backoff: Backoff) -> float:
+        """Take tasks from when the coordinator is reached until the session ends; return how long to pause then, in seconds."""
+        name, clock = self._config.name, asyncio.get_running_loop().time
+        start, reason = None, "the session ended"
+        try:
+            async with connect(self._config.endpoint, self._key, self._hello) as connection:
+                start = clock()
+                log.info("%s: joined %s as %s", name, self._config.endpoint.address, connection.client_id)
+                await self._serve(connection, link, worker)
+        except ConnectionLostError as error:
+            reason = str(error)
+        if start is None:
+            pause = backoff.vain()
+            log.warning("cannot reach the coordinator, %s; trying again in %.1f s", reason, pause)
+        else:
+            pause = backoff.ended(clock() - start)
+            log.warning("%s: lost the coordinator, %s; trying again in %.1f s", name, reason, pause)
+        return pause
 
     async def _serve(self, connection: Connection, link: Link, worker: Worker) -> None:
-        """Take tasks until the session ends. A broken one is logged, so that the next try begins at once."""
+        """Take tasks until the session ends."""
         link.set(connection)
         try:
             async for message in connection.messages():
@@ -110,8 +150,6 @@ class Agent:
                         worker.take(message.task, connection.client_id)
                     case "cancel_task":
                         worker.cancel(message.cancel_task.task_id, message.cancel_task.reason)
-        except ConnectionLostError as error:
-            log.warning("%s: lost the coordinator, %s", self._config.name, error)
         finally:
             link.set(None)
 
@@ -132,9 +170,3 @@ def _hello(config: AgentConfig, data: LocalData) -> pb.Hello:
         ),
         release=RELEASE,
     )
-
-
-def _log_wait(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    seconds = state.next_action.sleep if state.next_action else 0.0
-    log.warning("cannot reach the coordinator, %s; trying again in %.1f s", error, seconds)

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from client.agent import Backoff
 from client.data import load_local
 from client.errors import IdentityError, RejectedError
 from server.coordinator import Coordinator
@@ -33,11 +34,20 @@ from wire import federation_pb2 as pb
 from wire.protocol import PROTOCOL_VERSION
 
 WAIT = re.compile(r"cannot reach the coordinator, .+; trying again in (\d+\.\d) s")
+RETURN = re.compile(r"ana: lost the coordinator, .+; trying again in (\d+\.\d) s")
 
 
-def waits(caplog: pytest.LogCaptureFixture) -> list[float]:
+def waits(caplog: pytest.LogCaptureFixture, line: re.Pattern[str] = WAIT) -> list[float]:
     """Return the pauses between tries, as a client has logged them, in seconds."""
-    return [float(found[1]) for text in caplog.messages if (found := WAIT.fullmatch(text))]
+    return [float(found[1]) for text in caplog.messages if (found := line.fullmatch(text))]
+
+
+class Upper(random.Random):
+    """Draws the upper bound, always."""
+
+    def uniform(self, a: float, b: float) -> float:
+        """Return `b`."""
+        return b
 
 
 def losses(caplog: pytest.LogCaptureFixture) -> int:
@@ -176,8 +186,45 @@ async def test_run_session_that_came_about_starts_the_pauses_anew(
             await coordinator.session()
             caplog.clear()
         await until_true(lambda: len(waits(caplog)) >= 1, "a try")
-        # At most 0.2 s drawn for the first try, and 0.2 s more.
-        assert waits(caplog)[0] <= 0.4
+        # 0.2 s doubled by the session that died young, and by the first try in vain.
+        assert waits(caplog)[0] <= 0.8
+
+
+def test_backoff_pauses_grow_until_a_session_lasts() -> None:
+    backoff = Backoff(Upper())
+    assert [backoff.ended(60) for _ in range(3)] == [0.2] * 3
+    assert [backoff.ended(0.1) for _ in range(7)] == [0.4, 0.8, 1.6, 3.2, 6.4, 8.0, 8.0]
+    assert backoff.ended(60) == 0.2
+    assert [backoff.vain() for _ in range(6)] == [0.4, 0.8, 1.6, 3.2, 6.4, 8.0]
+    # A coordinator that was away for long, is found and is lost at once.
+    assert [backoff.ended(0.1), backoff.vain()] == [0.4, 0.8]
+    assert [backoff.vain() for _ in range(2000)][-1] == 8.0
+
+
+def test_backoff_clients_that_leave_together_return_apart() -> None:
+    pauses = sorted(Backoff(random.Random(seed)).ended(60) for seed in range(1000))
+    assert 0 <= pauses[0] < 0.01
+    assert pauses[500] == pytest.approx(0.1, abs=0.02)
+    assert 0.19 < pauses[-1] <= 0.2
+
+
+async def test_run_session_that_dies_after_its_welcome_is_not_opened_again_at_once(
+    script: ScriptedCoordinator, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.agent.Backoff", lambda generator: Backoff(Upper()))
+    clock = asyncio.get_running_loop().time
+    ends: list[float] = []
+    starts: list[float] = []
+    async with running(make_agent(tmp_path, script.address)):
+        for _ in range(3):
+            session = await script.session()
+            starts.append(clock())
+            session.close(grpc.StatusCode.UNAVAILABLE, "see you")
+            ends.append(clock())
+        await script.session()
+        starts.append(clock())
+    assert waits(caplog, RETURN) == [0.4, 0.8, 1.6]
+    assert all(start - end >= wait for start, end, wait in zip(starts[1:], ends, [0.4, 0.8, 1.6], strict=True))
 
 
 async def test_run_cancelled_ends_training_and_session(
