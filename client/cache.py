@@ -13,6 +13,7 @@ class ModelCache:
 
     def __init__(self) -> None:
         self._vectors = VectorPool()
+        self._size = 0
         self._incoming: Assembly | None = None
 
     def get(self, sha256: bytes) -> Vector | None:
@@ -29,6 +30,9 @@ class ModelCache:
         """
         if self._incoming is None or self._incoming.sha256 != sha256:
             self._incoming = None
+            if size != self._size:
+                # A pool keeps memory of every size that it was asked for, and a client lives through many runs.
+                self._vectors, self._size = VectorPool(), size
             self._incoming = Assembly(vector_bytes(self._vectors.take(size)), sha256)
         return self._incoming
 

@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,25 @@ def test_drop_makes_the_next_try_begin_anew() -> None:
     cache.begin(SHA256, VECTOR.size).write(0, DATA[:1500])
     cache.drop()
     assert cache.begin(SHA256, VECTOR.size).received_bytes == 0
+
+
+def test_begin_of_models_of_many_sizes_keeps_the_memory_of_one() -> None:
+    cache = ModelCache()
+    tracemalloc.start()
+    try:
+        for size in range(1_000_000, 1_000_008):
+            cache.begin(size.to_bytes(32, "big"), size)
+        held_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < 6_000_000
+    assert peak_bytes < 10_000_000
+
+
+def test_begin_of_models_of_one_size_uses_the_same_memory() -> None:
+    cache = ModelCache()
+    places = {np.frombuffer(cache.begin(bytes([number]) * 32, 1000).buffer).ctypes.data for number in range(4)}
+    assert len(places) == 1
 
 
 # --- In a round ---
