@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from client.data import LocalData
-from models import DataError, Evaluation, Learner, build_learner
+from models import Evaluation, Learner, build_learner, unsuited
 from models.learner import Report
 from wire.seeds import derive_generator
 from wire.spec import Named, RunSpec
@@ -115,8 +115,8 @@ class Trainer:
         if spec.weight_by == "examples":
             return min(len(data.training), cap)
         if not len(data.held_out):
-            raise DataError(
-                "Weight by quality: at least 1 example must be held out, got 0. Join with a held-out fraction above 0."
+            raise unsuited(
+                "Weight by quality: at least 1 example must be held out", "0", "Join with a held-out fraction above 0."
             )
         loss = self._learner.evaluate(state, data.held_out).metrics["loss"]
         quality = math.exp(-QUALITY_SHARPNESS * loss) if math.isfinite(loss) else 0.0

@@ -131,12 +131,16 @@ class Worker:
         except PolicyError as error:
             failure = pb.REFUSAL_REASON_CLIENT_POLICY, str(error)
         except DataError as error:
-            failure = pb.REFUSAL_REASON_CLIENT_DATA, str(error)
+            log.warning("task %s: %s", task.task_id, error)
+            rule = error.rule or "Local data must suit the learner"
+            failure = pb.REFUSAL_REASON_CLIENT_DATA, f"{rule}. The client's log says what it has."
         except ChoralError as error:
             failure = pb.REFUSAL_REASON_CLIENT_ERROR, str(error)
         except Exception as error:
             log.exception("task %s: unexpected error", task.task_id)
-            failure = pb.REFUSAL_REASON_CLIENT_ERROR, f"Unexpected {type(error).__name__}: {error}"
+            # What a library says of an error may quote the data.
+            detail = f"Unexpected {type(error).__name__}. The client's log has the details."
+            failure = pb.REFUSAL_REASON_CLIENT_ERROR, detail
         log.warning("task %s: refused. %s", task.task_id, failure[1])
         refusal = pb.TaskFailed(task_id=task.task_id, reason=failure[0], detail=failure[1])
         await self._send(pb.JoinRequest(task_failed=refusal))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from models.errors import DataError
+from models.errors import unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer, build_optimizer
 from wire.memory import VectorPool
@@ -89,7 +89,7 @@ class GradientLearner(ABC):
         """
         fewest = 2 if self._needs_pairs else 1
         if (found := min(len(data), local.batch_size)) < fewest:
-            raise DataError(f"Training data: batches must have at least {fewest} examples, got {found}.")
+            raise unsuited(f"Training data: batches must have at least {fewest} examples", str(found))
         self._load(state)
         self._module.train()
         anchor = [parameter.detach().clone() for parameter in self._module.parameters()] if local.proximal_mu else []

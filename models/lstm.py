@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models import tasks
-from models.errors import DataError
+from models.errors import unsuited
 from models.gradient import GradientLearner
 from models.learner import Examples
 from wire.spec import Strict
@@ -76,6 +76,6 @@ class LSTM(GradientLearner):
     def check(self, data: Examples) -> None:
         """Check that inputs and targets are windows of codes."""
         if data.inputs.dim() != 2 or data.targets.shape != data.inputs.shape:
-            raise DataError(f"Learner lstm: examples must be windows of text, got shape {data.example_shape}.")
+            raise unsuited("Learner lstm: examples must be windows of text", f"shape {data.example_shape}")
         tasks.check_codes("lstm", "codes", data.inputs, self.parameters.vocabulary)
         tasks.check_codes("lstm", "codes", data.targets, self.parameters.vocabulary)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.errors import DataError
+from models.errors import unsuited
 from models.learner import Examples
 
 
@@ -31,24 +31,23 @@ def check_features(learner: str, data: Examples, shape: tuple[int, ...]) -> None
     """Check that inputs are float32 and of `shape`. Raises `DataError`."""
     if data.inputs.dtype != torch.float32 or data.example_shape != shape:
         found = f"{data.example_shape} {str(data.inputs.dtype).removeprefix('torch.')}"
-        raise DataError(f"Learner {learner}: examples must have shape {shape} float32, got {found}.")
+        raise unsuited(f"Learner {learner}: examples must have shape {shape} float32", found)
 
 
 def check_classes(learner: str, data: Examples, count: int) -> None:
     """Check that each example has one class, int64 from 0 to count - 1. Raises `DataError`."""
     if data.targets.shape != (len(data),):
-        found = tuple(data.targets.shape)
-        raise DataError(f"Learner {learner}: classes must have shape ({len(data)},), one an example, got {found}.")
+        raise unsuited(f"Learner {learner}: classes must be one an example", f"shape {tuple(data.targets.shape)}")
     check_codes(learner, "classes", data.targets, count)
 
 
 def check_codes(learner: str, what: str, codes: Tensor, count: int) -> None:
     """Check that `codes` are int64 from 0 to count - 1. Raises `DataError`, naming the first example that is not."""
     if codes.dtype != torch.int64:
-        raise DataError(f"Learner {learner}: {what} must be int64, got {str(codes.dtype).removeprefix('torch.')}.")
+        raise unsuited(f"Learner {learner}: {what} must be int64", str(codes.dtype).removeprefix("torch."))
     wrong = ((codes < 0) | (codes >= count)).flatten(1).any(1) if codes.dim() > 1 else (codes < 0) | (codes >= count)
     if wrong.any():
         row = int(wrong.nonzero()[0])
         value = codes[row].flatten()
         bad = int(value[(value < 0) | (value >= count)][0])
-        raise DataError(f"Learner {learner}: {what} must be 0 to {count - 1}, got {bad} in example {row}.")
+        raise unsuited(f"Learner {learner}: {what} must be 0 to {count - 1}", f"{bad} in example {row}")

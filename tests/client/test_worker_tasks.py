@@ -1,4 +1,5 @@
 import asyncio
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from client.data import LocalData
 from client.policy import Policy
 from client.training import Assignment, Result, Trainer
 from client.worker import Link, Site, Worker
-from models import Examples
+from models import DataError, Examples
 from server.coordinator import Coordinator
 from server.records import RunState
 from tests.client.scripted import ScriptedCoordinator
@@ -136,10 +137,11 @@ async def failed(script: ScriptedCoordinator, folder: Path, task: pb.Task, data:
     return reply
 
 
-async def test_data_of_another_shape_is_refused_with_the_shape_in_the_record(
+async def test_data_of_another_shape_is_refused_with_the_rule_in_the_record(
     coordinator: Coordinator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sentence = "Learner mlp: examples must have shape (9,) float32, got (1, 8, 8) float32."
+    rule = "Learner mlp: examples must have shape (9,) float32"
+    sentence = f"{rule}. The client's log says what it has."
     async with running(agent := make_agent(tmp_path / "site", coordinator.address)):
         await until_joined(coordinator, agent)
         spec = digits_spec(learner={"name": "mlp", "inputs": [9], "hidden": []})
@@ -149,7 +151,41 @@ async def test_data_of_another_shape_is_refused_with_the_shape_in_the_record(
     [refusal] = record.refusals
     assert (refusal.client_id, refusal.reason, refusal.detail) == (agent.client_id, "client_data", sentence)
     assert f"refused. {sentence}" in caplog.text
+    assert f"{rule}, got (1, 8, 8) float32." in caplog.text
     assert len(after.contributions) == 1
+
+
+async def test_coordinator_that_varies_classes_learns_no_label(
+    coordinator: Coordinator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found: list[str] = []
+    async with running(agent := make_agent(tmp_path / "site", coordinator.address)):
+        await until_joined(coordinator, agent)
+        for classes in (2, 3):
+            spec = digits_spec(learner={"name": "mlp", "inputs": [1, 8, 8], "classes": classes})
+            [record] = await played(coordinator, spec, RunState.PAUSED)
+            found += [refusal.detail for refusal in record.refusals]
+    rules = ["Learner mlp: classes must be 0 to 1", "Learner mlp: classes must be 0 to 2"]
+    assert found == [f"{rule}. The client's log says what it has." for rule in rules]
+    # The site's own people see which.
+    for rule in rules:
+        assert re.search(rf"{rule}, got \d in example \d+\.", caplog.text)
+
+
+async def test_data_error_without_a_rule_to_tell_says_nothing_of_the_data(
+    script: ScriptedCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    check = Trainer.check
+
+    def fail_once(trainer: Trainer, data: LocalData) -> None:
+        monkeypatch.setattr(Trainer, "check", check)
+        raise DataError("Row 7: age must be below 120, got 130.")
+
+    monkeypatch.setattr(Trainer, "check", fail_once)
+    reply = await failed(script, tmp_path, script.task())
+    assert reply.reason == pb.REFUSAL_REASON_CLIENT_DATA
+    assert reply.detail == "Local data must suit the learner. The client's log says what it has."
+    assert "Row 7: age must be below 120, got 130." in caplog.text
 
 
 async def test_weight_by_quality_without_held_out_data_is_refused(script: ScriptedCoordinator, tmp_path: Path) -> None:
@@ -157,7 +193,7 @@ async def test_weight_by_quality_without_held_out_data_is_refused(script: Script
     data = LocalData("digits", DIGITS.training, none)
     reply = await failed(script, tmp_path, script.task(digits_spec(weight_by="quality")), data)
     assert reply.reason == pb.REFUSAL_REASON_CLIENT_DATA
-    assert reply.detail.startswith("Weight by quality: at least 1 example must be held out, got 0.")
+    assert reply.detail.startswith("Weight by quality: at least 1 example must be held out. ")
 
 
 async def test_task_of_an_unknown_kind_is_refused(script: ScriptedCoordinator, tmp_path: Path) -> None:
@@ -222,9 +258,9 @@ async def test_error_that_nobody_expected_is_refused_and_logged(
     monkeypatch.setattr(Trainer, "train", fail_once)
     reply = await failed(script, tmp_path, script.task())
     assert reply.reason == pb.REFUSAL_REASON_CLIENT_ERROR
-    assert reply.detail.startswith(f"Unexpected {error.__name__}: ")
-    assert "row 7 is odd" in reply.detail
+    assert reply.detail == f"Unexpected {error.__name__}. The client's log has the details."
     assert "Traceback" in caplog.text
+    assert "row 7 is odd" in caplog.text
 
 
 async def test_refusal_without_a_session_waits_for_the_next(

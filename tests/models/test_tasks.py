@@ -44,9 +44,11 @@ def test_check_features_other_than_agreed_are_refused(inputs: Tensor, found: str
     ("targets", "message"),
     [
         pytest.param(
-            torch.zeros(4, dtype=torch.int64), r"classes must have shape \(5,\), one an example, got \(4,\)\.", id="few"
+            torch.zeros(4, dtype=torch.int64), r"classes must be one an example, got shape \(4,\)\.", id="few"
         ),
-        pytest.param(torch.zeros(5, 1, dtype=torch.int64), r"classes must have shape .*, got \(5, 1\)\.", id="axes"),
+        pytest.param(
+            torch.zeros(5, 1, dtype=torch.int64), r"classes must be one an example, got shape \(5, 1\)\.", id="axes"
+        ),
         pytest.param(torch.zeros(5), r"classes must be int64, got float32\.", id="floats"),
         pytest.param(torch.tensor([0, 1, 2, 3, 0]), r"classes must be 0 to 2, got 3 in example 3\.", id="high"),
         pytest.param(torch.tensor([0, -1, 2, 3, 0]), r"classes must be 0 to 2, got -1 in example 1\.", id="negative"),
@@ -66,3 +68,17 @@ def test_check_codes_names_the_first_wrong_window() -> None:
 def test_check_codes_at_both_ends_pass() -> None:
     tasks.check_codes("lstm", "codes", torch.tensor([[0, 7]]), 8)
     tasks.check_codes("mlp", "classes", torch.tensor([], dtype=torch.int64), 8)
+
+
+@pytest.mark.parametrize(
+    ("targets", "rule"),
+    [
+        pytest.param(torch.tensor([0, 7, 2]), "Learner mlp: classes must be 0 to 2", id="value"),
+        pytest.param(torch.zeros(3), "Learner mlp: classes must be int64", id="type"),
+        pytest.param(torch.zeros(2, dtype=torch.int64), "Learner mlp: classes must be one an example", id="count"),
+    ],
+)
+def test_check_classes_rule_has_nothing_of_the_data(targets: Tensor, rule: str) -> None:
+    with pytest.raises(DataError) as caught:
+        tasks.check_classes("mlp", Examples(torch.zeros(3, 2), targets), 3)
+    assert caught.value.rule == rule
