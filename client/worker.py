@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 PROGRESS_SECONDS = 1.0
 
+VERDICT_SECONDS = 2.0
+"""Time for the verdict on a contribution that is sent and whose task is withdrawn: the next task may overtake it on its way."""
+
 _NOT_OPEN = (pb.REFUSAL_REASON_TOO_LATE, pb.REFUSAL_REASON_WRONG_RUN, pb.REFUSAL_REASON_WRONG_ROUND)
 """Verdicts that settle nothing: the coordinator has no round open for what was brought."""
 
@@ -87,13 +90,13 @@ class Worker:
 
     def take(self, task: pb.Task, client_id: str) -> None:
         """Begin a task. One that is under way goes on if it is the same, and ends if it is another."""
-        if self._job is not None and not self._job.done():
-            if task == self._task and not self._job.cancelling():
+        if self._job is not None and not self._job.done() and not self._job.cancelling():
+            if task == self._task:
                 self._is_asked_again = True
                 return
             self._job.cancel()
         self._task = task
-        self._job = asyncio.create_task(self._work(task, client_id), name=task.task_id)
+        self._job = asyncio.create_task(self._work(task, client_id, self._job), name=task.task_id)
 
     def cancel(self, task_id: str, reason: str) -> None:
         """Stop working on a task."""
@@ -108,13 +111,22 @@ class Worker:
             await asyncio.wait([self._job])
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _work(self, task: pb.Task, client_id: str) -> None:
-        """Work on a task until it is settled.
+    async def _work(self, task: pb.Task, client_id: str, before: "asyncio.Task[None] | None") -> None:
+        """Work on a task until it is settled, once the work before it has come to its end.
 
         A coordinator that was started again may be reached before its round is open, and then takes nothing. It asks again once the round
         is open, perhaps before its answer to the first attempt has arrived here.
         """
-        while not await self._is_settled(task, client_id) and self._is_asked_again:
+        if before is not None:
+            try:
+                await asyncio.wait([before])
+            finally:
+                before.cancel()
+            # Its error, if it has one, holds on to its vectors.
+            del before
+        job = asyncio.current_task()
+        assert job is not None
+        while not await self._is_settled(task, client_id) and self._is_asked_again and not job.cancelling():
             pass
 
     async def _is_settled(self, task: pb.Task, client_id: str) -> bool:
@@ -208,7 +220,7 @@ class Worker:
             train_seconds=result.train_seconds,
         )
         self._enter(pb.PHASE_WAITING)
-        verdict = await self._with_connection(lambda connection: connection.upload(header, data, self._report_upload))
+        verdict = await self._with_connection(lambda connection: self._upload(connection, header, data))
         if verdict.reason == pb.REFUSAL_REASON_UNSPECIFIED:
             log.info(
                 "task %s: delivered, %d examples in %.2f s", task.task_id, result.example_count, result.train_seconds
@@ -218,6 +230,21 @@ class Worker:
         if verdict.reason in _NOT_OPEN:
             raise RoundClosedError(f"{reason}: {verdict.detail}")
         log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
+
+    async def _upload(self, connection: Connection, header: pb.UploadHeader, data: memoryview) -> pb.UploadVerdict:
+        """Upload a contribution. One that is sent whole is not given up before its verdict has had time to arrive."""
+        upload = asyncio.create_task(connection.upload(header, data, self._report_upload))
+        try:
+            return await asyncio.shield(upload)
+        except asyncio.CancelledError:
+            if (self._phase, self._fraction) != (pb.PHASE_UPLOADING, 1.0):
+                raise
+            await asyncio.wait([upload], timeout=VERDICT_SECONDS)
+            if not upload.done() or upload.cancelled() or upload.exception() is not None:
+                raise
+            return upload.result()
+        finally:
+            upload.cancel()
 
     async def _trainer_for(self, spec: RunSpec, base: pb.ModelReference) -> Trainer:
         """Return the resident trainer, or one for another learner once the data suits it."""

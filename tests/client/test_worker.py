@@ -1,5 +1,6 @@
 import asyncio
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from server.coordinator import Coordinator
 from server.model import ModelShop
 from server.records import RunState
 from tests.client.relay import relaying
-from tests.client.scripted import ScriptedCoordinator
+from tests.client.scripted import ScriptedCoordinator, Session, Upload
 from tests.client.sites import (
     CPU,
     DIGITS,
@@ -254,6 +255,74 @@ async def test_task_that_was_refused_for_good_is_not_delivered_once_more(
         await until_true(lambda: len(taken) == 2, "the task to arrive again")
         await upload.judge(pb.REFUSAL_REASON_OUT_OF_RANGE, "too large")
         await session.push(script.task(round_number=2))
+        assert (await script.upload()).header.round == 2
+
+
+async def sent(script: ScriptedCoordinator, session: Session, task: pb.Task) -> Upload:
+    """Push a task and return its upload when it is sent whole, and its sender knows that it is."""
+    await session.push(task)
+    upload = await script.upload()
+    await upload.grant()
+    await upload.rest()
+    while (progress := await session.reply("progress")).phase != pb.PHASE_UPLOADING or progress.fraction < 1:
+        pass
+    return upload
+
+
+@pytest.mark.parametrize("is_withdrawn", [False, True])
+async def test_verdict_that_the_next_task_overtakes_is_heard(
+    script: ScriptedCoordinator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_withdrawn: bool,
+) -> None:
+    monkeypatch.setattr("client.worker.PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr("client.worker.VERDICT_SECONDS", WAIT_SECONDS)
+    taken = count_takes(monkeypatch)
+    task = script.task()
+    with caplog.at_level(logging.INFO, "client"):
+        async with running(make_agent(tmp_path, script.address)):
+            session = await script.session()
+            upload = await sent(script, session, task)
+            if is_withdrawn:
+                await session.withdraw(task)
+            await session.push(script.task(round_number=2))
+            await until_true(lambda: len(taken) == 2, "the next task to arrive")
+            await upload.judge()
+            assert (await script.upload()).header.round == 2
+    assert "task run/1/0/train: delivered, " in caplog.text
+
+
+async def test_verdict_that_does_not_come_holds_the_next_task_up_for_a_moment_only(
+    script: ScriptedCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("client.worker.PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr("client.worker.VERDICT_SECONDS", 0.1)
+    with caplog.at_level(logging.INFO, "client"):
+        async with running(make_agent(tmp_path, script.address)):
+            session = await script.session()
+            await sent(script, session, script.task())
+            await session.push(script.task(round_number=2))
+            upload = await script.upload()
+            assert upload.header.round == 2
+            assert await upload.accept() == contribution(digits_spec(), round_number=2)
+    assert "task run/1/0/train: delivered, " not in caplog.text
+
+
+async def test_verdict_that_is_lost_with_its_session_after_a_withdrawal_is_not_asked_for_again(
+    script: ScriptedCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.worker.PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr("client.worker.VERDICT_SECONDS", WAIT_SECONDS)
+    taken = count_takes(monkeypatch)
+    async with running(make_agent(tmp_path, script.address)):
+        session = await script.session()
+        await sent(script, session, script.task())
+        await session.push(script.task(round_number=2))
+        await until_true(lambda: len(taken) == 2, "the next task to arrive")
+        session.close(grpc.StatusCode.UNAVAILABLE, "restarting")
+        await script.session()
         assert (await script.upload()).header.round == 2
 
 
