@@ -5,7 +5,7 @@ ChoralError
 ├── IdentityError        the key file cannot be read or written
 ├── RejectedError        the coordinator will not have this client; coming back does not help
 ├── ConnectionLostError  the connection broke; coming back helps
-└── RoundClosedError     the coordinator has no open round for a task
+└── RoundClosedError     no open round of the coordinator asks for a task
 """
 
 from wire.errors import ChoralError
@@ -28,4 +28,4 @@ class ConnectionLostError(ChoralError):
 
 
 class RoundClosedError(ChoralError):
-    """The coordinator has no open round for a task: it has closed, or is not open again yet after a restart. Nothing was changed."""
+    """No open round asks for a task: it has closed, is settled, or is not open again yet after a restart. Nothing was changed."""

@@ -1,7 +1,8 @@
 """Works on one task at a time: fetch the model, train or evaluate off the event loop, deliver. Outlives sessions.
 
-A connection that breaks does not stop a task: training goes on, and delivery waits for the next session. A finished contribution is kept
-until the next one, so that a coordinator that asks again, after a restart, gets it without training twice.
+A connection that breaks does not stop a task: training goes on. A finished contribution is kept until the next one, and is brought on a
+session on which the coordinator has asked for it: it asks again on each new session for as long as its round waits for this client, after a
+restart too, and gets it without training twice. What it no longer asks for has entered the sum before, or its round is over.
 """
 
 import asyncio
@@ -48,6 +49,11 @@ class Link:
         self._connection: Connection | None = None
         self._is_up = asyncio.Event()
 
+    @property
+    def connection(self) -> Connection | None:
+        """The connection, if there is one."""
+        return self._connection
+
     def set(self, connection: Connection | None) -> None:
         """Put a connection in place, or take it away."""
         self._connection = connection
@@ -83,6 +89,7 @@ class Worker:
         self._job: asyncio.Task[None] | None = None
         self._task = pb.Task()
         self._is_asked_again = False
+        self._asked_on: Connection | None = None
         self._trainer: Trainer | None = None
         self._kept: tuple[tuple[object, ...], Result, bytes] | None = None
         self._phase = pb.PHASE_UNSPECIFIED
@@ -90,6 +97,7 @@ class Worker:
 
     def take(self, task: pb.Task, client_id: str) -> None:
         """Begin a task. One that is under way goes on if it is the same, and ends if it is another."""
+        self._asked_on = self._link.connection
         if self._job is not None and not self._job.done() and not self._job.cancelling():
             if task == self._task:
                 self._is_asked_again = True
@@ -138,7 +146,7 @@ class Worker:
                 await self._attempt(task, client_id)
             return True
         except RoundClosedError as error:
-            log.warning("task %s: not taken, %s", task.task_id, error)
+            log.warning("task %s: put aside, %s", task.task_id, error)
             return False
         except PolicyError as error:
             failure = pb.REFUSAL_REASON_CLIENT_POLICY, str(error)
@@ -232,7 +240,13 @@ class Worker:
         log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
 
     async def _upload(self, connection: Connection, header: pb.UploadHeader, data: memoryview) -> pb.UploadVerdict:
-        """Upload a contribution. One that is sent whole is not given up before its verdict has had time to arrive."""
+        """Upload a contribution. One that is sent whole is not given up before its verdict has had time to arrive.
+
+        Raises:
+            RoundClosedError: Nobody has asked for it on this session.
+        """
+        if connection is not self._asked_on:
+            raise RoundClosedError("the coordinator has not asked for it since the connection broke")
         upload = asyncio.create_task(connection.upload(header, data, self._report_upload))
         try:
             return await asyncio.shield(upload)

@@ -162,7 +162,7 @@ async def test_run_that_loses_its_connections_over_and_over_ends_with_the_undist
         disturbed = await played(coordinator, spec)
     assert relay.cut_count >= 12
     assert [record.model_sha256 for record in disturbed] == [record.model_sha256 for record in undisturbed]
-    # Not even where a verdict was lost on its way: what is in the sum is not refused when it is brought again.
+    # Not even where a verdict was lost on its way: what is in the sum is not brought again, to this round or the next.
     assert [refusal for record in disturbed for refusal in record.refusals] == []
     assert [record.metrics for record in disturbed] == [record.metrics for record in undisturbed]
 

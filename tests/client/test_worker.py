@@ -310,6 +310,29 @@ async def test_verdict_that_does_not_come_holds_the_next_task_up_for_a_moment_on
     assert "task run/1/0/train: delivered, " not in caplog.text
 
 
+async def test_contribution_whose_verdict_is_lost_with_its_session_is_brought_again_only_if_asked_for(
+    script: ScriptedCoordinator, tmp_path: Path, caplog: pytest.LogCaptureFixture, training: HeldTraining
+) -> None:
+    training.is_open.set()
+    task = script.task()
+    async with running(make_agent(tmp_path, script.address)):
+        session = await script.session()
+        await session.push(task)
+        upload = await script.upload()
+        await upload.grant()
+        first = await upload.rest()
+        session.close(grpc.StatusCode.UNAVAILABLE, "a hiccup")
+        session = await script.session()
+        aside = "task run/1/0/train: put aside, the coordinator has not asked for it since the connection broke"
+        await until_true(lambda: aside in caplog.messages, "the contribution to be put aside")
+        # The next thing to come is not what was put aside, which the next round would have to refuse.
+        await session.push(task)
+        upload = await script.upload()
+        assert upload.header.round == 1
+        assert await upload.accept() == first
+    assert training.rounds == [1]
+
+
 async def test_verdict_that_is_lost_with_its_session_after_a_withdrawal_is_not_asked_for_again(
     script: ScriptedCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +345,7 @@ async def test_verdict_that_is_lost_with_its_session_after_a_withdrawal_is_not_a
         await session.push(script.task(round_number=2))
         await until_true(lambda: len(taken) == 2, "the next task to arrive")
         session.close(grpc.StatusCode.UNAVAILABLE, "restarting")
-        await script.session()
+        await (await script.session()).push(script.task(round_number=2))
         assert (await script.upload()).header.round == 2
 
 
