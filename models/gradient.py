@@ -6,10 +6,8 @@ mu/2 * ||w - w_global||^2 to the loss.
 Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2. https://arxiv.org/abs/1812.06127
 """
 
-import contextlib
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +15,12 @@ from torch import Tensor, nn
 from models.errors import unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer, build_optimizer
+from models.random_stream import RandomStream
 from wire.memory import VectorPool
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State, Vector
 
 EVALUATION_BATCH_SIZE = 256
-
-_GLOBAL_GENERATORS = threading.Lock()
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed torch's global generators, of the CPU and of `device`, and put them back afterwards.
-
-    They are the process's: of several threads, one at a time draws from them.
-    """
-    is_cuda = device is not None and device.type == "cuda"
-    with _GLOBAL_GENERATORS, torch.random.fork_rng(devices=[device] if is_cuda else []):
-        if device is None or device.type == "cpu":
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
-        yield
 
 
 class GradientLearner(ABC):
@@ -51,7 +33,7 @@ class GradientLearner(ABC):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         # Built where it will stay: on the meta device, which a coordinator uses, it takes no memory.
-        with seeded(0), device:
+        with RandomStream(0).drawing(), device:
             self._module = self.build().to(device)
         self._layout = Layout.of(self._module.state_dict())
         self._vectors = VectorPool()
@@ -76,7 +58,7 @@ class GradientLearner(ABC):
 
     def init(self, seed: int) -> State:
         """Return a new module's state, drawn from `seed` alone."""
-        with seeded(seed):
+        with RandomStream(seed).drawing():
             return {name: tensor.detach() for name, tensor in self.build().state_dict().items()}
 
     def fit(
@@ -95,15 +77,15 @@ class GradientLearner(ABC):
         anchor = [parameter.detach().clone() for parameter in self._module.parameters()] if local.proximal_mu else []
         optimizer = build_optimizer(local.optimizer, self._module.parameters())
         losses: list[Tensor] = []
-        # Dropout draws from torch's global generator.
-        with seeded(int(torch.randint(1 << 62, (), generator=generator)), self._device):
-            for epoch in range(local.epochs):
-                losses = []
-                batches = self._batches(len(data), local.batch_size, generator)
-                for rows in batches:
-                    batch = data.select(rows.to(self._device))
+        stream = RandomStream(int(torch.randint(1 << 62, (), generator=generator)), self._device)
+        for epoch in range(local.epochs):
+            losses = []
+            batches = self._batches(len(data), local.batch_size, generator)
+            for rows in batches:
+                batch = data.select(rows.to(self._device))
+                with stream.drawing():
                     losses.append(self._step(optimizer, batch, local, anchor) * len(batch))
-                    report((epoch + len(losses) / len(batches)) / local.epochs)
+                report((epoch + len(losses) / len(batches)) / local.epochs)
         metrics = {"train_loss": float(torch.stack(losses).sum()) / len(data)} if losses else {}
         return Contribution(self._change_since(state), len(data), metrics)
 
