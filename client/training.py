@@ -111,13 +111,26 @@ class Trainer:
 
     def _weight(self, spec: RunSpec, state: State, data: LocalData) -> int:
         """Return the weight of a client's contribution, 1 to the cap."""
-        cap = spec.limits.weight_cap
         if spec.weight_by == "examples":
-            return min(len(data.training), cap)
-        if not len(data.held_out):
-            raise unsuited(
-                "Weight by quality: at least 1 example must be held out", "0", "Join with a held-out fraction above 0."
-            )
-        loss = self._learner.evaluate(state, data.held_out).metrics["loss"]
-        quality = math.exp(-QUALITY_SHARPNESS * loss) if math.isfinite(loss) else 0.0
-        return min(cap, max(1, round(len(data.training) * QUALITY_STEPS * quality)))
+            return min(len(data.training), spec.limits.weight_cap)
+        return weight_by_quality(spec, len(data.training), self._learner.evaluate(state, data.held_out))
+
+
+def weight_by_quality(spec: RunSpec, example_count: int, held_out: Evaluation) -> int:
+    """Return the weight of a contribution, 1 to the cap, from how good the received model is for the client.
+
+    Args:
+        spec: The run's spec, for its cap.
+        example_count: Examples trained on.
+        held_out: What the received model measures on the client's held-out data.
+
+    Raises:
+        DataError: Nothing was held out.
+    """
+    if not held_out.example_count:
+        raise unsuited(
+            "Weight by quality: at least 1 example must be held out", "0", "Join with a held-out fraction above 0."
+        )
+    loss = held_out.metrics["loss"]
+    quality = math.exp(-QUALITY_SHARPNESS * loss) if math.isfinite(loss) else 0.0
+    return min(spec.limits.weight_cap, max(1, round(example_count * QUALITY_STEPS * quality)))
