@@ -1,0 +1,232 @@
+"""Many clients' models as one: parameters stacked along a first axis, one `torch.func.vmap` for the step of all of them.
+
+A client's loss depends on its own slice alone, so the gradient of the losses' sum holds each client's own gradient. An optimizer whose
+arithmetic is element by element then steps all clients at once: torch.optim's own code, on the stacked tensors.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from models.gradient import EVALUATION_BATCH_SIZE, GradientLearner, seeded
+from models.learner import Examples
+from models.optimizers import build_optimizer
+from simulation.patches import MEMORY_ORDER, PatchConvolution, is_plain
+from simulation.plan import Plan
+from wire.spec import LocalSpec
+from wire.tensors import State
+
+ELEMENTWISE = frozenset(
+    {"adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop", "rprop", "sgd"}
+)
+"""Optimizers that treat each number by itself, and all that they step alike."""
+
+
+class MaskedDropout(nn.Module):
+    """Dropout whose draws come from outside: `mask` is 0, or 1 / (1 - rate)."""
+
+    mask: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("mask", torch.ones(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Multiply by the mask."""
+        return inputs * self.mask
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a block of clients brings, in the order of its plan.
+
+    Attributes:
+        changes: float32 (clients, parameters), each row in the order of the layout.
+        losses: Mean training loss of the last epoch, float64 (clients,).
+    """
+
+    changes: Tensor
+    losses: Tensor
+
+
+class StackedLearner:
+    """A learner's module and loss, for many clients at once. Not safe for concurrent use."""
+
+    def __init__(self, learner: GradientLearner, device: torch.device) -> None:
+        self._device = device
+        with seeded(0), device:
+            self._plain = learner.build().to(device).eval()
+            self._module = _stand_ins(learner.build().to(device)).train()
+        self._names = [name for name, _ in self._module.named_parameters()]
+        self._dropouts = {
+            name: part for name, part in self._module.named_modules() if isinstance(part, MaskedDropout) and part.rate
+        }
+        self._mask_shapes: dict[str, tuple[int, ...]] = {}
+        # Means of one example each, whatever the learner's loss is.
+        self._losses = vmap(lambda output, target: learner.loss(output[None], target[None]))
+        self._measures = vmap(lambda output, target: dict(learner.measure(output[None], target[None])))
+        self._forward = vmap(lambda state, inputs: functional_call(self._module, state, (inputs,)))
+
+    @torch.no_grad()
+    def measure(self, state: State, data: Examples) -> dict[str, Tensor]:
+        """Return the loss and the reported measures of each example, float64 (examples,)."""
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(data), EVALUATION_BATCH_SIZE):
+            rows = slice(start, start + EVALUATION_BATCH_SIZE)
+            inputs, targets = data.inputs[rows], data.targets[rows]
+            outputs = functional_call(self._plain, dict(state), (inputs,))
+            values = {"loss": self._losses(outputs, targets), **self._measures(outputs, targets)}
+            for name, value in values.items():
+                parts.setdefault(name, []).append(value.double())
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    def fit(self, state: State, data: Examples, plan: Plan, local: LocalSpec, report: Callable[[], None]) -> Trained:
+        """Train the clients of a plan, each from `state`.
+
+        Args:
+            state: float32 tensors on the device, left unchanged.
+            data: The examples that the plan's rows count.
+            plan: Who takes what in which step.
+            local: Batch size, optimizer and the terms beside the loss.
+            report: Called once a step; raises `TrainingStopped` to end the fit.
+        """
+        stacks = [self._stack(name, state[name], len(plan.sizes)) for name in self._names]
+        starts = [state[name] for name in self._names]
+        draws = [torch.Generator().manual_seed(seed) for seed in plan.dropout_seeds] if self._dropouts else []
+        rows = torch.from_numpy(plan.rows).to(self._device)
+        totals = torch.zeros(len(plan.sizes), dtype=torch.float64, device=self._device)
+        leaves: list[Tensor] = []
+        optimizer: torch.optim.Optimizer | None = None
+        for step, (weights, shares) in enumerate(_weights(plan, self._device)):
+            report()
+            count, width = weights.shape
+            if optimizer is None or count != len(leaves[0]):
+                narrower = [stack[:count].detach().requires_grad_() for stack in stacks]
+                optimizer = _carried(optimizer, leaves, build_optimizer(local.optimizer, narrower), narrower)
+                leaves = narrower
+            batch = data.select(rows[step, :count, :width].flatten())
+            inputs = batch.inputs.view(count, width, *batch.inputs.shape[1:])
+            masks = self._masks(plan, step, inputs, draws)
+            outputs = self._forward({**dict(zip(self._names, leaves, strict=True)), **masks}, inputs)
+            losses = (self._losses(outputs.flatten(0, 1), batch.targets).view(count, width) * weights).sum(1)
+            grads = torch.autograd.grad(losses.sum(), leaves)
+            _descend(optimizer, leaves, grads, starts, local)
+            totals[:count] += losses.detach() * shares
+        return Trained(_changes(stacks, starts), totals)
+
+    def _stack(self, name: str, tensor: Tensor, count: int) -> Tensor:
+        """Return `count` copies, (clients, ...); filters lie in memory as the convolution wants them."""
+        owner = self._module.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, PatchConvolution) and tensor.dim() == len(MEMORY_ORDER):
+            height, width, ins, outs = MEMORY_ORDER
+            stack = (
+                tensor.permute(height, width, ins, outs)
+                .expand(count, -1, -1, -1, -1)
+                .clone(memory_format=torch.contiguous_format)
+            )
+            return stack.permute(0, 4, 3, 1, 2)
+        return tensor.expand(count, *tensor.shape).clone(memory_format=torch.contiguous_format)
+
+    def _masks(self, plan: Plan, step: int, inputs: Tensor, draws: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Draw what each client drops in a step, as torch's dropout would on a CPU from its own generator."""
+        if not self._dropouts:
+            return {}
+        count, width = inputs.shape[:2]
+        if not self._mask_shapes:
+            self._mask_shapes = self._shapes_before(self._dropouts, inputs[0, :1])
+        masks = {name: torch.ones(count, width, *shape) for name, shape in self._mask_shapes.items()}
+        for place in range(count):
+            own = int(plan.counts[step, place])
+            for name, mask in masks.items():
+                keep = 1 - self._dropouts[name].rate
+                mask[place, :own] = (
+                    torch.empty(own, *mask.shape[2:]).bernoulli_(keep, generator=draws[place]).div_(keep)
+                )
+        return {f"{name}.mask": mask.to(self._device) for name, mask in masks.items()}
+
+    @torch.no_grad()
+    def _shapes_before(self, parts: dict[str, MaskedDropout], inputs: Tensor) -> dict[str, tuple[int, ...]]:
+        """Return the shape of one example as each part sees it, in the order in which they are called."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        names = {part: name for name, part in parts.items()}
+
+        def note(part: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            shapes[names[part]] = tuple(arguments[0].shape[1:])  # type: ignore[index]
+
+        hooks = [part.register_forward_pre_hook(note) for part in parts.values()]
+        self._module(inputs)
+        for hook in hooks:
+            hook.remove()
+        return shapes
+
+
+def _stand_ins(module: nn.Module) -> nn.Module:
+    """Put in place what a vmap can do, or do faster."""
+    for name, part in list(module.named_children()):
+        if isinstance(part, nn.Dropout):
+            setattr(module, name, MaskedDropout(part.p))
+        elif isinstance(part, nn.Conv2d) and is_plain(part):
+            setattr(module, name, PatchConvolution(part))
+        else:
+            _stand_ins(part)
+    return module
+
+
+def _weights(plan: Plan, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each step the weight of each example in its client's mean, (clients, batch), and of the step in the last epoch's mean."""
+    counts = plan.counts[:, :, None]
+    is_own = np.arange(plan.rows.shape[2]) < counts
+    weights = torch.from_numpy((is_own / np.maximum(counts, 1)).astype(np.float32)).to(device)
+    shares = torch.from_numpy(plan.last_counts / plan.sizes).to(device)
+    for step, longest in enumerate(plan.counts.max(axis=1, initial=0)):
+        active = plan.active(step)
+        yield weights[step, :active, :longest], shares[step, :active]
+
+
+def _carried(
+    before: torch.optim.Optimizer | None, old: Sequence[Tensor], after: torch.optim.Optimizer, new: Sequence[Tensor]
+) -> torch.optim.Optimizer:
+    """Give an optimizer of fewer clients what another has kept for them, and return it."""
+    if before is not None:
+        for wide, narrow in zip(old, new, strict=True):
+            for slot, value in before.state[wide].items():
+                is_own = isinstance(value, Tensor) and value.shape == wide.shape
+                after.state[narrow][slot] = value[: len(narrow)] if is_own else value
+    return after
+
+
+def _descend(
+    optimizer: torch.optim.Optimizer,
+    leaves: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    starts: Sequence[Tensor],
+    local: LocalSpec,
+) -> None:
+    """Take one step of every client: FedProx pulls it to its start, then its gradient is clipped by its own norm."""
+    with torch.no_grad():
+        if local.proximal_mu:
+            for grad, leaf, start in zip(grads, leaves, starts, strict=True):
+                grad.add_(leaf - start, alpha=local.proximal_mu)
+        if local.clip_norm is not None:
+            norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])
+            total = torch.linalg.vector_norm(norms, dim=0)
+            # As torch.nn.utils.clip_grad_norm_ has it.
+            scales = (local.clip_norm / (total + 1e-6)).clamp(max=1.0)
+            for grad in grads:
+                grad.mul_(scales.view(-1, *[1] * (grad.dim() - 1)))
+    for leaf, grad in zip(leaves, grads, strict=True):
+        leaf.grad = grad
+    optimizer.step()
+
+
+def _changes(stacks: Sequence[Tensor], starts: Sequence[Tensor]) -> Tensor:
+    changes, end = stacks[0].new_empty(len(stacks[0]), sum(start.numel() for start in starts)), 0
+    for stack, start in zip(stacks, starts, strict=True):
+        part, end = changes[:, end : end + start.numel()], end + start.numel()
+        torch.sub(stack, start, out=part.view(stack.shape))
+    return changes

@@ -1,0 +1,278 @@
+"""The vectorized engine agrees with the serial one, which is the reference, and with steps worked out by hand."""
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from client.data import LocalData, load_local
+from models import DataError, Examples
+from server.aggregation import WeightedMean
+from server.cohort import Order
+from server.inbox import Ballot, Binding, Inbox
+from server.model import ModelShop
+from server.records import RoundRecord
+from simulation.reasons import reason_against
+from simulation.serial import SerialCohort
+from simulation.stacked import Trained
+from simulation.vectorized import VectorizedCohort
+from tests.server.cohorts import Scene, opened
+from wire.errors import SpecError
+from wire.memory import VectorPool
+from wire.spec import RunSpec, validate_spec
+from wire.tensors import Vector
+
+MLP = {"name": "mlp", "inputs": [1, 8, 8], "hidden": [16], "classes": 10}
+SOFTMAX = {"name": "mlp", "inputs": [1, 8, 8], "hidden": [], "classes": 10}
+CNN = {"name": "cnn", "channels": [4, 6], "classes": 10}
+SGD = {"name": "sgd", "learning_rate": 0.1}
+SIZES = (1, 7, 8, 23, 23, 30)
+"""Examples of the clients, for batches of 8: one, one short, one full, and three with a short last batch."""
+
+
+def sites(sizes: tuple[int, ...] = SIZES, held_out: int = 5) -> dict[str, LocalData]:
+    """Digits of one block, dealt to clients of these sizes one after another."""
+    digits, start, parts = load_local("digits,blocks=0|1", 0.0, 0).training, 0, {}
+    for number, size in enumerate(sizes):
+        middle, end = start + size, start + size + held_out
+        training = digits.select(torch.arange(start, middle))
+        parts[f"site-{number}"] = LocalData("memory", training, digits.select(torch.arange(middle, end)))
+        start = end
+    return parts
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def federation(learner: Mapping[str, Any] = MLP, rounds: int = 5, size: int = len(SIZES), **local: Any) -> RunSpec:
+    given = {"epochs": 1, "batch_size": 8, "optimizer": SGD} | local
+    cohort = {"size": size, "deadline_seconds": 60, "retries": 0}
+    return validate_spec(
+        {"name": "tiny", "seed": 5, "learner": learner, "rounds": rounds, "cohort": cohort, "local": given}
+    )
+
+
+async def play(
+    cohort: SerialCohort | VectorizedCohort, configured: RunSpec, folder: Path
+) -> tuple[Vector, Sequence[RoundRecord]]:
+    async with opened(made(folder)) as store:
+        scene = Scene(store, cohort, folder / "run")
+        try:
+            await scene.play(configured)
+        finally:
+            cohort.close()
+        return scene.model(configured, configured.rounds).vector, await store.rounds("run")
+
+
+async def disagreement(configured: RunSpec, folder: Path, block: int | None = None) -> float:
+    """Return how far apart the engines' last models are, as a part of the way that the serial one went."""
+    serial, _ = await play(SerialCohort(configured, sites()), configured, folder / "serial")
+    vectorized, _ = await play(VectorizedCohort(configured, sites(), block=block), configured, folder / "vectorized")
+    start = ModelShop(configured).initial().vector
+    moved = float(np.linalg.norm(serial - start))
+    assert moved > 0.01
+    return float(np.linalg.norm(vectorized - serial)) / moved
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        pytest.param(MLP, id="mlp"),
+        pytest.param(SOFTMAX, id="softmax"),
+        pytest.param(CNN, id="cnn"),
+        pytest.param(CNN | {"pooling": "average", "hidden": 8, "kernel": 5}, id="cnn-average-hidden"),
+        pytest.param(MLP | {"hidden": [16, 12], "dropout": 0.3, "activation": "gelu"}, id="mlp-dropout"),
+        pytest.param(CNN | {"dropout": 0.5}, id="cnn-dropout"),
+    ],
+)
+async def test_learner_agrees_with_serial_after_five_rounds(tmp_path: Path, learner: dict[str, Any]) -> None:
+    assert await disagreement(federation(learner, epochs=2), tmp_path) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD | {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        SGD | {"momentum": 0.9, "dampening": 0.5, "maximize": True},
+        {"name": "adam", "learning_rate": 0.01, "weight_decay": 0.01, "amsgrad": True},
+        {"name": "adamw", "learning_rate": 0.01},
+        {"name": "adagrad", "learning_rate": 0.05, "lr_decay": 0.1, "initial_accumulator_value": 0.1},
+        {"name": "rmsprop", "learning_rate": 0.005, "momentum": 0.5, "centered": True},
+        {"name": "adadelta"},
+        {"name": "adamax"},
+        {"name": "asgd", "t0": 2, "lambd": 0.01},
+        {"name": "nadam"},
+        {"name": "radam", "learning_rate": 0.02},
+        {"name": "rprop"},
+    ],
+    ids=lambda optimizer: "-".join([optimizer["name"], *list(optimizer)[2:]]),
+)
+async def test_optimizer_agrees_with_serial_after_five_rounds(tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    assert await disagreement(federation(optimizer=optimizer, epochs=2), tmp_path) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        pytest.param({"proximal_mu": 0.5, "epochs": 2}, id="fedprox"),
+        pytest.param({"clip_norm": 0.3}, id="clip"),
+        pytest.param({"clip_norm": 0.3, "proximal_mu": 2.0, "epochs": 3}, id="clip-after-fedprox"),
+        pytest.param({"batch_size": 100}, id="full-batch"),
+        pytest.param({"batch_size": 1}, id="batches-of-one"),
+    ],
+)
+async def test_local_terms_agree_with_serial_after_five_rounds(tmp_path: Path, local: dict[str, Any]) -> None:
+    assert await disagreement(federation(**local), tmp_path) < 1e-4
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+async def test_cohort_cut_into_blocks_agrees_with_serial(tmp_path: Path, block: int) -> None:
+    optimizer = {"name": "adam", "learning_rate": 0.01}
+    assert await disagreement(federation(MLP | {"dropout": 0.3}, optimizer=optimizer), tmp_path, block) < 1e-4
+
+
+async def test_records_agree_with_serial(tmp_path: Path) -> None:
+    configured = federation(epochs=2, rounds=2)
+    configured = configured.model_copy(update={"weight_by": "quality"})
+    _, serial = await play(SerialCohort(configured, sites()), configured, tmp_path / "serial")
+    _, vectorized = await play(VectorizedCohort(configured, sites(), block=4), configured, tmp_path / "vectorized")
+    for ours, theirs in zip(vectorized, serial, strict=True):
+        assert set(ours.metrics) == {"train_loss", "loss", "accuracy"}
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-5)
+        for own, other in zip(ours.contributions, theirs.contributions, strict=True):
+            assert (own.client_id, own.weight, own.example_count) == (
+                other.client_id,
+                other.weight,
+                other.example_count,
+            )
+            assert own.metrics == pytest.approx(other.metrics, rel=1e-5)
+
+
+async def test_train_of_no_epochs_changes_nothing(tmp_path: Path) -> None:
+    configured = federation(epochs=0, rounds=1)
+    vector, (record,) = await play(VectorizedCohort(configured, sites()), configured, tmp_path / "run")
+    assert np.array_equal(vector, ModelShop(configured).initial().vector)
+    assert [part.metrics for part in record.contributions] == [{}] * len(SIZES)
+
+
+def test_train_moves_each_client_by_its_gradient_worked_out_by_hand() -> None:
+    # Two classes with equal logits at first: the gradient of the cross-entropy is (p - 1) x for the class and p x for the other.
+    learner = {"name": "mlp", "inputs": [1], "hidden": [], "classes": 2}
+    configured = federation(learner, rounds=1, size=2, batch_size=2, optimizer={"name": "sgd", "learning_rate": 1.0})
+    none = Examples(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
+    one = Examples(torch.tensor([[2.0]]), torch.tensor([0]))
+    two = Examples(torch.tensor([[2.0], [4.0]]), torch.tensor([0, 0]))
+    data = {"one": LocalData("memory", one, none), "two": LocalData("memory", two, none)}
+    cohort = VectorizedCohort(configured, data)
+    model = ModelShop(configured).initial()
+    model.vector[:] = 0.0
+    order = Order("run", 1, 0, configured, model, 2)
+    binding = Binding("run", 1, model.sha256, model.layout.sha256)
+    arrivals = cohort._train(order, {"two": 2, "one": 1}, binding, lambda: None)
+    trained = {arrival.client_id: arrival for arrival in arrivals}
+    # p = 1/2. One: -(p - 1) * 2 = 1. Two: the mean of 1 and 2. Biases: -(p - 1) = 1/2.
+    np.testing.assert_allclose(trained["one"].vector, [1.0, -1.0, 0.5, -0.5], rtol=1e-6)
+    np.testing.assert_allclose(trained["two"].vector, [1.5, -1.5, 0.5, -0.5], rtol=1e-6)
+    assert trained["one"].metrics["train_loss"] == pytest.approx(np.log(2))
+
+
+async def test_client_that_diverges_is_refused_and_costs_nobody_else(tmp_path: Path) -> None:
+    configured = federation(rounds=1, size=3)
+    configured = configured.model_copy(update={"cohort": configured.cohort.model_copy(update={"quorum": 2})})
+    # The first of all examples, and clients with batches that are filled up.
+    data = sites((12, 11, 10))
+    data["site-0"].training.inputs[:2] = float("nan")
+    _, (record,) = await play(VectorizedCohort(configured, data), configured, tmp_path / "run")
+    assert [part.client_id for part in record.contributions] == ["site-1", "site-2"]
+    assert [(refusal.client_id, refusal.reason) for refusal in record.refusals] == [("site-0", "not_finite")]
+
+
+async def test_client_without_held_out_data_is_refused_where_weight_is_by_quality(tmp_path: Path) -> None:
+    configured = federation(rounds=1, size=3)
+    cohort = configured.cohort.model_copy(update={"quorum": 2})
+    configured = configured.model_copy(update={"cohort": cohort, "weight_by": "quality"})
+    data = sites((8, 12, 8))
+    data["site-2"] = LocalData("memory", data["site-2"].training, data["site-2"].held_out.select(torch.arange(0)))
+    _, (record,) = await play(VectorizedCohort(configured, data), configured, tmp_path / "run")
+    assert [part.client_id for part in record.contributions] == ["site-0", "site-1"]
+    (refusal,) = record.refusals
+    assert (refusal.client_id, refusal.reason) == ("site-2", "client_data")
+    assert refusal.detail.startswith("Weight by quality: at least 1 example must be held out, got 0.")
+
+
+async def test_evaluate_equals_each_clients_own(tmp_path: Path) -> None:
+    configured, data = federation(), sites()
+    data["site-3"] = LocalData("memory", data["site-3"].training, data["site-3"].held_out.select(torch.arange(0)))
+    model, ids = ModelShop(configured).initial(), ["site-4", "site-3", "site-0"]
+    order, ballots = Order("run", 1, 0, configured, model, 3), []
+    for cohort in (SerialCohort(configured, data), VectorizedCohort(configured, data)):
+        ballot = Ballot(ids, cohort.changed)
+        await cohort.evaluate(order, ids, ballot)
+        ballots.append(ballot.evaluations)
+        cohort.close()
+    serial, vectorized = ballots
+    assert {name: result.example_count for name, result in vectorized.items()} == {
+        "site-4": 5,
+        "site-3": 0,
+        "site-0": 5,
+    }
+    for name, result in serial.items():
+        assert vectorized[name].metrics == pytest.approx(result.metrics, rel=1e-6)
+
+
+async def test_round_that_closes_early_stops_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured = federation(epochs=3_000)
+    cohort = VectorizedCohort(configured, sites())
+    model = ModelShop(configured).initial()
+    order = Order("run", 1, 0, configured, model, len(SIZES))
+    binding = Binding("run", 1, model.sha256, model.layout.sha256)
+    inbox = Inbox(binding, sorted(sites()), WeightedMean(order.grid, model.layout.size), cohort.changed, VectorPool())
+    has_begun, fit = threading.Event(), cohort._stacked.fit
+
+    def noted(*arguments: Any) -> Trained:
+        has_begun.set()
+        return fit(*arguments)
+
+    monkeypatch.setattr(cohort._stacked, "fit", noted)
+    training = asyncio.create_task(cohort.train(order, sorted(sites()), inbox))
+    await asyncio.to_thread(has_begun.wait, 20)
+    training.cancel()
+    await asyncio.wait([training])
+    # Trained to its end, the block would take a good while longer.
+    async with asyncio.timeout(2):
+        await asyncio.to_thread(cohort._thread.shutdown)
+    assert inbox.count == 0
+
+
+@pytest.mark.parametrize(
+    ("learner", "local", "reason"),
+    [
+        pytest.param(MLP | {"batch_norm": True}, {}, "mlp keeps statistics of its batches", id="mlp-batch-norm"),
+        pytest.param(CNN | {"batch_norm": True}, {}, "cnn keeps statistics of its batches", id="cnn-batch-norm"),
+        pytest.param({"name": "lstm"}, {}, "lstm runs torch's fused LSTM", id="lstm"),
+        pytest.param(
+            MLP, {"optimizer": {"name": "lbfgs"}}, "lbfgs does not treat each parameter by itself", id="lbfgs"
+        ),
+        pytest.param(MLP, {"optimizer": {"name": "muon"}}, "muon does not treat each parameter by itself", id="muon"),
+    ],
+)
+def test_spec_that_would_not_agree_is_refused(learner: dict[str, Any], local: dict[str, Any], reason: str) -> None:
+    configured = federation(learner, **local)
+    assert reason in reason_against(configured)
+    with pytest.raises(
+        SpecError, match=rf"^Run spec: the vectorized engine cannot train it: .*{reason}.*Take the serial"
+    ):
+        VectorizedCohort(configured, sites())
+
+
+def test_sites_whose_data_does_not_suit_the_learner_are_refused() -> None:
+    odd = Examples(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(DataError, match=r"Learner mlp: examples must have shape \(1, 8, 8\) float32, got \(3,\)"):
+        VectorizedCohort(federation(), sites() | {"odd": LocalData("memory", odd, odd)})
