@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from torch import Tensor
+from torch.nn import functional
 
 from models import tasks
 from models.gradient import GradientLearner
@@ -14,6 +15,10 @@ class Classifier(GradientLearner):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy."""
         return tasks.classification_loss(outputs, targets)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each example."""
+        return functional.cross_entropy(outputs, targets, reduction="none")
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Accuracy."""

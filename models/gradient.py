@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from models.errors import unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
@@ -47,6 +48,10 @@ class GradientLearner(ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each example, (batch,): `loss` is their mean."""
+        return vmap(lambda output, target: self.loss(output[None], target[None]))(outputs, targets)
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:

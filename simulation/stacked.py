@@ -67,8 +67,7 @@ class StackedLearner:
             name: part for name, part in self._module.named_modules() if isinstance(part, MaskedDropout) and part.rate
         }
         self._mask_shapes: dict[str, tuple[int, ...]] = {}
-        # Means of one example each, whatever the learner's loss is.
-        self._losses = vmap(lambda output, target: learner.loss(output[None], target[None]))
+        self._losses = learner.losses
         self._measures = vmap(lambda output, target: dict(learner.measure(output[None], target[None])))
         self._forward = vmap(lambda state, inputs: functional_call(self._module, state, (inputs,)))
 

@@ -1,13 +1,15 @@
 """The base of learners of classes: hand-worked loss and accuracy, and who stands on it."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import MODELS, Examples
 from models.classifier import Classifier
+from models.gradient import GradientLearner
 
 
 class Scores(Classifier):
@@ -29,6 +31,13 @@ def test_evaluate_gives_cross_entropy_and_accuracy_of_the_logits() -> None:
     # Of the odds, the right classes have 2 of 4, 3 of 4.5 and 1 of 8; the last one is not the largest.
     assert found.metrics["loss"] == pytest.approx(math.log(2 * 1.5 * 8) / 3)
     assert found.metrics["accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("losses", [Classifier.losses, GradientLearner.losses])
+def test_losses_are_those_of_each_example(losses: Callable[[Classifier, Tensor, Tensor], Tensor]) -> None:
+    odds = torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 0.5], [1.0, 1.0, 6.0]])
+    found = losses(Scores(torch.device("cpu")), odds.log(), torch.tensor([1, 0, 1]))
+    assert found.tolist() == pytest.approx([math.log(2), math.log(1.5), math.log(8)])
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
