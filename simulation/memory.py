@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.gradient import GradientLearner, seeded
+from models.gradient import GradientLearner
+from models.random_stream import RandomStream
 from wire.spec import LocalSpec
 
 CPU_BYTES = 512 << 20
@@ -30,7 +31,7 @@ def most_clients(learner: GradientLearner, example: Tensor, local: LocalSpec, de
         local: Its batch size counts.
         device: Whose memory.
     """
-    with seeded(0), torch.device("meta"):
+    with RandomStream(0).drawing(), torch.device("meta"):
         module = learner.build()
     parameter_count = sum(parameter.numel() for parameter in module.parameters())
     numbers = PARAMETER_COPIES * parameter_count + ACTIVATION_COPIES * local.batch_size * _activation_count(

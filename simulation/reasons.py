@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from models import build_learner
-from models.gradient import GradientLearner, seeded
+from models.gradient import GradientLearner
+from models.random_stream import RandomStream
 from simulation.stacked import ELEMENTWISE
 from wire.spec import RunSpec
 
@@ -37,7 +38,7 @@ def reason_against(spec: RunSpec) -> str:
     name = spec.learner.name
     if not isinstance(learner, GradientLearner) or type(learner).fit is not GradientLearner.fit:
         return f"learner {name} does not train by the steps that all learners with gradients share"
-    with seeded(0), torch.device("meta"):
+    with RandomStream(0).drawing(), torch.device("meta"):
         module = learner.build()
     if any(isinstance(part, nn.LSTM) for part in module.modules()):
         return f"learner {name} runs torch's fused LSTM, which has no rule for vmap; step by step it takes twice the serial engine's time"

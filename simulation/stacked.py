@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from models.gradient import EVALUATION_BATCH_SIZE, GradientLearner, seeded
+from models.gradient import EVALUATION_BATCH_SIZE, GradientLearner
 from models.learner import Examples
 from models.optimizers import build_optimizer
+from models.random_stream import RandomStream
 from simulation.patches import MEMORY_ORDER, PatchConvolution, is_plain
 from simulation.plan import Plan
 from wire.spec import LocalSpec
@@ -59,7 +60,7 @@ class StackedLearner:
 
     def __init__(self, learner: GradientLearner, device: torch.device) -> None:
         self._device = device
-        with seeded(0), device:
+        with RandomStream(0).drawing(), device:
             self._plain = learner.build().to(device).eval()
             self._module = _stand_ins(learner.build().to(device)).train()
         self._names = [name for name, _ in self._module.named_parameters()]
