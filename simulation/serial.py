@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,19 +22,15 @@ from models.errors import DataError
 from models.learner import Report
 from server.cohort import Cohort, Member, Order
 from server.inbox import Arrival, Ballot, Inbox
-from server.records import RunRecord, RunState
-from server.rounds import Rounds, Site
+from server.records import RunRecord
+from server.rounds import Site
 from server.signal import Signal
-from server.status import Status
 from server.store import Store
-from wire.errors import SpecError
+from simulation.play import play
 from wire.federation_pb2 import RefusalReason
 from wire.spec import RunSpec
 
 log = logging.getLogger(__name__)
-
-RUN_ID = "simulation"
-"""Identity of a run that has a store of its own."""
 
 Value = TypeVar("Value")
 
@@ -130,7 +125,7 @@ class SerialCohort(Cohort):
 async def run_serially(
     spec: RunSpec, sites: Mapping[str, LocalData], store: Store, folder: Path, own_data: Examples | None = None
 ) -> RunRecord:
-    """Run a federation in this process and return the finished run; its last model lies in `folder`. One that was cut off goes on.
+    """Run a federation with this engine and return the finished run.
 
     Args:
         spec: The run's spec, as it would be submitted.
@@ -140,27 +135,11 @@ async def run_serially(
         own_data: Examples for `evaluate.on: coordinator`.
 
     Raises:
-        SpecError: The spec asks for more clients than there are sites. Nothing was stored.
         DataError: Some site's data does not suit the learner.
-        ChoralError: As `Rounds.play`.
+        ChoralError: As `play`.
     """
-    _check_cohort(spec, len(sites))
     cohort = SerialCohort(spec, sites)
     try:
-        run = next(iter(await store.runs()), None)
-        if run is None:
-            run = RunRecord(run_id=RUN_ID, spec=spec, state=RunState.RUNNING, submitted_time=time.time())
-            await store.put_run(run)
-        return await Rounds(run, Site(store, cohort, folder, own_data), Status()).play()
+        return await play(spec, Site(store, cohort, folder, own_data))
     finally:
         cohort.close()
-
-
-def _check_cohort(spec: RunSpec, site_count: int) -> None:
-    """Refuse a cohort that no round could fill: a coordinator waits for clients to come, but here nobody can."""
-    for key, count in (("size", spec.cohort.size), ("quorum", spec.cohort.fewest)):
-        if count is not None and count > site_count:
-            raise SpecError(
-                f"Run spec: cohort.{key} must be at most the number of sites, {site_count}, got {count}. "
-                f"Give more sites, or lower cohort.{key}."
-            )

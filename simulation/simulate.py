@@ -6,6 +6,7 @@ it is asked for again, and ends with the model of one that was not.
 
 import asyncio
 import json
+import logging
 import shutil
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,15 +21,18 @@ from client.data import LocalData, load, load_keys, parse_source
 from models import check_spec
 from server.folder import held_folder, kept
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord
-from server.rounds import checkpoint_path
+from server.rounds import Site, checkpoint_path
 from server.store import Store
 from server.store.sqlite import SqliteStore
+from simulation.engines import ENGINES, EngineName, choose
 from simulation.errors import SimulationError
 from simulation.history import write_history, write_plot
 from simulation.partition import local_data, partition
+from simulation.play import RUN_ID, play
 from simulation.schemes import ByKey, parse_scheme
-from simulation.serial import RUN_ID, run_serially
 from wire.spec import RunSpec, Strict, explain, read_spec, validate_spec
+
+log = logging.getLogger(__name__)
 
 OnRound = Callable[[RoundRecord], None]
 RESULTS = ("model.safetensors", "history.csv", "history.png")
@@ -43,6 +47,8 @@ class Setting(Strict):
     """Clients in the federation; None, with `by-key`, for as many as there are keys."""
     partition: str = "iid"
     """How the data is dealt, such as "dirichlet,alpha=0.3"."""
+    engine: EngineName = "auto"
+    """What trains the clients; `auto` chooses."""
     held_out: float = Field(default=0.2, ge=0, lt=1)
     """Part of each client's data that is held out for evaluation."""
     own_data: str | None = None
@@ -76,7 +82,7 @@ def simulate(
         spec: The run's spec, as it would be submitted, or the path of its file.
         folder: Where state and results go.
         on_round: Called with each committed round, also with those of an earlier process.
-        setting: Fields of `Setting`: `data`, `clients`, `partition`, `held_out` and `own_data`.
+        setting: Fields of `Setting`: `data`, `clients`, `partition`, `engine`, `held_out` and `own_data`.
 
     Raises:
         SimulationError: The folder holds another simulation, or the setting breaks a rule.
@@ -120,6 +126,9 @@ def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
 
 async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound) -> Simulation:
     with held_folder(folder):
+        engine, reason = choose(setting.engine, spec)
+        if setting.engine == "auto":
+            log.info("engine %s: %s", engine, reason)
         _claim(folder, spec, setting)
         sites = await asyncio.to_thread(_sites, spec, setting)
         own_data = load(parse_source(setting.own_data)) if setting.own_data else None
@@ -129,7 +138,11 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
             for record in rounds:
                 on_round(record)
             store.tell = lambda record: _take(record, rounds, on_round)
-            run = await run_serially(spec, sites, store, folder / "checkpoints", own_data)
+            cohort = ENGINES[engine](spec, sites)
+            try:
+                run = await play(spec, Site(store, cohort, folder / "checkpoints", own_data))
+            finally:
+                cohort.close()
         finally:
             await store.close()
         write_history(folder / "history.csv", rounds)

@@ -20,6 +20,9 @@ def simulate(
     clients: Annotated[int | None, typer.Option(help="Clients; by-key without it: one for each key.")] = None,
     partition: Annotated[str, typer.Option(help="How the data is dealt to them; see choral partition --help.")] = "iid",
     data: Annotated[str, typer.Option(help="The data: KIND[:PATH][,key=value...], as for choral join.")] = "digits",
+    engine: Annotated[
+        str, typer.Option(help="auto, serial (the reference) or vectorized (many clients at a time).")
+    ] = "auto",
     held_out: Annotated[float, typer.Option(help="Part of each client's data that is held out.")] = 0.2,
     own_data: Annotated[
         str | None, typer.Option("--own-data", help="The coordinator's own data, for evaluate.on: coordinator.")
@@ -44,7 +47,8 @@ def simulate(
             if not console.is_terminal:
                 typer.echo(line)
 
-        setting = {"data": data, "clients": clients, "partition": partition, "held_out": held_out, "own_data": own_data}
+        setting: dict[str, object] = {"data": data, "clients": clients, "partition": partition, "engine": engine}
+        setting |= {"held_out": held_out, "own_data": own_data}
         try:
             result = play(spec, folder, show, **setting)
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ import choral
 from client.data import load, parse_source
 from server.records import RoundRecord, RunState
 from server.store import open_store
+from simulation.engines import choose
 from simulation.errors import SimulationError
 from simulation.partition import local_data, partition
 from simulation.serial import run_serially
@@ -42,13 +43,13 @@ from tests.simulation.test_simulate import SETTING, SPEC
 def die(record):
     if record.number == 2:
         os.kill(os.getpid(), signal.Signals[sys.argv[2]])
-choral.simulate(SPEC, sys.argv[1], die, **SETTING)
+choral.simulate(SPEC, sys.argv[1], die, engine=sys.argv[3], **SETTING)
 """
 
 
 def test_simulate_is_the_serial_run_on_the_partition(tmp_path: Path) -> None:
     told: list[RoundRecord] = []
-    result = choral.simulate(SPEC, tmp_path / "whole", told.append, **SETTING)
+    result = choral.simulate(SPEC, tmp_path / "whole", told.append, engine="serial", **SETTING)
     assert result.run.state is RunState.FINISHED
     assert [record.number for record in result.rounds] == [1, 2, 3, 4]
     assert tuple(told) == result.rounds
@@ -81,22 +82,48 @@ def test_simulate_leaves_model_history_and_plot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(tmp_path: Path, number: signal.Signals) -> None:
-    choral.simulate(SPEC, tmp_path / "undisturbed", **SETTING)
+@pytest.mark.parametrize("engine", ["serial", "vectorized"])
+def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(
+    tmp_path: Path, engine: str, number: signal.Signals
+) -> None:
+    setting = SETTING | {"engine": engine}
+    choral.simulate(SPEC, tmp_path / "undisturbed", **setting)
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "cut"), number.name],
+        [sys.executable, "-c", KILLED, str(tmp_path / "cut"), number.name, engine],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         timeout=60,
     )
     assert killed.returncode == -number, killed.stderr
     told: list[int] = []
-    result = choral.simulate(SPEC, tmp_path / "cut", lambda record: told.append(record.number), **SETTING)
+    result = choral.simulate(SPEC, tmp_path / "cut", lambda record: told.append(record.number), **setting)
     assert told == [1, 2, 3, 4]
     assert [record.number for record in result.rounds] == told
     assert tensor_bytes(tmp_path / "cut" / "model.safetensors") == tensor_bytes(
         tmp_path / "undisturbed" / "model.safetensors"
     )
+
+
+@pytest.mark.parametrize(
+    ("learner", "engine", "reason"),
+    [
+        pytest.param({"name": "mlp"}, "vectorized", "with 4,810 parameters, many clients at a time", id="small"),
+        pytest.param(
+            {"name": "mlp", "hidden": [10_000]}, "serial", "with 750,010 parameters, a client keeps", id="large"
+        ),
+        pytest.param({"name": "mlp", "batch_norm": True}, "serial", "keeps statistics of its batches", id="batch-norm"),
+    ],
+)
+def test_choose_auto_says_why(learner: dict[str, Any], engine: str, reason: str) -> None:
+    chosen, why = choose("auto", validate_spec(SPEC | {"learner": learner}))
+    assert chosen == engine
+    assert reason in why
+
+
+def test_simulate_with_an_engine_that_cannot_train_the_learner_is_refused(tmp_path: Path) -> None:
+    spec = SPEC | {"learner": SPEC["learner"] | {"batch_norm": True}}
+    with pytest.raises(SpecError, match=r"the vectorized engine cannot train it: .+ Take the serial engine\."):
+        choral.simulate(spec, tmp_path, engine="vectorized", **SETTING)
 
 
 def test_simulate_twice_shows_the_same_result_without_a_new_round(tmp_path: Path) -> None:
