@@ -72,7 +72,7 @@ class Simulation:
 
 def simulate(
     spec: RunSpec | Mapping[str, Any] | Path | str,
-    folder: Path | str = "simulation",
+    folder: Path | str = "simulated",
     on_round: OnRound | None = None,
     **setting: Any,
 ) -> Simulation:

@@ -27,7 +27,7 @@ def simulate(
     own_data: Annotated[
         str | None, typer.Option("--own-data", help="The coordinator's own data, for evaluate.on: coordinator.")
     ] = None,
-    folder: Annotated[Path, typer.Option("--folder", help="Where state and results go.")] = Path("simulation"),
+    folder: Annotated[Path, typer.Option("--folder", help="Where state and results go.")] = Path("simulated"),
     threads: Annotated[int, typer.Option(min=1, help="Threads for training on a CPU.")] = 1,
 ) -> None:
     """Simulate a federation on this machine. Cut off, the same command goes on from the last round.

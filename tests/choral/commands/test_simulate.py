@@ -36,7 +36,7 @@ def test_simulate_of_another_federation_in_the_same_folder_is_one_sentence(chora
     assert choral("simulate", spec, "--engine", "serial", "--clients", "10").code == 0
     outcome = choral("simulate", spec, "--engine", "serial", "--clients", "11")
     rule = "clients must be that of the simulation that it holds, 10, got 11."
-    assert sentence(outcome).startswith(f"Folder simulation: {rule}")
+    assert sentence(outcome).startswith(f"Folder simulated: {rule}")
 
 
 def test_simulate_interrupted_says_how_it_goes_on(choral: Choral, spec: str, tmp_path: Path) -> None:
@@ -50,5 +50,5 @@ def test_simulate_interrupted_says_how_it_goes_on(choral: Choral, spec: str, tmp
     process.send_signal(2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Interrupted. The same command goes on from the last round in simulation." in err
+    assert "Interrupted. The same command goes on from the last round in simulated." in err
     assert "Traceback" not in err
