@@ -11,9 +11,10 @@ from models import Evaluation
 from server.cohort import Order
 from server.errors import StoreError
 from server.model import Model, write_checkpoint
-from server.records import RunRecord, RunState
+from server.records import EventRecord, RoundRecord, RunRecord, RunState
 from server.rounds import checkpoint_path
 from server.store import Store
+from server.store.sqlite import SqliteStore
 from tests.server.cohorts import (
     Act,
     Bring,
@@ -157,3 +158,32 @@ async def test_play_error_of_the_cohort_is_raised_as_itself(scene: Scene) -> Non
         await scene.play(spec())
     assert (await scene.store.run("run")).round_number == 0
     assert scene.scripted.claims == {}
+
+
+class SlowStore(SqliteStore):
+    """A store whose commits take until they are let through, as one on another machine may."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.began, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
+        self.began.set()
+        await self.may_end.wait()
+        await super().commit_round(run, record, *events)
+
+
+async def test_play_cancelled_in_a_commit_ends_only_after_it(tmp_path: Path) -> None:
+    store = await SlowStore.open(tmp_path / "store.sqlite")
+    scene = Scene(store, ScriptedCohort("abc", bring_one), tmp_path / "run")
+    task = asyncio.create_task(scene.play(spec()))
+    async with asyncio.timeout(20):
+        await store.began.wait()
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+        assert not task.done()
+        store.may_end.set()
+        await asyncio.wait([task])
+    # Whoever has paused the run writes after this, and is not overwritten.
+    assert (await store.run("run")).round_number == 1
+    await store.close()
