@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError
 from client.errors import PolicyError
 from wire.document import parse_document
 from wire.errors import SpecError
-from wire.spec import RunSpec, Strict, explain
+from wire.spec import RunSpec
+from wire.validation import Strict, explain
 
 
 class Policy(Strict):

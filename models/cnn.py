@@ -15,7 +15,7 @@ from torch import nn
 from models import tasks
 from models.classifier import Classifier
 from models.learner import Examples
-from wire.spec import Strict
+from wire.validation import Strict
 
 
 class CNNParameters(Strict):

@@ -16,7 +16,7 @@ from models import tasks
 from models.errors import unsuited
 from models.gradient import GradientLearner
 from models.learner import Examples
-from wire.spec import Strict
+from wire.validation import Strict
 
 
 class LSTMParameters(Strict):

@@ -17,7 +17,7 @@ from torch import nn
 from models import tasks
 from models.classifier import Classifier
 from models.learner import Examples
-from wire.spec import Strict
+from wire.validation import Strict
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
 

@@ -12,7 +12,8 @@ from models.learner import Learner
 from models.lstm import LSTM, LSTMParameters
 from models.mlp import MLP, MLPParameters
 from models.optimizers import check_optimizer
-from wire.spec import Named, RunSpec, Strict, explain
+from wire.spec import Named, RunSpec
+from wire.validation import Strict, explain
 
 
 @dataclass(frozen=True, slots=True)

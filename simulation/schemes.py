@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from client.data.fields import OPTION_START, read_pairs, shown
 from simulation.errors import PartitionError
-from wire.spec import Strict, explain
+from wire.validation import Strict, explain
 
 
 class Scheme(Strict):

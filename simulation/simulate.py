@@ -30,7 +30,8 @@ from simulation.history import write_history, write_plot
 from simulation.partition import local_data, partition
 from simulation.play import RUN_ID, play
 from simulation.schemes import ByKey, parse_scheme
-from wire.spec import RunSpec, Strict, explain, read_spec, validate_spec
+from wire.spec import RunSpec, read_spec, validate_spec
+from wire.validation import Strict, explain
 
 log = logging.getLogger(__name__)
 

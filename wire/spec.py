@@ -5,7 +5,6 @@ Reading a spec checks everything that can be known without the zoo; `models.chec
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,19 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from wire.document import parse_document
 from wire.errors import SpecError
+from wire.validation import Strict, explain, shown
 
 SPEC_BYTES = 256 << 10
 """Longest canonical JSON of a spec."""
 
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-
-
-class Strict(BaseModel):
-    """A frozen part of a spec: unknown keys are refused, and so are values that would have to be converted."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Named(BaseModel):
@@ -42,7 +34,7 @@ class Named(BaseModel):
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{key} must be plain data without NaN and infinity, got {_shown(value)}") from error
+                raise ValueError(f"{key} must be plain data without NaN and infinity, got {shown(value)}") from error
         return self
 
     @property
@@ -229,25 +221,3 @@ def read_spec(path: Path) -> RunSpec:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: must be a readable UTF-8 file: {error}") from error
     return parse_spec(text, str(path))
-
-
-def explain(error: ValidationError, source: str) -> str:
-    """Turn pydantic's findings into one sentence each: source, key, rule, value."""
-    return "\n".join(f"{source}: {_sentence(dict(problem))}" for problem in error.errors(include_url=False))
-
-
-def _sentence(problem: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{key} is not a key that exists here."
-    if problem["type"] == "missing":
-        return f"{key} is required."
-    rule = re.sub(r"^(Value error, |[A-Z]\w+ (?=should))", "", problem["msg"]).replace("should", "must", 1)
-    if problem["type"] == "value_error":
-        return f"{key}: {rule}." if key else f"{rule}."
-    return f"{key} {rule}, got {_shown(problem['input'])}.".lstrip()
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from client.data.fields import Distinct, Joined, Names
-from wire.spec import Strict
+from wire.validation import Strict
 
 BLOCK_COUNT = 14
 

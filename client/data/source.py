@@ -30,7 +30,7 @@ from client.data.split import LocalData, split
 from client.data.text import load_text, text_keys
 from models.errors import DataError
 from models.learner import Examples
-from wire.spec import explain
+from wire.validation import explain
 
 _HEAD = re.compile(r"(?P<kind>[^:,]*)(?::(?P<path>.*))?", re.DOTALL)
 
