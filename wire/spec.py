@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from wire.document import parse_document
 from wire.errors import SpecError
+from wire.realism import SimulationSpec
 from wire.validation import Strict, explain, shown
 
 SPEC_BYTES = 256 << 10
@@ -162,6 +163,8 @@ class RunSpec(Strict):
     """`examples`: n. `quality`: n * exp(-5 * loss), where loss is that of the received model on the client's held-out data."""
     evaluate: EvaluateSpec = EvaluateSpec()
     limits: LimitsSpec = LimitsSpec()
+    simulation: SimulationSpec | None = None
+    """How simulated clients behave; a deployed coordinator ignores it."""
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -237,6 +237,13 @@ def test_spec_check_good_spec_says_what_it_is(choral: Choral, tmp_path: Path) ->
     )
 
 
+def test_spec_check_reads_how_simulated_clients_behave(choral: Choral, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{GOOD}simulation: {{bytes_per_second: {{name: exponential, mean: 1e6}}, trace: none.csv}}\n")
+    outcome = choral("spec", "check", str(path))
+    assert (outcome.code, outcome.err) == (0, "")
+
+
 def test_spec_check_names_each_problem_on_a_line(choral: Choral, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(GOOD.replace("rounds: 12", "rounds: none") + "colour: red\nseeds: 3\n")
@@ -257,6 +264,10 @@ def test_spec_check_names_each_problem_on_a_line(choral: Choral, tmp_path: Path)
         (
             ("evaluate:", "server: {optimizer: {name: lbfgs}}\nevaluate:"),
             "Run spec: server.optimizer: Optimizer lbfgs: ",
+        ),
+        (
+            ("rounds: 12", "rounds: 12\nsimulation: {dropout: 2}"),
+            "run.yaml: simulation.dropout must be less than or equal to 1, got 2.",
         ),
         (("rounds: 12", "rounds: 12\nrounds: 13"), "run.yaml: "),
         (("rounds: 12", "rounds: [12"), "run.yaml: "),
