@@ -16,6 +16,7 @@ EXTRAS = {
     "client": {"PIL", "pyarrow", "tenacity"},
     "server": {"fastapi", "psutil", "redis", "starlette", "uvicorn"},
     "simulation": {"matplotlib"},
+    "ray": {"ray"},
 }
 """Packages by the extra of Choral's that brings them, as they are imported. A test compares this with pyproject.toml."""
 

@@ -28,6 +28,11 @@ class Order:
     cohort_size: int
 
     @property
+    def enough(self) -> int:
+        """Contributions that close the round at once."""
+        return min(self.spec.cohort.size or self.cohort_size, self.cohort_size)
+
+    @property
     def grid(self) -> Grid:
         """The grid that contributions are rounded to."""
         limits = self.spec.limits
@@ -64,6 +69,9 @@ class Cohort(Protocol):
 
     def members(self) -> Sequence[Member]:
         """Return every client that is present or was so lately, by identity."""
+
+    def member(self, client_id: str) -> Member | None:
+        """Return one client as `members` would, or None when it is not among them."""
 
     def claim(self, client_ids: Sequence[str], run_id: str) -> contextlib.AbstractContextManager[None]:
         """Keep clients for one run while the context is open; another run does not select them."""

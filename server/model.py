@@ -92,8 +92,8 @@ class ModelShop:
         return self._learner.evaluate(model.layout.views(model.vector), data)
 
 
-def write_checkpoint(path: Path, model: Model, header: Mapping[str, str]) -> None:
-    """Write a checkpoint so that it survives a crash from the moment this returns.
+def write_checkpoint(path: Path, model: Model, header: Mapping[str, str], is_synced: bool = True) -> None:
+    """Write a checkpoint so that it outlives this process from the moment this returns, and if it is synced, a crash of the machine.
 
     Raises:
         StoreError: The disk is full or the folder cannot be written. No file of the name `path` was changed.
@@ -106,9 +106,11 @@ def write_checkpoint(path: Path, model: Model, header: Mapping[str, str]) -> Non
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, {**header, **own})
-        _sync(temporary)
+        if is_synced:
+            _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        if is_synced:
+            _sync(path.parent)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

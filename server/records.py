@@ -99,7 +99,7 @@ class RoundRecord(Record):
     started_time: float = 0.0
     ended_time: float | None = None
     phase_seconds: dict[str, float] = {}
-    """Wall time by phase: select, train, apply, evaluate, commit; of the commit, the checkpoint alone."""
+    """Time by phase: select, train, apply, evaluate, commit; of the commit, the checkpoint alone. In a simulation, on its own clock."""
 
 
 class EventRecord(Record):

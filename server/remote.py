@@ -28,6 +28,10 @@ class RemoteCohort(Cohort):
         """Return the clients that are present or were lately."""
         return self._sessions.members()
 
+    def member(self, client_id: str) -> Member | None:
+        """Return one client that is present or was lately."""
+        return self._sessions.member(client_id)
+
     @contextlib.contextmanager
     def claim(self, client_ids: Sequence[str], run_id: str) -> Iterator[None]:
         """Keep clients for one run while the context is open."""
@@ -97,7 +101,8 @@ def _task(order: Order, kind: str) -> pb.Task:
         run_id=order.run_id,
         round=order.round_number,
         attempt=order.attempt,
-        spec_json=order.spec.canonical_json(),
+        # How simulated clients behave is nothing to real ones.
+        spec_json=order.spec.model_copy(update={"simulation": None}).canonical_json(),
         base=pb.ModelReference(
             sha256=model.sha256, layout_sha256=model.layout.sha256, total_bytes=model.layout.byte_count
         ),

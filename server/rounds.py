@@ -41,12 +41,14 @@ class Site:
     Attributes:
         folder: Where the run's checkpoints lie.
         own_data: The coordinator's own examples, for `evaluate.on: coordinator`.
+        is_synced: Whether a checkpoint is on the disk before its round is committed: without, it may not outlive a crash of the machine.
     """
 
     store: Store
     cohort: Cohort
     folder: Path
     own_data: Examples | None = None
+    is_synced: bool = True
 
 
 def checkpoint_path(folder: Path, round_number: int) -> Path:
@@ -85,7 +87,6 @@ class Rounds:
         # A crash may have come between the last commit and the end of the run.
         reason = self._reason_to_end(await self._last_metrics())
         while not reason and self._run.round_number < self._spec.rounds:
-            self._phase_seconds = {}
             model, metrics = await self._round(self._run.round_number + 1, model, shop)
             reason = self._reason_to_end(metrics)
         self._status.enter("finished", 0)
@@ -97,6 +98,7 @@ class Rounds:
         """Play one round to its commit; start it over while it stays below its quorum."""
         cohort = self._spec.cohort
         record = await self._open_round(number)
+        self._phase_seconds = dict(record.phase_seconds)
         while True:
             with contextlib.ExitStack() as claims:
                 record = await self._gather(record, claims)
@@ -123,8 +125,8 @@ class Rounds:
             selected = await self._select(record)
             # Claimed without an await since the choice, so that no other run makes the same one.
             claims.enter_context(self._site.cohort.claim(selected, self._run.run_id))
-            record = record.with_(selected=sorted(selected))
-            await self._site.store.put_round(record)
+        record = record.with_(selected=sorted(selected), phase_seconds=dict(self._phase_seconds))
+        await self._site.store.put_round(record)
         return record
 
     async def _are_free(self, client_ids: Sequence[str]) -> bool:
@@ -167,7 +169,7 @@ class Rounds:
         self._status.enter("train", order.round_number)
         binding = Binding(order.run_id, order.round_number, order.model.sha256, order.model.layout.sha256)
         inbox = Inbox(binding, selected, self._empty_sum(order), self._site.cohort.changed, shop.vectors)
-        enough = self._enough(selected)
+        enough = order.enough
         with self._timed("train"):
             async with task_group() as group:
                 asking = group.create_task(self._site.cohort.train(order, selected, inbox))
@@ -178,10 +180,6 @@ class Rounds:
                 await inbox.close()
                 asking.cancel()
         return inbox
-
-    def _enough(self, selected: Sequence[str]) -> int:
-        """Return how many contributions close a round at once."""
-        return min(self._spec.cohort.size or len(selected), len(selected))
 
     def _empty_sum(self, order: Order) -> WeightedMean:
         """Return the sum of the round before, cleared, if it suits."""
@@ -210,10 +208,9 @@ class Rounds:
 
     def _back_by(self, client_ids: frozenset[str]) -> float:
         """Return when the last of these clients is given up if none comes back; infinite while one of them is present."""
-        members = {member.client_id: member for member in self._site.cohort.members()}
         back_by = 0.0
         for client_id in client_ids:
-            member = members.get(client_id)
+            member = self._site.cohort.member(client_id)
             if member is not None and member.is_present:
                 return float("inf")
             if member is not None:
@@ -224,7 +221,8 @@ class Rounds:
         """Return the round's next attempt, or give up. Either is stored, so that a crash here changes nothing."""
         cohort = self._spec.cohort
         is_last = record.attempt >= cohort.retries
-        again = record.with_(selected=[], attempt=0 if is_last else record.attempt + 1)
+        attempt = 0 if is_last else record.attempt + 1
+        again = record.with_(selected=[], attempt=attempt, phase_seconds=dict(self._phase_seconds))
         await self._site.store.put_round(again)
         if is_last:
             raise QuorumError(
@@ -246,17 +244,17 @@ class Rounds:
             contributions=[part for _, part in parts],
             model_sha256=model.sha256.hex(),
         )
-        evaluation = await self._evaluate(order, model, self._evaluators(record, inbox), shop)
+        evaluation = await self._evaluate(order, model, self._evaluators(record, order, inbox), shop)
         metrics = _training_means(record) | evaluation | _refusal_counts(record)
         await self._commit(record.with_(metrics=metrics), model)
         return model, metrics
 
-    def _evaluators(self, record: RoundRecord, inbox: Inbox) -> list[str]:
+    def _evaluators(self, record: RoundRecord, order: Order, inbox: Inbox) -> list[str]:
         """Return who is asked to evaluate: nobody who was refused, or for whom the round has waited in vain already."""
         left_out = {refusal.client_id for refusal in record.refusals}
         # A client may contribute although something else that it brought was refused, as after a crash.
         left_out -= inbox.contributions.keys()
-        if inbox.count < self._enough(record.selected):
+        if inbox.count < order.enough:
             left_out |= inbox.unsettled
         return [client_id for client_id in record.selected if client_id not in left_out]
 
@@ -298,7 +296,7 @@ class Rounds:
 
     def _write_checkpoint(self, number: int, model: Model) -> None:
         header = {"run": self._run.run_id, "round": str(number), "spec_sha256": self._spec.sha256}
-        write_checkpoint(checkpoint_path(self._site.folder, number), model, header)
+        write_checkpoint(checkpoint_path(self._site.folder, number), model, header, self._site.is_synced)
 
     def _last_model(self, shop: ModelShop) -> Model:
         initial = shop.initial()
@@ -334,9 +332,10 @@ class Rounds:
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        clock = asyncio.get_running_loop().time
+        start = clock()
         yield
-        self._phase_seconds[phase] = self._phase_seconds.get(phase, 0.0) + time.perf_counter() - start
+        self._phase_seconds[phase] = self._phase_seconds.get(phase, 0.0) + clock() - start
 
 
 def _training_means(record: RoundRecord) -> dict[str, float]:

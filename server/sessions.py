@@ -143,18 +143,22 @@ class Sessions:
 
     def members(self) -> Sequence[Member]:
         """Return the clients that are present or were in this process's time, as selection sees them."""
-        present = {client_id for client_id in self._sessions if client_id not in self._absent_since}
-        return [
-            Member(
-                client_id,
-                self._clients[client_id].name,
-                client_id in present,
-                self._absent_since.get(client_id, 0.0),
-                self._claims.get(client_id, ""),
-                frozenset(self._clients[client_id].learners),
-            )
-            for client_id in sorted(present | self._absent_since.keys())
-        ]
+        known = self._sessions.keys() | self._absent_since.keys()
+        return [member for client_id in sorted(known) if (member := self.member(client_id))]
+
+    def member(self, client_id: str) -> Member | None:
+        """Return one client as `members` would, or None when it is not among them."""
+        if client_id not in self._sessions and client_id not in self._absent_since:
+            return None
+        record = self._clients[client_id]
+        return Member(
+            client_id,
+            record.name,
+            client_id not in self._absent_since,
+            self._absent_since.get(client_id, 0.0),
+            self._claims.get(client_id, ""),
+            frozenset(record.learners),
+        )
 
     def claim(self, client_ids: Sequence[str], run_id: str) -> None:
         """Keep clients for one run."""

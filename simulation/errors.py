@@ -3,6 +3,7 @@
 ChoralError
 ├── PartitionError    data cannot be dealt to clients as asked
 └── SimulationError   a simulation cannot start, or go on, as asked
+    └── WorkerLostError   a worker of an engine died
 """
 
 from wire.errors import ChoralError
@@ -14,3 +15,7 @@ class PartitionError(ChoralError):
 
 class SimulationError(ChoralError):
     """A simulation cannot start, or go on, as asked. Its folder was left as it was."""
+
+
+class WorkerLostError(SimulationError):
+    """A worker of an engine died. What it was at must be done again."""

@@ -11,15 +11,20 @@ COLOURS = ("#1d4ed8", "#c2410c", "#475569", "#0f766e", "#7e22ce")
 
 
 def write_history(path: Path, rounds: Sequence[RoundRecord]) -> None:
-    """Write a line a round: number, clients, refused contributions, seconds, then every metric that some round has, by name."""
+    """Write a line a round, oldest first.
+
+    Its columns are the round's number, the clients that were asked and those that contributed, refused contributions, seconds on this
+    machine and on the simulation's clock, then every metric that some round has, by name.
+    """
     names = sorted({name for record in rounds for name in record.metrics if not name.startswith("refused_")})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["round", "clients", "refused", "seconds", *names])
+        writer.writerow(["round", "asked", "clients", "refused", "seconds", "simulated_seconds", *names])
         for record in rounds:
             metrics = [f"{record.metrics[name]:.6g}" if name in record.metrics else "" for name in names]
-            counts = [record.number, len(record.contributions), len(record.refusals)]
-            writer.writerow([*counts, f"{seconds_of(record):.3f}", *metrics])
+            counts = [record.number, len(record.selected), len(record.contributions), len(record.refusals)]
+            seconds = [f"{seconds_of(record):.3f}", f"{simulated_seconds_of(record):.3f}"]
+            writer.writerow([*counts, *seconds, *metrics])
 
 
 def write_plot(path: Path, rounds: Sequence[RoundRecord], title: str) -> None:
@@ -51,6 +56,11 @@ def write_plot(path: Path, rounds: Sequence[RoundRecord], title: str) -> None:
 def seconds_of(record: RoundRecord) -> float:
     """Return how long a committed round took."""
     return (record.ended_time or record.started_time) - record.started_time
+
+
+def simulated_seconds_of(record: RoundRecord) -> float:
+    """Return how long a round took on the simulation's clock."""
+    return sum(record.phase_seconds.values())
 
 
 def _words(name: str) -> str:

@@ -6,6 +6,7 @@ would see on its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -50,35 +51,23 @@ class Round:
     number: int
 
 
-def step_count(example_count: int, local: LocalSpec) -> int:
-    """Return the steps of a client with so many examples."""
-    return local.epochs * -(-example_count // local.batch_size)
-
-
-def blocks_of(sizes: Mapping[str, int], local: LocalSpec, most: int) -> list[list[str]]:
-    """Cut clients into blocks of at most `most`, about equal in number and each of clients with similar step counts.
-
-    Args:
-        sizes: Examples of each client, by identity.
-        local: Epochs and batch size.
-        most: Clients in a block, 1 or more.
-    """
-    ordered = sorted(sizes, key=lambda client_id: (-step_count(sizes[client_id], local), -sizes[client_id], client_id))
-    count = -(-len(ordered) // most)
-    return (
-        [[str(client_id) for client_id in part] for part in np.array_split(np.array(ordered), count)] if count else []
-    )
+def blocks_of(client_ids: Sequence[str], most: int) -> list[list[str]]:
+    """Cut clients, in their order, into blocks of at most `most`, 1 or more, and about equal in number."""
+    count = -(-len(client_ids) // most)
+    bounds = [len(client_ids) * block // count for block in range(count + 1)] if count else []
+    return [list(client_ids[start:end]) for start, end in pairwise(bounds)]
 
 
 def draw_plan(client_ids: Sequence[str], ranges: Mapping[str, range], local: LocalSpec, of: Round) -> Plan:
     """Draw the batches of a block.
 
     Args:
-        client_ids: The clients, in the order of `blocks_of`.
+        client_ids: The clients; the plan has them in another order.
         ranges: Where each client's examples lie among those of all.
         local: Epochs and batch size.
         of: Whose draws.
     """
+    client_ids = sorted(client_ids, key=lambda client_id: (-len(ranges[client_id]), client_id))
     sizes = np.array([len(ranges[client_id]) for client_id in client_ids], dtype=np.int64)
     epoch_steps = -(-sizes // local.batch_size)
     steps, width = int(local.epochs * epoch_steps.max()), int(min(local.batch_size, sizes.max()))

@@ -4,10 +4,8 @@ Rounds, aggregation, evaluation and store are the server's own; training is the 
 """
 
 import asyncio
-import contextlib
-import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,27 +14,22 @@ from typing import TypeVar
 import torch
 
 from client.data import LocalData
-from client.training import Assignment, Trainer
-from models import Examples, TrainingStopped
-from models.errors import DataError
-from models.learner import Report
-from server.cohort import Cohort, Member, Order
-from server.inbox import Arrival, Ballot, Inbox
+from models import Evaluation, Examples, TrainingStopped
+from server.cohort import Order
+from server.inbox import Binding
 from server.records import RunRecord
 from server.rounds import Site
-from server.signal import Signal
 from server.store import Store
+from simulation.cohort import Outcome, SimulatedCohort, outcome_of
 from simulation.play import play
-from wire.federation_pb2 import RefusalReason
+from simulation.worker import Worker
 from wire.spec import RunSpec
-
-log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
 
-class SerialCohort(Cohort):
-    """Clients that are always present, trained one after another in a thread of their own."""
+class SerialCohort(SimulatedCohort):
+    """Clients that are trained one after another in a thread of their own."""
 
     def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData], device: torch.device | None = None) -> None:
         """Build the cohort.
@@ -48,31 +41,16 @@ class SerialCohort(Cohort):
 
         Raises:
             DataError: Some client's data does not suit the learner.
+            SimulationError: The spec's trace of clients cannot be used.
         """
-        self._sites = dict(sites)
-        self._trainer = Trainer(spec.learner, device or torch.device("cpu"))
-        self._changed = Signal()
+        super().__init__(spec, sites)
+        self._worker = Worker(spec, sites, device or torch.device("cpu"))
         # One thread: a client that the round no longer waits for comes to its end before the next one begins.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="serial")
-        for data in self._sites.values():
-            self._trainer.check(data)
 
-    @property
-    def changed(self) -> Signal:
-        """Notified when a client settles."""
-        return self._changed
-
-    def members(self) -> Sequence[Member]:
-        """Return all clients."""
-        return [Member(client_id, client_id, is_present=True, absent_since=0.0) for client_id in sorted(self._sites)]
-
-    @contextlib.contextmanager
-    def claim(self, client_ids: Sequence[str], run_id: str) -> Iterator[None]:
-        """Do nothing: there is no other run."""
-        yield
-
-    async def train(self, order: Order, client_ids: Sequence[str], inbox: Inbox) -> None:
-        """Train each client and bring its contribution to the inbox."""
+    async def _outcomes(
+        self, order: Order, client_ids: Sequence[str], binding: Binding
+    ) -> AsyncGenerator[Outcome, None]:
         stop = threading.Event()
 
         def report(_: float) -> None:
@@ -81,25 +59,16 @@ class SerialCohort(Cohort):
 
         try:
             for client_id in client_ids:
-                try:
-                    arrival = await self._in_thread(partial(self._train, order, client_id, inbox, report))
-                except DataError as error:
-                    inbox.refuse(client_id, RefusalReason.REFUSAL_REASON_CLIENT_DATA, str(error))
-                except Exception as error:
-                    # As a client would: its failure is not the round's.
-                    log.exception("client %s: unexpected error", client_id)
-                    inbox.refuse(client_id, RefusalReason.REFUSAL_REASON_CLIENT_ERROR, f"Unexpected {error!r}")
-                else:
-                    await inbox.admit(arrival)
+                train = partial(self._worker.train, client_id, order.round_number, order.model.vector, report)
+                yield outcome_of(client_id, binding, await self._in_thread(train))
         finally:
             stop.set()
 
-    async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
-        """Evaluate on each client's held-out data and bring the result to the ballot."""
+    async def _evaluations(
+        self, order: Order, client_ids: Sequence[str]
+    ) -> AsyncGenerator[tuple[str, Evaluation], None]:
         for client_id in client_ids:
-            evaluate = partial(self._trainer.evaluate, order.model.vector, self._sites[client_id])
-            result = await self._in_thread(evaluate)
-            ballot.record(client_id, result)
+            yield client_id, await self._in_thread(partial(self._worker.evaluate, client_id, order.model.vector))
 
     def close(self) -> None:
         """End the thread, after what it is at."""
@@ -107,19 +76,6 @@ class SerialCohort(Cohort):
 
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def _train(self, order: Order, client_id: str, inbox: Inbox, report: Report) -> Arrival:
-        assignment = Assignment(order.spec, order.round_number, client_id, order.model.vector)
-        result = self._trainer.train(assignment, self._sites[client_id], report)
-        return Arrival(
-            client_id,
-            inbox.binding,
-            result.weight,
-            result.example_count,
-            result.metrics,
-            result.train_seconds,
-            result.vector,
-        )
 
 
 async def run_serially(

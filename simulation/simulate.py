@@ -7,8 +7,9 @@ it is asked for again, and ends with the model of one that was not.
 import asyncio
 import json
 import logging
+import math
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +25,15 @@ from server.records import EventRecord, RoundRecord, RoundState, RunRecord
 from server.rounds import Site, checkpoint_path
 from server.store import Store
 from server.store.sqlite import SqliteStore
-from simulation.engines import ENGINES, EngineName, choose
+from simulation.clock import VirtualLoop
+from simulation.engines import ENGINES, EngineName, Resources, choose
 from simulation.errors import SimulationError
-from simulation.history import write_history, write_plot
+from simulation.history import simulated_seconds_of, write_history, write_plot
 from simulation.partition import local_data, partition
 from simulation.play import RUN_ID, play
 from simulation.schemes import ByKey, parse_scheme
 from wire.spec import RunSpec, read_spec, validate_spec
-from wire.validation import Strict, explain
+from wire.validation import explain
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,8 @@ OnRound = Callable[[RoundRecord], None]
 RESULTS = ("model.safetensors", "history.csv", "history.png")
 
 
-class Setting(Strict):
-    """What is simulated, beside the run spec."""
+class Setting(Resources):
+    """What is simulated, beside the run spec, and with what."""
 
     data: str = "digits"
     """The data set that is dealt to the clients, as `choral join --data` names one."""
@@ -55,6 +57,11 @@ class Setting(Strict):
     own_data: str | None = None
     """The coordinator's own data set, for `evaluate.on: coordinator`."""
 
+    @property
+    def simulated(self) -> dict[str, Any]:
+        """Everything but the resources: who goes on with a simulation may use others."""
+        return self.model_dump(mode="json", exclude=set(Resources.model_fields))
+
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
@@ -64,11 +71,13 @@ class Simulation:
         run: The run, as a coordinator would show it.
         rounds: Its committed rounds, oldest first.
         folder: Where `model.safetensors`, `history.csv` and `history.png` lie.
+        engine: What trained the clients.
     """
 
     run: RunRecord
     rounds: tuple[RoundRecord, ...]
     folder: Path
+    engine: str
 
 
 def simulate(
@@ -83,7 +92,8 @@ def simulate(
         spec: The run's spec, as it would be submitted, or the path of its file.
         folder: Where state and results go.
         on_round: Called with each committed round, also with those of an earlier process.
-        setting: Fields of `Setting`: `data`, `clients`, `partition`, `engine`, `held_out` and `own_data`.
+        setting: Fields of `Setting`: `data`, `clients`, `partition`, `engine`, `held_out` and `own_data`; and of `Resources`: `device`,
+            `workers`, `block` and `ray_address`.
 
     Raises:
         SimulationError: The folder holds another simulation, or the setting breaks a rule.
@@ -108,7 +118,7 @@ def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(playing)
+        return _run_virtually(playing)
     started: Future[Callable[[], object]] = Future()
 
     async def play() -> Simulation:
@@ -117,7 +127,7 @@ def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
         return await task
 
     with ThreadPoolExecutor(1, thread_name_prefix="simulation") as thread:
-        result = thread.submit(asyncio.run, play())
+        result = thread.submit(_run_virtually, play())
         try:
             return result.result()
         except KeyboardInterrupt:
@@ -125,23 +135,29 @@ def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
             raise
 
 
+def _run_virtually(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(playing)
+
+
 async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound) -> Simulation:
     with held_folder(folder):
-        engine, reason = choose(setting.engine, spec)
+        engine, reason = choose(setting.engine, spec, setting)
         if setting.engine == "auto":
             log.info("engine %s: %s", engine, reason)
         _claim(folder, spec, setting)
         sites = await asyncio.to_thread(_sites, spec, setting)
         own_data = load(parse_source(setting.own_data)) if setting.own_data else None
-        store = await _TellingStore.open(folder / "simulation.sqlite")
+        store = await _TellingStore.open(folder / "simulation.sqlite", is_synced=False)
         try:
             rounds = await _all_rounds(store)
             for record in rounds:
                 on_round(record)
             store.tell = lambda record: _take(record, rounds, on_round)
-            cohort = ENGINES[engine](spec, sites)
+            await _set_clock(store, rounds)
+            cohort = await asyncio.to_thread(ENGINES[engine], spec, sites, setting)
             try:
-                run = await play(spec, Site(store, cohort, folder / "checkpoints", own_data))
+                run = await play(spec, Site(store, cohort, folder / "checkpoints", own_data, is_synced=False))
             finally:
                 cohort.close()
         finally:
@@ -150,7 +166,7 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
         title = f"{spec.name}: {spec.learner.name}, {len(sites)} clients, {setting.partition}"
         write_plot(folder / "history.png", rounds, title)
         shutil.copyfile(checkpoint_path(folder / "checkpoints", run.round_number), folder / "model.safetensors")
-        return Simulation(run, tuple(rounds), folder)
+        return Simulation(run, tuple(rounds), folder, engine)
 
 
 class _TellingStore(SqliteStore):
@@ -171,7 +187,7 @@ def _take(record: RoundRecord, rounds: list[RoundRecord], on_round: OnRound) -> 
 
 def _claim(folder: Path, spec: RunSpec, setting: Setting) -> None:
     """Note what is simulated in a folder, and refuse another simulation than the one that it holds."""
-    wanted = {"spec": json.loads(spec.canonical_json()), "setting": setting.model_dump(mode="json")}
+    wanted = {"spec": json.loads(spec.canonical_json()), "setting": setting.simulated}
     found = json.loads(kept(folder / "simulation.json", json.dumps(wanted, indent=2) + "\n"))
     for part, values in wanted.items():
         for key, value in values.items():
@@ -189,6 +205,14 @@ def _sites(spec: RunSpec, setting: Setting) -> dict[str, LocalData]:
     keys = load_keys(source) if isinstance(scheme, ByKey) else None
     parts = partition(examples, scheme, setting.clients, spec.seed, keys)
     return local_data(examples, parts, setting.held_out, source.kind)
+
+
+async def _set_clock(store: Store, rounds: Sequence[RoundRecord]) -> None:
+    """Let the clock go on where it stood when the last record was stored."""
+    open_rounds = await store.rounds(RUN_ID, len(rounds))
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.jump(math.fsum(simulated_seconds_of(record) for record in [*rounds, *open_rounds]))
 
 
 async def _all_rounds(store: Store) -> list[RoundRecord]:

@@ -1,5 +1,6 @@
 """`choral simulate`: a whole federation in this process, from the spec that a deployment would run."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from client.device import set_threads
 from server.records import RoundRecord
-from simulation.history import seconds_of
+from simulation.history import seconds_of, simulated_seconds_of
 from simulation.simulate import RESULTS
 from simulation.simulate import simulate as play
 from wire.spec import read_spec
@@ -21,14 +22,28 @@ def simulate(
     partition: Annotated[str, typer.Option(help="How the data is dealt to them; see choral partition --help.")] = "iid",
     data: Annotated[str, typer.Option(help="The data: KIND[:PATH][,key=value...], as for choral join.")] = "digits",
     engine: Annotated[
-        str, typer.Option(help="auto, serial (the reference) or vectorized (many clients at a time).")
+        str,
+        typer.Option(
+            help="serial (the reference), vectorized (many clients at a time), processes (a worker for each core or GPU), "
+            "ray (workers on a cluster), or auto, which chooses and says why."
+        ),
     ] = "auto",
     held_out: Annotated[float, typer.Option(help="Part of each client's data that is held out.")] = 0.2,
     own_data: Annotated[
         str | None, typer.Option("--own-data", help="The coordinator's own data, for evaluate.on: coordinator.")
     ] = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where state and results go.")] = Path("simulated"),
-    threads: Annotated[int, typer.Option(min=1, help="Threads for training on a CPU.")] = 1,
+    device: Annotated[str, typer.Option(help="Where clients train: auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Threads for training on a CPU, of each worker.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Workers of processes and ray. Default: one for each core or GPU.")
+    ] = None,
+    block: Annotated[
+        str, typer.Option(help="Most clients that vectorized trains at a time; auto: as many as fit into memory.")
+    ] = "auto",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join. Default: one of its own on this machine.")
+    ] = None,
 ) -> None:
     """Simulate a federation on this machine. Cut off, the same command goes on from the last round.
 
@@ -48,7 +63,8 @@ def simulate(
                 typer.echo(line)
 
         setting: dict[str, object] = {"data": data, "clients": clients, "partition": partition, "engine": engine}
-        setting |= {"held_out": held_out, "own_data": own_data}
+        setting |= {"held_out": held_out, "own_data": own_data, "device": device, "workers": workers}
+        setting |= {"block": int(block) if block.isdecimal() else block, "ray_address": ray_address}
         try:
             result = play(spec, folder, show, **setting)
         except KeyboardInterrupt:
@@ -58,11 +74,17 @@ def simulate(
     reason = f" {result.run.reason}" if result.run.reason else ""
     seconds = sum(map(seconds_of, result.rounds))
     typer.echo(f"{len(result.rounds)} of {total} rounds in {seconds:.1f} s.{reason}")
+    if result.run.spec.simulation is not None:
+        simulated = timedelta(seconds=round(sum(map(simulated_seconds_of, result.rounds))))
+        typer.echo(f"On the simulation's clock they took {simulated}.")
     typer.echo(f"In {folder}: {', '.join(RESULTS)}.")
 
 
 def _sentence(record: RoundRecord) -> str:
+    count = len(record.contributions)
+    clients = f"{count} clients" if count == len(record.selected) else f"{count} of {len(record.selected)} clients"
     metrics = {name: value for name, value in record.metrics.items() if not name.startswith(("refused_", "train_"))}
     shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
     refused = [f"{len(record.refusals)} refused"] if record.refusals else []
-    return ", ".join([f"{len(record.contributions)} clients", *refused, *shown, f"{seconds_of(record):.2f} s"])
+    simulated = [f"{seconds:.0f} simulated s"] if (seconds := simulated_seconds_of(record)) else []
+    return ", ".join([clients, *refused, *shown, *simulated, f"{seconds_of(record):.2f} s"])

@@ -1,4 +1,4 @@
-"""The embedded store: one SQLite file, in write-ahead mode with a sync to disk at every commit.
+"""The embedded store: one SQLite file, in write-ahead mode, for a coordinator with a sync to disk at every commit.
 
 One thread owns the connection, so that calls take place one after the other and the event loop never waits for a disk.
 Other processes may open the same file; SQLite's locks order their transactions, and the lease says who serves.
@@ -39,25 +39,27 @@ SCHEMA = (
 class SqliteStore:
     """A `Store` in one SQLite file. Make one with `open`."""
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], is_synced: bool) -> None:
         self._path = path
         self._clock = clock
+        self._is_synced = is_synced
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="choral-sqlite")
         self._connection: sqlite3.Connection
 
     @classmethod
-    async def open(cls, path: Path | str, clock: Callable[[], float] = time.time) -> Self:
+    async def open(cls, path: Path | str, clock: Callable[[], float] = time.time, is_synced: bool = True) -> Self:
         """Open a database file, or create it in a folder that exists.
 
         Args:
             path: The file; SQLite puts two more next to it, with -wal and -shm after its name.
             clock: UTC seconds since the epoch, for the lease.
+            is_synced: Whether each commit waits for the disk. Without, a commit outlives the process, but perhaps not the machine.
 
         Raises:
             StoreError: The file cannot be opened, is not a database of Choral's, or a newer release wrote it. Nothing
                 was changed.
         """
-        store = cls(Path(path), clock)
+        store = cls(Path(path), clock, is_synced)
         try:
             await store._on_thread(store._connect)
         except BaseException:
@@ -180,7 +182,7 @@ class SqliteStore:
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._check_or_create_schema()
-            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if self._is_synced else 'NORMAL'}")
             self._switch_to_wal()
         except BaseException:
             self._connection.close()

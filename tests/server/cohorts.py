@@ -96,16 +96,18 @@ class ScriptedCohort(Cohort):
         self._changed.notify()
 
     def members(self) -> Sequence[Member]:
-        return [
-            Member(
-                client_id,
-                client_id,
-                client_id not in self.absent_since,
-                self.absent_since.get(client_id, 0.0),
-                self.claims.get(client_id, ""),
-            )
-            for client_id in sorted(self._client_ids)
-        ]
+        return [member for client_id in sorted(self._client_ids) if (member := self.member(client_id))]
+
+    def member(self, client_id: str) -> Member | None:
+        if client_id not in self._client_ids:
+            return None
+        return Member(
+            client_id,
+            client_id,
+            client_id not in self.absent_since,
+            self.absent_since.get(client_id, 0.0),
+            self.claims.get(client_id, ""),
+        )
 
     @contextlib.contextmanager
     def claim(self, client_ids: Sequence[str], run_id: str) -> Iterator[None]:

@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import Evaluation
+from server import inbox as inbox_module
 from server.aggregation import WeightedMean
 from server.errors import ContributionRefused, reason_name
 from server.inbox import (
+    AT_ONCE,
     CLIENT_REFUSAL_COUNT,
     REFUSAL_COUNT,
     Arrival,
@@ -43,10 +45,21 @@ class SlowSum(WeightedMean):
         self.may_add = threading.Event()
         self.is_adding = threading.Event()
 
+    @property
+    def size(self) -> int:
+        """More than is added on the event loop."""
+        return AT_ONCE + 1
+
     def add(self, vector: Vector, weight: int) -> None:
         self.is_adding.set()
         assert self.may_add.wait(20)
         super().add(vector, weight)
+
+
+@pytest.fixture(params=[0, AT_ONCE], ids=["in-a-thread", "at-once"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Admit as a large contribution is admitted, and as a small one."""
+    monkeypatch.setattr(inbox_module, "AT_ONCE", request.param)
 
 
 def make_inbox(total: WeightedMean | None = None) -> Inbox:
@@ -58,6 +71,7 @@ def arrival(client_id: str, *values: float, weight: int = 1) -> Arrival:
     return Arrival(client_id, BINDING, weight, 10, {"train_loss": 0.5}, 1.5, np.array(values, dtype=np.float32))
 
 
+@pytest.mark.usefixtures("either_way")
 async def test_admit_counts_a_contribution_once_and_records_it() -> None:
     inbox = make_inbox()
     assert await inbox.admit(arrival("ana", 1, 2, weight=3)) is None
@@ -70,6 +84,7 @@ async def test_admit_counts_a_contribution_once_and_records_it() -> None:
     assert inbox.take_total().mean().tolist() == [1.5, 2.5]
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     ("client_id", "changes", "reason", "detail"),
     [

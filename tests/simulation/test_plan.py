@@ -1,10 +1,9 @@
 """Which examples each client takes in which step, worked out by hand, and how clients are cut into blocks."""
 
 import numpy as np
-import pytest
 import torch
 
-from simulation.plan import Round, blocks_of, draw_plan, step_count
+from simulation.plan import Round, blocks_of, draw_plan
 from wire.seeds import derive_generator
 from wire.spec import LocalSpec
 
@@ -36,16 +35,15 @@ def test_draw_plan_batches_are_no_wider_than_the_largest_client() -> None:
     assert plan.counts.tolist() == [[5, 3]]
 
 
-@pytest.mark.parametrize(("count", "steps"), [(1, 3), (8, 3), (9, 6), (16, 6)])
-def test_step_count_is_epochs_times_batches(count: int, steps: int) -> None:
-    assert step_count(count, LocalSpec(epochs=3, batch_size=8)) == steps
+def test_blocks_keep_the_order_and_are_about_equal() -> None:
+    assert blocks_of(list("abcdefg"), 3) == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
+    assert blocks_of(list("abc"), 3) == [["a", "b", "c"]]
+    assert blocks_of([], 3) == []
 
 
-def test_blocks_hold_clients_of_similar_step_counts_and_are_about_equal() -> None:
-    sizes = {"a": 5, "b": 90, "c": 40, "d": 41, "e": 1, "f": 30, "g": 91}
-    blocks = blocks_of(sizes, LocalSpec(batch_size=10), most=3)
-    assert blocks == [["g", "b", "d"], ["c", "f"], ["a", "e"]]
-    assert blocks_of({}, LocalSpec(), most=3) == []
+def test_draw_plan_puts_the_largest_clients_first() -> None:
+    ranges = {"ana": range(2), "ben": range(2, 9), "eva": range(9, 14)}
+    assert draw_plan(list(ranges), ranges, LocalSpec(batch_size=2), Round(1, 1)).client_ids == ("ben", "eva", "ana")
 
 
 def test_plan_of_no_epochs_has_no_steps() -> None:

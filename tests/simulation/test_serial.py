@@ -195,10 +195,11 @@ async def test_evaluate_measures_the_held_out_part_of_each_client(tmp_path: Path
 
 async def test_train_refuses_a_client_that_fails_and_goes_on(store: Store, tmp_path: Path) -> None:
     configured = spec(**DIGITS, cohort={"size": 3, "quorum": 2}, local=LOCAL)
-    cohort = SerialCohort(configured, blocks(0, 1, 2))
+    data = blocks(0, 1, 2)
+    cohort = SerialCohort(configured, data)
     broken = Examples(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
     # Past the checks, as a device that fails in the middle of a run is.
-    cohort._sites["site-2"] = LocalData("memory", broken, _none())
+    data["site-2"] = LocalData("memory", broken, _none())
     await Scene(store, cohort, tmp_path / "run").play(configured)
     record = await store.round("run", 1)
     assert [part.client_id for part in record.contributions] == ["site-0", "site-1"]

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import choral
 from client.data import load, parse_source
 from server.records import RoundRecord, RunState
 from server.store import open_store
-from simulation.engines import choose
+from simulation.engines import Resources, choose
 from simulation.errors import SimulationError
 from simulation.partition import local_data, partition
 from simulation.serial import run_serially
@@ -34,6 +35,8 @@ SPEC: dict[str, Any] = {
     "local": {"batch_size": 16},
     "server": {"optimizer": {"name": "adam", "learning_rate": 0.01}},
 }
+LARGE = {"name": "mlp", "hidden": [10_000]}
+BATCH_NORM = {"name": "mlp", "batch_norm": True}
 SETTING: dict[str, Any] = {"clients": 20, "partition": "dirichlet,alpha=0.5"}
 
 KILLED = """
@@ -82,7 +85,7 @@ def test_simulate_leaves_model_history_and_plot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("engine", ["serial", "vectorized"])
+@pytest.mark.parametrize("engine", ["serial", "vectorized", "processes"])
 def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(
     tmp_path: Path, engine: str, number: signal.Signals
 ) -> None:
@@ -105,19 +108,18 @@ def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(
 
 
 @pytest.mark.parametrize(
-    ("learner", "engine", "reason"),
+    ("learner", "workers", "engine", "reason"),
     [
-        pytest.param({"name": "mlp"}, "vectorized", "with 4,810 parameters, many clients at a time", id="small"),
-        pytest.param(
-            {"name": "mlp", "hidden": [10_000]}, "serial", "with 750,010 parameters, a client keeps", id="large"
-        ),
-        pytest.param({"name": "mlp", "batch_norm": True}, "serial", "keeps statistics of its batches", id="batch-norm"),
+        pytest.param({"name": "mlp"}, 2, "vectorized", "with 4,810 parameters, many clients at a time", id="small"),
+        pytest.param(LARGE, 2, "processes", "750,010 parameters, .+ there is room for 2 workers", id="large"),
+        pytest.param(LARGE, 1, "serial", "with 750,010 parameters, a client keeps", id="large-on-one-core"),
+        pytest.param(BATCH_NORM, 1, "serial", "keeps statistics of its batches", id="batch-norm"),
     ],
 )
-def test_choose_auto_says_why(learner: dict[str, Any], engine: str, reason: str) -> None:
-    chosen, why = choose("auto", validate_spec(SPEC | {"learner": learner}))
+def test_choose_auto_says_why(learner: dict[str, Any], workers: int, engine: str, reason: str) -> None:
+    chosen, why = choose("auto", validate_spec(SPEC | {"learner": learner}), Resources(device="cpu", workers=workers))
     assert chosen == engine
-    assert reason in why
+    assert re.search(reason, why)
 
 
 def test_simulate_with_an_engine_that_cannot_train_the_learner_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,65 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from client.data import LocalData, load_local
+from client.data import LocalData
 from models import DataError, Examples
 from server.aggregation import WeightedMean
 from server.cohort import Order
-from server.inbox import Ballot, Binding, Inbox
+from server.inbox import Arrival, Ballot, Binding, Inbox
 from server.model import ModelShop
-from server.records import RoundRecord
 from simulation.reasons import reason_against
 from simulation.serial import SerialCohort
 from simulation.stacked import Trained
 from simulation.vectorized import VectorizedCohort
-from tests.server.cohorts import Scene, opened
+from tests.simulation.federations import CNN, MLP, SGD, SIZES, SOFTMAX, federation, play, sites
 from wire.errors import SpecError
 from wire.memory import VectorPool
-from wire.spec import RunSpec, validate_spec
-from wire.tensors import Vector
-
-MLP = {"name": "mlp", "inputs": [1, 8, 8], "hidden": [16], "classes": 10}
-SOFTMAX = {"name": "mlp", "inputs": [1, 8, 8], "hidden": [], "classes": 10}
-CNN = {"name": "cnn", "channels": [4, 6], "classes": 10}
-SGD = {"name": "sgd", "learning_rate": 0.1}
-SIZES = (1, 7, 8, 23, 23, 30)
-"""Examples of the clients, for batches of 8: one, one short, one full, and three with a short last batch."""
-
-
-def sites(sizes: tuple[int, ...] = SIZES, held_out: int = 5) -> dict[str, LocalData]:
-    """Digits of one block, dealt to clients of these sizes one after another."""
-    digits, start, parts = load_local("digits,blocks=0|1", 0.0, 0).training, 0, {}
-    for number, size in enumerate(sizes):
-        middle, end = start + size, start + size + held_out
-        training = digits.select(torch.arange(start, middle))
-        parts[f"site-{number}"] = LocalData("memory", training, digits.select(torch.arange(middle, end)))
-        start = end
-    return parts
-
-
-def made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-def federation(learner: Mapping[str, Any] = MLP, rounds: int = 5, size: int = len(SIZES), **local: Any) -> RunSpec:
-    given = {"epochs": 1, "batch_size": 8, "optimizer": SGD} | local
-    cohort = {"size": size, "deadline_seconds": 60, "retries": 0}
-    return validate_spec(
-        {"name": "tiny", "seed": 5, "learner": learner, "rounds": rounds, "cohort": cohort, "local": given}
-    )
-
-
-async def play(
-    cohort: SerialCohort | VectorizedCohort, configured: RunSpec, folder: Path
-) -> tuple[Vector, Sequence[RoundRecord]]:
-    async with opened(made(folder)) as store:
-        scene = Scene(store, cohort, folder / "run")
-        try:
-            await scene.play(configured)
-        finally:
-            cohort.close()
-        return scene.model(configured, configured.rounds).vector, await store.rounds("run")
+from wire.spec import RunSpec
 
 
 async def disagreement(configured: RunSpec, folder: Path, block: int | None = None) -> float:
@@ -175,12 +129,14 @@ def test_train_moves_each_client_by_its_gradient_worked_out_by_hand() -> None:
     model.vector[:] = 0.0
     order = Order("run", 1, 0, configured, model, 2)
     binding = Binding("run", 1, model.sha256, model.layout.sha256)
-    arrivals = cohort._train(order, {"two": 2, "one": 1}, binding, lambda: None)
-    trained = {arrival.client_id: arrival for arrival in arrivals}
+    trained = cohort._train(order, {"two": 2, "one": 1}, binding, lambda: None)
     # p = 1/2. One: -(p - 1) * 2 = 1. Two: the mean of 1 and 2. Biases: -(p - 1) = 1/2.
-    np.testing.assert_allclose(trained["one"].vector, [1.0, -1.0, 0.5, -0.5], rtol=1e-6)
-    np.testing.assert_allclose(trained["two"].vector, [1.5, -1.5, 0.5, -0.5], rtol=1e-6)
-    assert trained["one"].metrics["train_loss"] == pytest.approx(np.log(2))
+    one_arrival, two_arrival = trained["one"], trained["two"]
+    assert isinstance(one_arrival, Arrival)
+    assert isinstance(two_arrival, Arrival)
+    np.testing.assert_allclose(one_arrival.vector, [1.0, -1.0, 0.5, -0.5], rtol=1e-6)
+    np.testing.assert_allclose(two_arrival.vector, [1.5, -1.5, 0.5, -0.5], rtol=1e-6)
+    assert one_arrival.metrics["train_loss"] == pytest.approx(np.log(2))
 
 
 async def test_client_that_diverges_is_refused_and_costs_nobody_else(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""The clock of a simulation: an event loop whose time stands still while anything is computed, and else jumps to the next timer.
+
+So the coordinator's own deadlines, quorums and waits hold in simulated time, an hour of waiting takes no time, and how fast this machine
+trains decides nothing.
+"""
+
+import asyncio
+import math
+import selectors
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple
+
+Value = TypeVar("Value")
+Arguments = TypeVarTuple("Arguments")
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop on simulated time. Whatever takes real time must run in an executor of it, as `asyncio.to_thread` does."""
+
+    def __init__(self) -> None:
+        """Start the clock at 0."""
+        self._now = 0.0
+        self._at_work = 0
+        super().__init__(_JumpingSelector(self))
+        # Timers as near as this are due. A float's steps are coarser after 300 years only, and with coarser ones none would come due.
+        self._clock_resolution = 1e-6
+
+    def time(self) -> float:
+        """Return the simulated time, seconds since the simulation's start."""
+        return self._now
+
+    def jump(self, seconds: float) -> None:
+        """Let simulated time pass at once."""
+        # At least to the next float, so that a timer comes due in the end.
+        self._now = max(self._now + seconds, math.nextafter(self._now, math.inf))
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether something runs in an executor."""
+        return self._at_work > 0
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Arguments], Value], *args: *Arguments
+    ) -> asyncio.Future[Value]:
+        """Run in an executor; until that has ended, time stands still."""
+        future = super().run_in_executor(executor, func, *args)
+        self._at_work += 1
+        future.add_done_callback(self._end_work)
+        return future
+
+    def _end_work(self, _: asyncio.Future[Any]) -> None:
+        self._at_work -= 1
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Waits for sockets and threads in real time, and for timers not at all."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout <= 0:
+            return super().select(timeout)
+        if self._loop.is_at_work:
+            return super().select(None)
+        events = super().select(0)
+        if not events:
+            self._loop.jump(timeout)
+        return events

@@ -1,0 +1,253 @@
+"""The engine of worker processes: one resident worker for each core or GPU; model, contributions and examples in shared memory.
+
+Results equal the serial engine's to the bit, as long as both compute on the same kind of device with the same number of threads.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.data import LocalData
+from client.training import Result
+from models import Evaluation, Examples, TrainingStopped, build_learner
+from simulation.cohort import Refused
+from simulation.crew import CrewCohort
+from simulation.errors import SimulationError, WorkerLostError
+from simulation.pool import Pool, PooledSites
+from simulation.shared import SharedTensor
+from simulation.worker import Worker
+from wire.memory import VectorPool
+from wire.spec import RunSpec
+from wire.tensors import Layout, Vector
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_STARTING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """Asks for a client's contribution to a round, unless work is stopped more than `stops` times."""
+
+    client_id: str
+    round_number: int
+    stops: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """Asks what clients measure of the published model."""
+
+    client_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all worker processes share.
+
+    Attributes:
+        spec: The run.
+        kind: What the data was read from.
+        ranges: Which examples are whose: for training, and held out.
+        examples: Inputs and targets for training, and inputs and targets held out.
+        model: The published model, float32 (parameters,).
+        stops: How often work was stopped, int64 (1,).
+    """
+
+    spec: RunSpec
+    kind: str
+    ranges: tuple[Mapping[str, range], Mapping[str, range]]
+    examples: tuple[SharedTensor, SharedTensor, SharedTensor, SharedTensor]
+    model: SharedTensor
+    stops: SharedTensor
+
+    @property
+    def sites(self) -> PooledSites:
+        """Each client's data."""
+        inputs, targets, held_out_inputs, held_out_targets = (part.tensor for part in self.examples)
+        training = Pool(Examples(inputs, targets), self.ranges[0])
+        return PooledSites(self.kind, training, Pool(Examples(held_out_inputs, held_out_targets), self.ranges[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one worker process has to itself.
+
+    Attributes:
+        device: Where it trains.
+        threads: Threads for training on a CPU.
+        contribution: Where it leaves a contribution, float32 (parameters,).
+    """
+
+    device: torch.device
+    threads: int
+    contribution: SharedTensor
+
+
+class ProcessesCohort(CrewCohort):
+    """Clients that worker processes train."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        sites: Mapping[str, LocalData],
+        devices: Sequence[torch.device],
+        threads: int | None = None,
+    ) -> None:
+        """Start a worker for each device; the data of all clients is copied to shared memory once.
+
+        Args:
+            spec: The run that it will work for.
+            sites: Each client's data, by identity.
+            devices: Where each worker trains: a CPU once for each core, or GPUs.
+            threads: Threads of each worker; default: this process's for training.
+
+        Raises:
+            DataError: Some client's data does not suit the learner, or is not of the others' shape.
+            SimulationError: The spec's trace of clients cannot be used, or no worker can be started.
+        """
+        size = Layout.of(build_learner(spec.learner, "meta").init(0)).size
+        shared: list[SharedTensor] = []
+
+        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            shared.append(SharedTensor.zeros(shape, dtype))
+            return shared[-1].tensor
+
+        pooled = PooledSites.copied(sites, allocate)
+        inputs, targets, held_out_inputs, held_out_targets = shared
+        self._common = Common(
+            spec,
+            pooled.kind,
+            (pooled.training.ranges, pooled.held_out.ranges),
+            (inputs, targets, held_out_inputs, held_out_targets),
+            SharedTensor.zeros((size,), torch.float32),
+            SharedTensor.zeros((1,), torch.int64),
+        )
+        places = [
+            Place(device, threads or torch.get_num_threads(), SharedTensor.zeros((size,), torch.float32))
+            for device in devices
+        ]
+        super().__init__(spec, pooled, lambda: [_ProcessSeat(self._common, place) for place in places])
+
+    def _publish(self, vector: Vector) -> None:
+        np.copyto(self._common.model.tensor.numpy(), vector)
+
+    def _stop(self) -> None:
+        self._common.stops.tensor.add_(1)
+
+
+class _ProcessSeat:
+    def __init__(self, common: Common, place: Place) -> None:
+        self._common = common
+        self._place = place
+        self._vectors = VectorPool()
+        self._start()
+
+    def train(self, client_id: str, round_number: int) -> Result | Refused:
+        """Train a client, and return its contribution in memory of this process."""
+        found = self._ask(TrainRequest(client_id, round_number, int(self._common.stops.tensor)))
+        if isinstance(found, TrainingStopped):
+            raise found
+        if isinstance(found, Result):
+            shared = self._place.contribution.tensor.numpy()
+            vector = self._vectors.take(len(shared))
+            np.copyto(vector, shared)
+            return dataclasses.replace(found, vector=vector)
+        assert isinstance(found, Refused)
+        return found
+
+    def evaluate(self, client_ids: Sequence[str]) -> list[Evaluation]:
+        """Measure the published model."""
+        found = self._ask(EvaluateRequest(tuple(client_ids)))
+        assert isinstance(found, list)
+        return found
+
+    def replace(self) -> None:
+        """Start another process."""
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        """End the process, which ends by itself once it is asked for nothing more."""
+        self._pipe.close()
+        self._process.join()
+
+    def _start(self) -> None:
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=_work, args=(self._common, self._place, theirs), daemon=True)
+        with _STARTING, _without_main(), theirs:
+            try:
+                process.start()
+            except OSError as error:
+                raise SimulationError(f"Worker process: must start, got: {error}.") from error
+        self._process, self._pipe = process, ours
+
+    def _ask(self, request: TrainRequest | EvaluateRequest) -> object:
+        try:
+            self._pipe.send(request)
+            return self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._process.join()
+            raise WorkerLostError(
+                f"Worker process {self._process.pid} died, exit status {self._process.exitcode}."
+            ) from error
+
+
+def _work(common: Common, place: Place, pipe: "Connection[object, object]") -> None:
+    """Answer requests until the other end is closed: the life of a worker process."""
+    # Ctrl-C goes to the whole group of processes; the one that started this one says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(place.threads)
+    worker = Worker(common.spec, common.sites, place.device)
+    while True:
+        try:
+            request = pipe.recv()
+        except EOFError:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(_answer(request, worker, common, place))
+
+
+def _answer(request: object, worker: Worker, common: Common, place: Place) -> object:
+    model = common.model.tensor.numpy()
+    if isinstance(request, EvaluateRequest):
+        return [worker.evaluate(client_id, model) for client_id in request.client_ids]
+    assert isinstance(request, TrainRequest)
+
+    def report(_: float) -> None:
+        if int(common.stops.tensor) > request.stops:
+            raise TrainingStopped("The round has closed.")
+
+    try:
+        found = worker.train(request.client_id, request.round_number, model, report)
+    except TrainingStopped as stopped:
+        return stopped
+    if isinstance(found, Result):
+        np.copyto(place.contribution.tensor.numpy(), found.vector)
+        return dataclasses.replace(found, vector=np.empty(0, dtype=np.float32))
+    return found
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from running the script that started this one: it needs nothing of it, and few scripts expect it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+_CONTEXT.set_forkserver_preload(["simulation.worker"])
