@@ -17,16 +17,22 @@ from models.classifier import Classifier
 from models.learner import Examples
 from wire.validation import Strict
 
+Channels = Annotated[int, Field(ge=1)]
+
 
 class CNNParameters(Strict):
     """Parameters of the learner `cnn`."""
 
     image: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 8, 8], min_length=3, max_length=3)
     """Channels, height and width of an image."""
-    channels: list[Annotated[int, Field(ge=1)]] = Field(default=[16, 32], min_length=1, max_length=8)
-    """Channels of each block; each block halves height and width."""
+    channels: list[Channels | Annotated[list[Channels], Field(min_length=1, max_length=8)]] = Field(
+        default=[16, 32], min_length=1, max_length=8
+    )
+    """Channels of each block, which halves height and width in the end: of its convolution, or a list for several of them."""
     kernel: int = Field(default=3, ge=1, le=15)
     """Height and width of a filter; odd."""
+    padding: Literal["same", "valid"] = "same"
+    """Whether zeros around an image let a convolution keep its size, or it loses its margin."""
     pooling: Literal["max", "average"] = "max"
     """How a block halves the image."""
     hidden: int = Field(default=0, ge=0)
@@ -37,14 +43,24 @@ class CNNParameters(Strict):
     """Batch normalisation after each convolution."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Part of the classifier's inputs that is dropped in training."""
+    feature_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Part of what the last block puts out that is dropped in training."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
-        if (smallest := min(self.image[1:])) < 2 ** len(self.channels):
-            raise ValueError(f"image must be at least {2 ** len(self.channels)} pixels wide and high, got {smallest}")
+        side, margin = min(self.image[1:]), self.kernel - 1 if self.padding == "valid" else 0
+        for convolutions in self.blocks:
+            side = (side - margin * len(convolutions)) // 2
+        if side < 1:
+            raise ValueError(f"image must be large enough for {len(self.blocks)} blocks, got {self.image[1:]}")
         return self
+
+    @property
+    def blocks(self) -> list[list[int]]:
+        """Channels of each convolution of each block."""
+        return [entry if isinstance(entry, list) else [entry] for entry in self.channels]
 
 
 class CNN(Classifier):
@@ -58,13 +74,19 @@ class CNN(Classifier):
         """Return the blocks and the classifier as one `nn.Sequential`."""
         channels, height, width = self.parameters.image
         layers: list[nn.Module] = []
-        for out_channels in self.parameters.channels:
-            layers.append(nn.Conv2d(channels, out_channels, self.parameters.kernel, padding="same"))
-            if self.parameters.batch_norm:
-                layers.append(nn.BatchNorm2d(out_channels))
-            layers.append(nn.ReLU())  # (batch, out_channels, height, width)
+        kernel, padding = self.parameters.kernel, self.parameters.padding
+        margin = kernel - 1 if padding == "valid" else 0
+        for convolutions in self.parameters.blocks:
+            for out_channels in convolutions:
+                layers.append(nn.Conv2d(channels, out_channels, kernel, padding=padding))
+                if self.parameters.batch_norm:
+                    layers.append(nn.BatchNorm2d(out_channels))
+                layers.append(nn.ReLU())  # (batch, out_channels, height, width)
+                channels, height, width = out_channels, height - margin, width - margin
             layers.append(nn.MaxPool2d(2) if self.parameters.pooling == "max" else nn.AvgPool2d(2))
-            channels, height, width = out_channels, height // 2, width // 2
+            height, width = height // 2, width // 2
+        if self.parameters.feature_dropout:
+            layers.append(nn.Dropout(self.parameters.feature_dropout))
         layers.append(nn.Flatten())  # (batch, channels * height * width)
         features = channels * height * width
         if self.parameters.hidden:

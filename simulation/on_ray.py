@@ -34,6 +34,7 @@ from simulation.cohort import Refused
 from simulation.crew import CrewCohort
 from simulation.errors import SimulationError, WorkerLostError
 from simulation.pool import Pool, PooledSites
+from simulation.resources import Resources
 from simulation.worker import Worker
 from wire.spec import RunSpec
 from wire.tensors import Vector
@@ -75,35 +76,31 @@ class Plan:
 class RayCohort(CrewCohort):
     """Clients that Ray actors train."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        sites: Mapping[str, LocalData],
-        address: str | None = None,
-        workers: int | None = None,
-        device: str = "auto",
-    ) -> None:
-        """Connect to Ray, unless this process is connected already, and start the actors.
+    def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources | None = None) -> None:
+        """Connect to Ray and start the actors.
+
+        A process that is connected already stays so. Else it joins the cluster of `resources.ray_address`, or makes one of its own, which
+        ends with the cohort.
 
         Args:
             spec: The run that it will work for.
             sites: Each client's data, by identity.
-            address: A cluster to join; None: the one that this process is connected to, else one of its own, which ends with the cohort.
-            workers: Actors; None: one for each GPU of the cluster, or for each CPU if it has none.
-            device: Where actors train: "auto", "cpu" or "cuda".
+            resources: How many actors, where, and with how many threads.
 
         Raises:
             DataError: Some client's data does not suit the learner, or is not of the others' shape.
             SimulationError: The spec's trace of clients cannot be used, the cluster cannot be reached, or has no room for the actors.
         """
+        resources = resources or Resources()
+        device, threads = resources.device, resources.threads or 1
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
-            _connect(address, workers)
+            _connect(resources.ray_address, resources.workers, threads)
         try:
             pooled = PooledSites.copied(sites, lambda shape, dtype: torch.empty(shape, dtype=dtype))
-            resources, threads = ray.cluster_resources(), torch.get_num_threads()
-            gpu_count = 0 if device == "cpu" else int(resources.get("GPU", 0))
-            count = workers or gpu_count or max(1, int(resources.get("CPU", 1)) // threads)
+            amounts = ray.cluster_resources()
+            gpu_count = 0 if device == "cpu" else int(amounts.get("GPU", 0))
+            count = resources.workers or gpu_count or max(1, int(amounts.get("CPU", 1)) // threads)
             plan = Plan(
                 spec,
                 pooled.kind,
@@ -217,14 +214,14 @@ class _Actor:
         return [self._worker.evaluate(client_id, vector) for client_id in client_ids]
 
 
-def _connect(address: str | None, workers: int | None) -> None:
+def _connect(address: str | None, workers: int | None, threads: int) -> None:
     own: dict[str, Any] = {}
     if address is None:
         # Nothing of a cluster of our own leaves this machine.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # An actor without a GPU is told where to train; Ray need not hide the GPUs from it, and warn that it will not.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        own = {"num_cpus": max(workers * torch.get_num_threads(), 1) if workers else None, "include_dashboard": False}
+        own = {"num_cpus": workers * threads if workers else None, "include_dashboard": False}
     try:
         if address and ":" in address:
             # Ray itself would go on trying for two minutes.

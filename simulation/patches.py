@@ -21,12 +21,12 @@ MEMORY_ORDER = (2, 3, 1, 0)
 
 
 def is_plain(convolution: nn.Conv2d) -> bool:
-    """Tell whether `PatchConvolution` can stand in: odd square filters, a bias, zeros around, an output as large as the input."""
-    (height, width), padding = convolution.kernel_size, convolution.padding
+    """Tell whether `PatchConvolution` can stand in: odd square filters, a bias, and as many zeros around as keep the size, or none."""
+    height, width = convolution.kernel_size
     return (
         height == width
         and height % 2 == 1
-        and padding in ("same", (height // 2, height // 2))
+        and (_is_same(convolution) or convolution.padding in ("valid", (0, 0)))
         and convolution.padding_mode == "zeros"
         and convolution.stride == convolution.dilation == (1, 1)
         and convolution.groups == 1
@@ -41,11 +41,12 @@ class PatchConvolution(nn.Module):
         super().__init__()
         self.weight = convolution.weight
         self.bias = convolution.bias
+        self.margin = convolution.kernel_size[0] // 2 if _is_same(convolution) else 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, in, height, width) to (batch, out, height, width)."""
+        """Images (batch, in, height, width) to (batch, out, height, width), whose sides are smaller without a margin of zeros."""
         weight = self.weight.permute(*MEMORY_ORDER)  # (height, width, in, out)
-        outputs, _ = _Convolution.apply(images.permute(0, 2, 3, 1), weight, self.bias)  # type: ignore[no-untyped-call]
+        outputs, _ = _Convolution.apply(images.permute(0, 2, 3, 1), weight, self.bias, self.margin)  # type: ignore[no-untyped-call]
         return outputs.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
@@ -53,63 +54,71 @@ class _Convolution(torch.autograd.Function):
     """Images (..., batch, height, width, in) and filters (..., k, k, in, out) with any axes of clients before them."""
 
     @staticmethod
-    def forward(images: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        rows = _patches(images, weight.shape[-3])
+    def forward(images: Tensor, weight: Tensor, bias: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+        kernel = weight.shape[-3]
+        rows = _patches(images, kernel, margin)
         outputs = torch.matmul(rows, weight.flatten(-4, -2)).add_(bias.unsqueeze(-2))  # (..., batch * positions, out)
-        return outputs.view(*images.shape[:-1], -1), rows
+        height, width = (side + 2 * margin - kernel + 1 for side in images.shape[-3:-1])
+        return outputs.view(*images.shape[:-3], height, width, -1), rows
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs[1], output[1])
+        ctx.image_shape, ctx.margin = inputs[0].shape, inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         weight, rows = ctx.saved_tensors
         flat = grads[0].flatten(-4, -2)  # (..., batch * positions, out)
         weight_grad = torch.matmul(rows.transpose(-1, -2), flat).view(weight.shape)
         images_grad = None
         if ctx.needs_input_grad[0]:
             rows_grad = torch.matmul(flat, weight.flatten(-4, -2).transpose(-1, -2))  # (..., rows, k * k * in)
-            images_grad = _scattered(rows_grad, (*grads[0].shape[:-1], weight.shape[-2]), weight.shape[-3])
-        return images_grad, weight_grad, flat.sum(-2)
+            images_grad = _scattered(rows_grad, ctx.image_shape, weight.shape[-3], ctx.margin)
+        return images_grad, weight_grad, flat.sum(-2), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Any, tuple[int, int]]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, int]]:
+        *tensors, margin = inputs
         stacked = [
             tensor.expand(info.batch_size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
-            for tensor, axis in zip(inputs, in_dims, strict=True)
+            for tensor, axis in zip(tensors, in_dims, strict=False)
         ]
-        return _Convolution.apply(*stacked), (0, 0)  # type: ignore[no-untyped-call]
+        return _Convolution.apply(*stacked, margin), (0, 0)  # type: ignore[no-untyped-call]
 
 
-def _patches(images: Tensor, kernel: int) -> Tensor:
+def _is_same(convolution: nn.Conv2d) -> bool:
+    height, width = convolution.kernel_size
+    return convolution.padding in ("same", (height // 2, width // 2))
+
+
+def _patches(images: Tensor, kernel: int, margin: int) -> Tensor:
     """Return what the filter sees at each position: (..., batch, height, width, channels) to (..., rows, k * k * channels)."""
     height, width, channels = images.shape[-3:]
-    margin = kernel // 2
-    padded = functional.pad(images.flatten(0, -4), (0, 0, margin, margin, margin, margin)).flatten(1, 2)
-    gathered = padded.index_select(1, _taps(height, width, kernel, images.device))
+    flat = images.flatten(0, -4)
+    padded = functional.pad(flat, (0, 0, margin, margin, margin, margin)) if margin else flat
+    taps = _taps(height + 2 * margin, width + 2 * margin, kernel, images.device)
     clients = images.shape[:-4]
-    return gathered.view(*clients, -1, kernel * kernel * channels)
+    return padded.flatten(1, 2).index_select(1, taps).view(*clients, -1, kernel * kernel * channels)
 
 
-def _scattered(rows: Tensor, shape: tuple[int, ...], kernel: int) -> Tensor:
+def _scattered(rows: Tensor, shape: tuple[int, ...], kernel: int, margin: int) -> Tensor:
     """Return the sum of what each image of `shape` got from the patches that saw it: the transpose of `_patches`."""
     height, width, channels = shape[-3:]
-    margin = kernel // 2
-    patches = rows.view(-1, height, width, kernel, kernel, channels)
+    down_count, right_count = height + 2 * margin - kernel + 1, width + 2 * margin - kernel + 1
+    patches = rows.view(-1, down_count, right_count, kernel, kernel, channels)
     padded = rows.new_zeros(len(patches), height + 2 * margin, width + 2 * margin, channels)
     for down in range(kernel):
         for right in range(kernel):
-            padded[:, down : down + height, right : right + width].add_(patches[:, :, :, down, right])
+            padded[:, down : down + down_count, right : right + right_count].add_(patches[:, :, :, down, right])
     return padded[:, margin : margin + height, margin : margin + width].reshape(shape)
 
 
 @cache
 def _taps(height: int, width: int, kernel: int, device: torch.device) -> Tensor:
-    """Return where in a padded image each position's patch lies, int64 (height * width * k * k,)."""
-    row = width + kernel - 1
-    offsets = torch.arange(kernel)[:, None] * row + torch.arange(kernel)
-    starts = torch.arange(height)[:, None] * row + torch.arange(width)
+    """Return where in an image, with its margin, each position's patch lies, int64 (positions * k * k,)."""
+    offsets = torch.arange(kernel)[:, None] * width + torch.arange(kernel)
+    starts = torch.arange(height - kernel + 1)[:, None] * width + torch.arange(width - kernel + 1)
     return (starts[:, :, None, None] + offsets).flatten().to(device)

@@ -26,6 +26,7 @@ from simulation.cohort import Refused
 from simulation.crew import CrewCohort
 from simulation.errors import SimulationError, WorkerLostError
 from simulation.pool import Pool, PooledSites
+from simulation.resources import Resources
 from simulation.shared import SharedTensor
 from simulation.worker import Worker
 from wire.memory import VectorPool
@@ -98,25 +99,19 @@ class Place:
 class ProcessesCohort(CrewCohort):
     """Clients that worker processes train."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        sites: Mapping[str, LocalData],
-        devices: Sequence[torch.device],
-        threads: int | None = None,
-    ) -> None:
-        """Start a worker for each device; the data of all clients is copied to shared memory once.
+    def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources | None = None) -> None:
+        """Start the workers; the data of all clients is copied to shared memory once.
 
         Args:
             spec: The run that it will work for.
             sites: Each client's data, by identity.
-            devices: Where each worker trains: a CPU once for each core, or GPUs.
-            threads: Threads of each worker; default: this process's for training.
+            resources: How many workers, where, and with how many threads.
 
         Raises:
             DataError: Some client's data does not suit the learner, or is not of the others' shape.
             SimulationError: The spec's trace of clients cannot be used, or no worker can be started.
         """
+        resources = resources or Resources()
         size = Layout.of(build_learner(spec.learner, "meta").init(0)).size
         shared: list[SharedTensor] = []
 
@@ -135,8 +130,8 @@ class ProcessesCohort(CrewCohort):
             SharedTensor.zeros((1,), torch.int64),
         )
         places = [
-            Place(device, threads or torch.get_num_threads(), SharedTensor.zeros((size,), torch.float32))
-            for device in devices
+            Place(device, resources.threads or 1, SharedTensor.zeros((size,), torch.float32))
+            for device in resources.devices()
         ]
         super().__init__(spec, pooled, lambda: [_ProcessSeat(self._common, place) for place in places])
 

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from client.data import LocalData
 from models import Evaluation, Examples, TrainingStopped
 from server.cohort import Order
@@ -22,6 +20,7 @@ from server.rounds import Site
 from server.store import Store
 from simulation.cohort import Outcome, SimulatedCohort, outcome_of
 from simulation.play import play
+from simulation.resources import Resources
 from simulation.worker import Worker
 from wire.spec import RunSpec
 
@@ -31,20 +30,20 @@ Value = TypeVar("Value")
 class SerialCohort(SimulatedCohort):
     """Clients that are trained one after another in a thread of their own."""
 
-    def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData], device: torch.device | None = None) -> None:
+    def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources | None = None) -> None:
         """Build the cohort.
 
         Args:
             spec: The run that it will work for.
             sites: Each client's data, by identity.
-            device: Where to train; default: the CPU.
+            resources: Where to train.
 
         Raises:
             DataError: Some client's data does not suit the learner.
             SimulationError: The spec's trace of clients cannot be used.
         """
         super().__init__(spec, sites)
-        self._worker = Worker(spec, sites, device or torch.device("cpu"))
+        self._worker = Worker(spec, sites, (resources or Resources()).one_device())
         # One thread: a client that the round no longer waits for comes to its end before the next one begins.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="serial")
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, ValidationError
 
 from client.data import LocalData, load, load_keys, parse_source
@@ -26,11 +27,12 @@ from server.rounds import Site, checkpoint_path
 from server.store import Store
 from server.store.sqlite import SqliteStore
 from simulation.clock import VirtualLoop
-from simulation.engines import ENGINES, EngineName, Resources, choose
+from simulation.engines import EngineName, build, choose
 from simulation.errors import SimulationError
 from simulation.history import simulated_seconds_of, write_history, write_plot
 from simulation.partition import local_data, partition
 from simulation.play import RUN_ID, play
+from simulation.resources import Resources, core_count
 from simulation.schemes import ByKey, parse_scheme
 from wire.spec import RunSpec, read_spec, validate_spec
 from wire.validation import explain
@@ -93,7 +95,7 @@ def simulate(
         folder: Where state and results go.
         on_round: Called with each committed round, also with those of an earlier process.
         setting: Fields of `Setting`: `data`, `clients`, `partition`, `engine`, `held_out` and `own_data`; and of `Resources`: `device`,
-            `workers`, `block` and `ray_address`.
+            `threads`, `workers`, `block` and `ray_address`.
 
     Raises:
         SimulationError: The folder holds another simulation, or the setting breaks a rule.
@@ -110,7 +112,11 @@ def simulate(
         checked = Setting.model_validate(setting)
     except ValidationError as error:
         raise SimulationError(explain(error, "Simulation")) from error
-    return _run(_play(spec, checked, Path(folder), on_round or (lambda _: None)))
+    threads = torch.get_num_threads()
+    try:
+        return _run(_play(spec, checked, Path(folder), on_round or (lambda _: None)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
@@ -155,7 +161,8 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
                 on_round(record)
             store.tell = lambda record: _take(record, rounds, on_round)
             await _set_clock(store, rounds)
-            cohort = await asyncio.to_thread(ENGINES[engine], spec, sites, setting)
+            torch.set_num_threads(setting.threads or (core_count() if engine == "vectorized" else 1))
+            cohort = await asyncio.to_thread(build, engine, spec, sites, setting)
             try:
                 run = await play(spec, Site(store, cohort, folder / "checkpoints", own_data, is_synced=False))
             finally:

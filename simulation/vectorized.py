@@ -27,6 +27,7 @@ from simulation.memory import most_clients
 from simulation.plan import Round, blocks_of, draw_plan
 from simulation.pool import PooledSites
 from simulation.reasons import gradient_learner, reason_against
+from simulation.resources import Resources
 from simulation.stacked import StackedLearner
 from wire.errors import SpecError
 from wire.federation_pb2 import RefusalReason
@@ -41,20 +42,13 @@ Value = TypeVar("Value")
 class VectorizedCohort(SimulatedCohort):
     """Clients that are trained many at a time."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        sites: Mapping[str, LocalData],
-        device: torch.device | None = None,
-        block: int | None = None,
-    ) -> None:
+    def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources | None = None) -> None:
         """Build the cohort; the data of all clients is copied to the device once.
 
         Args:
             spec: The run that it will work for.
             sites: Each client's data, by identity.
-            device: Where to train; default: the CPU.
-            block: Most clients that are trained at a time; default: as many as fit into a part of the device's memory.
+            resources: Where to train, and how many clients at a time.
 
         Raises:
             SpecError: The learner or the optimizer cannot be vectorized.
@@ -63,13 +57,18 @@ class VectorizedCohort(SimulatedCohort):
         if reason := reason_against(spec):
             raise SpecError(f"Run spec: the vectorized engine cannot train it: {reason}. Take the serial engine.")
         super().__init__(spec, sites)
-        self._device = device or torch.device("cpu")
+        resources = resources or Resources()
+        self._device = resources.one_device()
         learner = gradient_learner(spec, self._device)
         pooled = PooledSites.copied(sites, lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self._device))
         self._training, self._held_out = pooled.training, pooled.held_out
         self._stacked = StackedLearner(learner, self._device)
         self._layout = Layout.of(learner.init(0))
-        self._block = block or most_clients(learner, self._training.data.inputs[:1], spec.local, self._device)
+        self._block = (
+            most_clients(learner, self._training.data.inputs[:1], spec.local, self._device)
+            if resources.block == "auto"
+            else resources.block
+        )
         # One thread: a block that the round no longer waits for comes to its end before the next one begins.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vectorized")
 

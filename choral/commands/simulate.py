@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from client.device import set_threads
 from server.records import RoundRecord
 from simulation.history import seconds_of, simulated_seconds_of
 from simulation.simulate import RESULTS
@@ -34,7 +33,12 @@ def simulate(
     ] = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where state and results go.")] = Path("simulated"),
     device: Annotated[str, typer.Option(help="Where clients train: auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads for training on a CPU, of each worker.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads for training on a CPU, of each worker. Default: 1, for vectorized one for each core."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Workers of processes and ray. Default: one for each core or GPU.")
     ] = None,
@@ -49,7 +53,6 @@ def simulate(
 
     Example: choral simulate run.yaml --clients 100 --partition dirichlet,alpha=0.3
     """
-    set_threads(threads)
     total = read_spec(spec).rounds
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
@@ -63,8 +66,8 @@ def simulate(
                 typer.echo(line)
 
         setting: dict[str, object] = {"data": data, "clients": clients, "partition": partition, "engine": engine}
-        setting |= {"held_out": held_out, "own_data": own_data, "device": device, "workers": workers}
-        setting |= {"block": int(block) if block.isdecimal() else block, "ray_address": ray_address}
+        setting |= {"held_out": held_out, "own_data": own_data, "device": device, "threads": threads}
+        setting |= {"block": int(block) if block.isdecimal() else block, "workers": workers, "ray_address": ray_address}
         try:
             result = play(spec, folder, show, **setting)
         except KeyboardInterrupt:

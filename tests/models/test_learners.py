@@ -27,6 +27,7 @@ CASES = [
     Case(Named(name="mlp", hidden=[16, 16], activation="tanh", batch_norm=True, dropout=0.2), "digits"),
     Case(Named(name="cnn", channels=[4, 8]), "images"),
     Case(Named(name="cnn", channels=[4], pooling="average", hidden=16, batch_norm=True, dropout=0.2), "images"),
+    Case(Named(name="cnn", channels=[[4, 8]], padding="valid", feature_dropout=0.1), "images"),
     Case(Named(name="lstm", vocabulary=128, hidden=16), "text", {"loss", "accuracy", "bits_per_character"}, 2.0),
     Case(Named(name="lstm", hidden=8, layers=2, dropout=0.2), "text", {"loss", "accuracy", "bits_per_character"}, 2.0),
 ]

@@ -41,9 +41,15 @@ def test_build_with_defaults_gives_a_learner_with_a_summary(name: str) -> None:
         pytest.param({"name": "cnn", "kernel": 4}, r"^Learner cnn: kernel must be odd, got 4\.$", id="even-kernel"),
         pytest.param(
             {"name": "cnn", "image": [1, 8, 3]},
-            r"image must be at least 4 pixels wide and high, got 3\.",
+            r"image must be large enough for 2 blocks, got \[8, 3\]\.",
             id="small-image",
         ),
+        pytest.param(
+            {"name": "cnn", "image": [1, 5, 8], "channels": [[4, 8]], "kernel": 3, "padding": "valid"},
+            r"image must be large enough for 1 blocks, got \[5, 8\]\.",
+            id="small-image-without-padding",
+        ),
+        pytest.param({"name": "cnn", "channels": [[]]}, r"channels\.0.+ must have at least 1 item", id="empty-block"),
         pytest.param(
             {"name": "cnn", "image": [8, 8]}, r"image must have at least 3 items .*, got \[8, 8\]\.", id="axes"
         ),
@@ -163,3 +169,11 @@ def test_check_spec_of_a_large_model_takes_no_memory() -> None:
 def test_check_data_of_another_kind_is_refused(named: Named, data: Examples, message: str) -> None:
     with pytest.raises(DataError, match=message):
         build_learner(named).check(data)
+
+
+def test_cnn_of_blocks_of_several_convolutions_has_the_layers_counted_by_hand() -> None:
+    # The network of pfl-research's benchmark on CIFAR-10. Sides: 32 - 2 - 2 = 28, halved 14.
+    named = Named(name="cnn", image=[3, 32, 32], channels=[[32, 64]], padding="valid", hidden=128, dropout=0.5)
+    counts = {name: tensor.numel() for name, tensor in build_learner(named, "meta").init(0).items()}
+    convolutions = (3 * 9 + 1) * 32 + (32 * 9 + 1) * 64
+    assert sum(counts.values()) == convolutions + (14 * 14 * 64 + 1) * 128 + 129 * 10 == 1_626_442

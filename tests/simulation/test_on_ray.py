@@ -17,6 +17,7 @@ from models import Examples
 from simulation import on_ray
 from simulation.errors import SimulationError
 from simulation.on_ray import RayCohort, RaySeat
+from simulation.resources import Resources
 from simulation.serial import SerialCohort
 from tests.server.cohorts import when
 from tests.simulation.federations import CNN, federation, play, sites
@@ -44,7 +45,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
 async def test_actors_on_two_nodes_equal_serial_to_the_bit(cluster: Cluster, tmp_path: Path) -> None:
     configured = federation(CNN | {"dropout": 0.5}, rounds=3, epochs=2)
     expected, serial = await play(SerialCohort(configured, sites()), configured, tmp_path / "serial")
-    cohort = RayCohort(configured, sites(), cluster.address)
+    cohort = RayCohort(configured, sites(), Resources(ray_address=cluster.address))
     assert len(cohort._seats) == 2
     found, records = await play(cohort, configured, tmp_path / "ray")
     assert np.array_equal(found, expected)
@@ -82,12 +83,12 @@ async def test_actor_that_is_killed_is_replaced_and_its_client_trained_again(tmp
 def test_more_actors_than_the_cluster_has_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "READY_SECONDS", 5.0)
     with pytest.raises(SimulationError, match=r"every actor must get 1 CPUs and 0 GPUs within 5 s, got none; free are"):
-        RayCohort(federation(), sites(), workers=3)
+        RayCohort(federation(), sites(), Resources(workers=3))
     assert ray.is_initialized()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nobody.invalid:6379", "127.0.0.1:word"])
 def test_cluster_that_is_not_there_is_refused(address: str) -> None:
     with pytest.raises(SimulationError, match=rf"^Ray cluster {address}: must be reachable, got: "):
-        RayCohort(federation(), sites(), address)
+        RayCohort(federation(), sites(), Resources(ray_address=address))
     assert not ray.is_initialized()

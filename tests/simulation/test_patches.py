@@ -9,17 +9,19 @@ from simulation.patches import PatchConvolution, is_plain
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("is_shared", [False, True], ids=["own-images", "shared-images"])
-def test_outputs_and_gradients_equal_torchs_for_each_client(kernel: int, is_shared: bool) -> None:
+def test_outputs_and_gradients_equal_torchs_for_each_client(kernel: int, padding: str, is_shared: bool) -> None:
     generator = torch.Generator().manual_seed(3)
-    convolution = nn.Conv2d(2, 3, kernel, padding="same").double()
+    convolution = nn.Conv2d(2, 3, kernel, padding=padding).double()
     stand_in = PatchConvolution(convolution)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
 
-    images = drawn(5, 2, 4, 6) if is_shared else drawn(4, 5, 2, 4, 6)  # (clients, batch, channels, height, width)
-    weight, bias, pull = drawn(4, 3, 2, kernel, kernel), drawn(4, 3), drawn(4, 5, 3, 4, 6)
+    images = drawn(5, 2, 5, 7) if is_shared else drawn(4, 5, 2, 5, 7)  # (clients, batch, channels, height, width)
+    lost = kernel - 1 if padding == "valid" else 0
+    weight, bias, pull = drawn(4, 3, 2, kernel, kernel), drawn(4, 3), drawn(4, 5, 3, 5 - lost, 7 - lost)
     of_all = [images, weight, bias]
     outputs = vmap(
         lambda weight, bias, images: functional_call(stand_in, {"weight": weight, "bias": bias}, (images,)),
@@ -27,7 +29,7 @@ def test_outputs_and_gradients_equal_torchs_for_each_client(kernel: int, is_shar
     )(weight, bias, images)
     expected = torch.stack(
         [
-            nn.functional.conv2d(images if is_shared else images[client], weight[client], bias[client], padding="same")
+            nn.functional.conv2d(images if is_shared else images[client], weight[client], bias[client], padding=padding)
             for client in range(4)
         ]
     )
@@ -42,7 +44,9 @@ def test_outputs_and_gradients_equal_torchs_for_each_client(kernel: int, is_shar
     [
         pytest.param(nn.Conv2d(2, 4, 3, padding="same"), True, id="same"),
         pytest.param(nn.Conv2d(2, 4, 3, padding=1), True, id="as-many-zeros"),
-        pytest.param(nn.Conv2d(2, 4, 3), False, id="no-padding"),
+        pytest.param(nn.Conv2d(2, 4, 3), True, id="no-padding"),
+        pytest.param(nn.Conv2d(2, 4, 3, padding="valid"), True, id="valid"),
+        pytest.param(nn.Conv2d(2, 4, 5, padding=1), False, id="too-few-zeros"),
         pytest.param(nn.Conv2d(2, 4, (3, 1), padding="same"), False, id="not-square"),
         pytest.param(nn.Conv2d(2, 4, 3, padding=1, stride=2), False, id="stride"),
         pytest.param(nn.Conv2d(2, 4, 3, padding="same", dilation=2), False, id="dilation"),

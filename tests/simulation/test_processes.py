@@ -17,12 +17,11 @@ import torch
 from client.data import LocalData, split
 from models import DataError, Examples
 from simulation.processes import ProcessesCohort
+from simulation.resources import Resources
 from simulation.serial import SerialCohort
 from tests.server.cohorts import when
 from tests.simulation.federations import CNN, MLP, SIZES, federation, play, sites
 from wire.spec import RunSpec
-
-CPU = torch.device("cpu")
 
 SCRIPT = """
 import sys
@@ -45,7 +44,7 @@ def no_workers_before() -> Iterator[None]:
 
 
 def made(configured: RunSpec, data: dict[str, LocalData] | None = None) -> ProcessesCohort:
-    return ProcessesCohort(configured, data or sites(), [CPU, CPU])
+    return ProcessesCohort(configured, data or sites(), Resources(device="cpu", workers=2))
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ import choral
 from client.data import load, parse_source
 from server.records import RoundRecord, RunState
 from server.store import open_store
-from simulation.engines import Resources, choose
+from simulation.engines import choose
 from simulation.errors import SimulationError
 from simulation.partition import local_data, partition
+from simulation.resources import Resources
 from simulation.serial import run_serially
 from simulation.simulate import RESULTS
 from tests.federation import tensor_bytes

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from server.cohort import Order
 from server.inbox import Arrival, Ballot, Binding, Inbox
 from server.model import ModelShop
 from simulation.reasons import reason_against
+from simulation.resources import Resources
 from simulation.serial import SerialCohort
 from simulation.stacked import Trained
 from simulation.vectorized import VectorizedCohort
@@ -25,10 +26,12 @@ from wire.memory import VectorPool
 from wire.spec import RunSpec
 
 
-async def disagreement(configured: RunSpec, folder: Path, block: int | None = None) -> float:
+async def disagreement(configured: RunSpec, folder: Path, block: int | Literal["auto"] = "auto") -> float:
     """Return how far apart the engines' last models are, as a part of the way that the serial one went."""
     serial, _ = await play(SerialCohort(configured, sites()), configured, folder / "serial")
-    vectorized, _ = await play(VectorizedCohort(configured, sites(), block=block), configured, folder / "vectorized")
+    vectorized, _ = await play(
+        VectorizedCohort(configured, sites(), Resources(block=block)), configured, folder / "vectorized"
+    )
     start = ModelShop(configured).initial().vector
     moved = float(np.linalg.norm(serial - start))
     assert moved > 0.01
@@ -44,6 +47,7 @@ async def disagreement(configured: RunSpec, folder: Path, block: int | None = No
         pytest.param(CNN | {"pooling": "average", "hidden": 8, "kernel": 5}, id="cnn-average-hidden"),
         pytest.param(MLP | {"hidden": [16, 12], "dropout": 0.3, "activation": "gelu"}, id="mlp-dropout"),
         pytest.param(CNN | {"dropout": 0.5}, id="cnn-dropout"),
+        pytest.param(CNN | {"channels": [[4, 6]], "padding": "valid", "feature_dropout": 0.2}, id="cnn-valid"),
     ],
 )
 async def test_learner_agrees_with_serial_after_five_rounds(tmp_path: Path, learner: dict[str, Any]) -> None:
@@ -96,7 +100,9 @@ async def test_records_agree_with_serial(tmp_path: Path) -> None:
     configured = federation(epochs=2, rounds=2)
     configured = configured.model_copy(update={"weight_by": "quality"})
     _, serial = await play(SerialCohort(configured, sites()), configured, tmp_path / "serial")
-    _, vectorized = await play(VectorizedCohort(configured, sites(), block=4), configured, tmp_path / "vectorized")
+    _, vectorized = await play(
+        VectorizedCohort(configured, sites(), Resources(block=4)), configured, tmp_path / "vectorized"
+    )
     for ours, theirs in zip(vectorized, serial, strict=True):
         assert set(ours.metrics) == {"train_loss", "loss", "accuracy"}
         assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-5)
