@@ -39,17 +39,19 @@ def measure(workload: Workload, rounds: int, threads: int, timeout_seconds: floa
     return Peer("Plain loop", "benchmarks.plain_loop").run(sys.executable, arguments, timeout_seconds)
 
 
-def run(workload: Workload, rounds: int) -> PeerResult:
-    """Run the loop in this process; see `measure`."""
+def run(workload: Workload, rounds: int, device: str = "cpu") -> PeerResult:
+    """Run the loop in this process, with all clients' data on a device; see `measure`."""
     torch.manual_seed(_SEED)
     generator = np.random.default_rng(_SEED)
-    clients = workload.clients()
-    model = workload.build()
+    clients = [(inputs.to(device), targets.to(device)) for inputs, targets in workload.clients()]
+    model = workload.build().to(device)
     ends = []
     for _ in range(rounds):
         cohort = generator.choice(workload.client_count, workload.cohort_size, replace=False)
         steps = average(model, [clients[client] for client in cohort], workload)
         assert steps == workload.steps_per_round, steps
+        if device != "cpu":
+            torch.accelerator.synchronize()
         ends.append(process_seconds())
     return summarize(ends, workload.steps_per_round)
 
@@ -78,7 +80,7 @@ def fit(model: nn.Module, data: ClientData, workload: Workload) -> int:
     model.train()
     steps = 0
     for _ in range(workload.epochs):
-        for rows in torch.split(torch.randperm(len(targets)), workload.batch_size):
+        for rows in torch.split(torch.randperm(len(targets), device=targets.device), workload.batch_size):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(inputs[rows]), targets[rows])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -93,9 +95,10 @@ def main() -> None:
     parser.add_argument("workload", choices=WORKLOADS, help="what is trained")
     parser.add_argument("--rounds", type=rounds_argument, default=12, help="rounds to run; the first is not counted")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--device", default="cpu", help="where clients train")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(run(WORKLOADS[arguments.workload], arguments.rounds).json)
+    print(run(WORKLOADS[arguments.workload], arguments.rounds, arguments.device).json)
 
 
 if __name__ == "__main__":

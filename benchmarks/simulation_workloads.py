@@ -30,7 +30,7 @@ class Workload:
     """One federation, its model, and the FedAvg rounds it runs; the server puts the mean in the model's place.
 
     Attributes:
-        learner: The model as a run's spec names it; None where no learner of Choral's has these layers.
+        learner: The model as a run's spec names it.
         build: Returns the model with new weights, as plain torch.
         load: Returns all examples, in random order.
         example_count: Examples of all clients together, dealt to them iid, in sizes that differ by 1 at most.
@@ -39,7 +39,7 @@ class Workload:
     """
 
     name: str
-    learner: Mapping[str, Any] | None
+    learner: Mapping[str, Any]
     build: Callable[[], nn.Module]
     load: Callable[[], ClientData]
     example_count: int
@@ -127,6 +127,16 @@ def draw_images() -> ClientData:
 
 _CNN: Mapping[str, Any] = {"name": "cnn", "channels": [16, 32], "hidden": 64, "classes": 10}
 _MLP: Mapping[str, Any] = {"name": "mlp", "inputs": [1, 8, 8], "hidden": [64], "classes": 10}
+_PFL_CNN: Mapping[str, Any] = {
+    "name": "cnn",
+    "image": [3, 32, 32],
+    "channels": [[32, 64]],
+    "padding": "valid",
+    "feature_dropout": 0.25,
+    "hidden": 128,
+    "dropout": 0.5,
+    "classes": 10,
+}
 
 WORKLOADS: Mapping[str, Workload] = {
     workload.name: workload
@@ -134,7 +144,7 @@ WORKLOADS: Mapping[str, Workload] = {
         Workload("digits-cnn", _CNN, build_digits_cnn, load_digits, 1_797, client_count=100, cohort_size=20),
         Workload("digits-cnn-100", _CNN, build_digits_cnn, load_digits, 1_797, client_count=100, cohort_size=100),
         Workload("digits-mlp", _MLP, build_digits_mlp, load_digits, 1_797, client_count=100, cohort_size=20),
-        Workload("pfl-cifar", None, build_pfl_cnn, draw_images, 50_000, client_count=1_000, cohort_size=50),
+        Workload("pfl-cifar", _PFL_CNN, build_pfl_cnn, draw_images, 50_000, client_count=1_000, cohort_size=50),
     )
 }
 """By name."""

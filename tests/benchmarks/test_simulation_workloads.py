@@ -12,12 +12,12 @@ from models.classifier import Classifier
 from wire.spec import Named
 
 
-@pytest.mark.parametrize("workload", [item for item in WORKLOADS.values() if item.learner], ids=lambda item: item.name)
+@pytest.mark.parametrize("workload", list(WORKLOADS.values()), ids=lambda item: item.name)
 def test_build_has_the_parameters_and_the_logits_of_the_learner(workload: Workload) -> None:
     inputs = workload.load()[0][:3]
     learner = build_learner(Named.model_validate(workload.learner))
     assert isinstance(learner, Classifier)
-    plain, built = workload.build(), learner.build()
+    plain, built = workload.build().eval(), learner.build().eval()
     plain.load_state_dict(dict(zip(plain.state_dict(), built.state_dict().values(), strict=True)))
     assert torch.equal(plain(inputs), built(inputs))
 
