@@ -49,14 +49,7 @@ class WeightedMean:
                 is unchanged.
         """
         self._check(vector, weight)
-        scratch = np.empty(min(BLOCK, len(vector)), dtype=np.float64)
-        for start in range(0, len(vector), BLOCK):
-            block = vector[start : start + BLOCK]
-            steps = self.grid.quantise(block, weight, out=scratch[: len(block)])
-            if self.count == 0:
-                self._total[start : start + BLOCK] = steps
-            else:
-                self._total[start : start + BLOCK] += steps.astype(np.int64)
+        self._accumulate(vector, weight)
         self.count += 1
         self.weight_total += weight
 
@@ -103,16 +96,12 @@ class WeightedMean:
                 RefusalReason.REFUSAL_REASON_WRONG_WEIGHT,
                 f"weight must be 1 to {self.grid.weight_cap}, got {weight}",
             )
-        if vector.shape != self._total.shape or vector.dtype != np.float32:
+        if not self._is_suited(vector):
             raise ContributionRefused(
                 RefusalReason.REFUSAL_REASON_WRONG_LAYOUT,
-                f"vector must have shape {self._total.shape} float32, got {vector.shape} {vector.dtype}",
+                f"vector must have shape {(self.size,)} float32, got {vector.shape} {vector.dtype}",
             )
-        largest = 0.0
-        for start in range(0, len(vector), BLOCK):
-            block = vector[start : start + BLOCK]
-            # A NaN survives min and max, so two passes without a scratch array find it too.
-            largest = max(abs(float(block.min())), float(block.max()), largest, key=_nan_first)
+        largest = self._largest(vector)
         if not np.isfinite(largest):
             raise ContributionRefused(
                 RefusalReason.REFUSAL_REASON_NOT_FINITE, f"every coordinate must be finite, got {largest}"
@@ -122,6 +111,28 @@ class WeightedMean:
                 RefusalReason.REFUSAL_REASON_OUT_OF_RANGE,
                 f"every coordinate must be at most {self.grid.coordinate_bound:g} in magnitude, got {largest:g}",
             )
+
+    def _accumulate(self, vector: Vector, weight: int) -> None:
+        scratch = np.empty(min(BLOCK, len(vector)), dtype=np.float64)
+        for start in range(0, len(vector), BLOCK):
+            block = vector[start : start + BLOCK]
+            steps = self.grid.quantise(block, weight, out=scratch[: len(block)])
+            if self.count == 0:
+                self._total[start : start + BLOCK] = steps
+            else:
+                self._total[start : start + BLOCK] += steps.astype(np.int64)
+
+    def _is_suited(self, vector: Vector) -> bool:
+        return vector.shape == (self.size,) and vector.dtype == np.float32
+
+    def _largest(self, vector: Vector) -> float:
+        """Return the largest magnitude of a coordinate; NaN if there is one."""
+        largest = 0.0
+        for start in range(0, len(vector), BLOCK):
+            block = vector[start : start + BLOCK]
+            # A NaN survives min and max, so two passes without a scratch array find it too.
+            largest = max(abs(float(block.min())), float(block.max()), largest, key=_nan_first)
+        return largest
 
 
 def _nan_first(value: float) -> float:

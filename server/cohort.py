@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.aggregation import WeightedMean
 from server.inbox import Ballot, Inbox
 from server.model import Model
 from server.signal import Signal
@@ -75,6 +76,10 @@ class Cohort(Protocol):
 
     def claim(self, client_ids: Sequence[str], run_id: str) -> contextlib.AbstractContextManager[None]:
         """Keep clients for one run while the context is open; another run does not select them."""
+
+    def empty_sum(self, grid: Grid, size: int) -> WeightedMean:
+        """Return an empty sum of contributions with `size` coordinates, where this cohort's contributions lie."""
+        return WeightedMean(grid, size)
 
     async def train(self, order: Order, client_ids: Sequence[str], inbox: Inbox) -> None:
         """Ask clients to train and bring their contributions to `inbox`, until each has settled there or the caller cancels."""

@@ -184,7 +184,7 @@ class Rounds:
     def _empty_sum(self, order: Order) -> WeightedMean:
         """Return the sum of the round before, cleared, if it suits."""
         if self._total is None or self._total.grid != order.grid:
-            self._total = WeightedMean(order.grid, order.model.layout.size)
+            self._total = self._site.cohort.empty_sum(order.grid, order.model.layout.size)
         else:
             self._total.clear()
         return self._total

@@ -36,6 +36,7 @@ from simulation.errors import SimulationError, WorkerLostError
 from simulation.pool import Pool, PooledSites
 from simulation.resources import Resources
 from simulation.worker import Worker
+from wire.memory import keep_freed_memory
 from wire.spec import RunSpec
 from wire.tensors import Vector
 
@@ -195,6 +196,7 @@ class _Actor:
         # What Ray hands in lies in its shared memory, to be read only; nobody here writes to it.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         torch.set_num_threads(plan.threads)
+        keep_freed_memory()
         inputs, targets, held_out_inputs, held_out_targets = map(torch.from_numpy, arrays)
         training = Pool(Examples(inputs, targets), plan.ranges[0])
         held_out = Pool(Examples(held_out_inputs, held_out_targets), plan.ranges[1])

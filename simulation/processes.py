@@ -29,7 +29,7 @@ from simulation.pool import Pool, PooledSites
 from simulation.resources import Resources
 from simulation.shared import SharedTensor
 from simulation.worker import Worker
-from wire.memory import VectorPool
+from wire.memory import VectorPool, keep_freed_memory
 from wire.spec import RunSpec
 from wire.tensors import Layout, Vector
 
@@ -204,6 +204,7 @@ def _work(common: Common, place: Place, pipe: "Connection[object, object]") -> N
     # Ctrl-C goes to the whole group of processes; the one that started this one says when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(place.threads)
+    keep_freed_memory()
     worker = Worker(common.spec, common.sites, place.device)
     while True:
         try:

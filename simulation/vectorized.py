@@ -13,16 +13,18 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from client.data import LocalData
 from client.training import weight_by_quality
 from models import DataError, Evaluation, TrainingStopped
+from server.aggregation import WeightedMean
 from server.cohort import Order
 from server.inbox import Arrival, Binding
 from simulation.cohort import Outcome, Refused, SimulatedCohort
+from simulation.device_mean import DeviceMean
 from simulation.memory import most_clients
 from simulation.plan import Round, blocks_of, draw_plan
 from simulation.pool import PooledSites
@@ -31,6 +33,7 @@ from simulation.resources import Resources
 from simulation.stacked import StackedLearner
 from wire.errors import SpecError
 from wire.federation_pb2 import RefusalReason
+from wire.grid import Grid
 from wire.spec import RunSpec
 from wire.tensors import Layout, State
 
@@ -105,6 +108,10 @@ class VectorizedCohort(SimulatedCohort):
         for result in (await self._in_thread(partial(self._evaluate, order, client_ids))).items():
             yield result
 
+    def empty_sum(self, grid: Grid, size: int) -> WeightedMean:
+        """Return an empty sum on the device."""
+        return WeightedMean(grid, size) if self._device.type == "cpu" else DeviceMean(grid, size, self._device)
+
     def close(self) -> None:
         """End the thread, after what it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -137,7 +144,9 @@ class VectorizedCohort(SimulatedCohort):
         begin, local = time.perf_counter(), order.spec.local
         plan = draw_plan(list(weights), self._training.ranges, local, Round(order.spec.seed, order.round_number))
         trained = self._stacked.fit(self._state(order), self._training.data, plan, local, report)
-        changes, losses = trained.changes.cpu().numpy(), trained.losses.tolist()
+        # On a GPU they stay there, where `empty_sum` adds them up.
+        changes: Any = trained.changes.numpy() if self._device.type == "cpu" else trained.changes
+        losses = trained.losses.tolist()
         seconds = (time.perf_counter() - begin) / len(weights)
         return {
             client_id: Arrival(

@@ -92,11 +92,11 @@ async def test_play_stopped_while_the_checkpoint_is_written_leaves_no_writer_beh
     task: asyncio.Task[RunRecord]
     is_written = False
 
-    def cancel_then_write(path: Path, model: Model, header: dict[str, str]) -> None:
+    def cancel_then_write(path: Path, model: Model, header: dict[str, str], is_synced: bool) -> None:
         nonlocal is_written
         loop.call_soon_threadsafe(task.cancel)
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result(10)
-        write_checkpoint(path, model, header)
+        write_checkpoint(path, model, header, is_synced)
         is_written = True
 
     loop = asyncio.get_running_loop()

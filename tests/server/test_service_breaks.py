@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from server import inbox
 from server.aggregation import WeightedMean
 from server.coordinator import Coordinator
 from server.model import ModelShop
@@ -224,6 +225,8 @@ async def test_upload_brought_again_while_it_is_added_waits_for_that(
         add(total, vector, weight)
 
     monkeypatch.setattr(WeightedMean, "add", held_add)
+    # In a thread, as a large one is.
+    monkeypatch.setattr(inbox, "AT_ONCE", 0)
     key = Ed25519PrivateKey.generate()
     async with everyone([joined(coordinator.address) for _ in range(2)]) as others:
         run = await coordinator.runs.submit(small_spec(rounds=1, cohort={"quorum": 3}))
