@@ -1,7 +1,7 @@
 """What an engine may use of this machine, or of a cluster."""
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -19,8 +19,8 @@ class Resources(Strict):
     """Threads for training on a CPU, of each worker; None: one, or for `vectorized` one for each core."""
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Workers of `processes` and `ray`; None: one for each GPU, or for each core or, with Ray, each CPU of the cluster."""
-    block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Most clients that `vectorized` trains at a time; "auto": as many as fit into part of the memory."""
+    block: Annotated[int, Field(ge=1)] | None = None
+    """Most clients that `vectorized` trains at a time; None: as many as fit into part of the memory."""
     ray_address: str | None = None
     """A Ray cluster to join, such as "auto" or "ray://head:10001"; None: one of the simulation's own."""
 

@@ -5,6 +5,7 @@ it is asked for again, and ends with the model of one that was not.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import math
@@ -194,7 +195,7 @@ def _take(record: RoundRecord, rounds: list[RoundRecord], on_round: OnRound) -> 
 
 def _claim(folder: Path, spec: RunSpec, setting: Setting) -> None:
     """Note what is simulated in a folder, and refuse another simulation than the one that it holds."""
-    wanted = {"spec": json.loads(spec.canonical_json()), "setting": setting.simulated}
+    wanted = {"spec": json.loads(spec.canonical_json()), "setting": setting.simulated | _traced(spec)}
     found = json.loads(kept(folder / "simulation.json", json.dumps(wanted, indent=2) + "\n"))
     for part, values in wanted.items():
         for key, value in values.items():
@@ -203,6 +204,14 @@ def _claim(folder: Path, spec: RunSpec, setting: Setting) -> None:
                     f"Folder {folder}: {key} must be that of the simulation that it holds, {found[part].get(key)!r}, got {value!r}. "
                     "Choose another folder, or delete this one."
                 )
+
+
+def _traced(spec: RunSpec) -> dict[str, str]:
+    """Return the SHA-256 of the spec's trace of clients, if it has one that can be read; who reads it says why it cannot."""
+    path = spec.simulation.trace if spec.simulation else None
+    if path is None or not Path(path).is_file():
+        return {}
+    return {"trace_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
 def _sites(spec: RunSpec, setting: Setting) -> dict[str, LocalData]:

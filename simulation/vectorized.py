@@ -67,11 +67,8 @@ class VectorizedCohort(SimulatedCohort):
         self._training, self._held_out = pooled.training, pooled.held_out
         self._stacked = StackedLearner(learner, self._device)
         self._layout = Layout.of(learner.init(0))
-        self._block = (
-            most_clients(learner, self._training.data.inputs[:1], spec.local, self._device)
-            if resources.block == "auto"
-            else resources.block
-        )
+        example = self._training.data.inputs[:1]
+        self._block = resources.block or most_clients(learner, example, spec.local, self._device)
         # One thread: a block that the round no longer waits for comes to its end before the next one begins.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vectorized")
 

@@ -44,7 +44,10 @@ def simulate(
         int | None, typer.Option(help="Workers of processes and ray. Default: one for each core or GPU.")
     ] = None,
     block: Annotated[
-        str, typer.Option(help="Most clients that vectorized trains at a time; auto: as many as fit into memory.")
+        str,
+        typer.Option(
+            help="Most clients that vectorized trains at a time, a number, or auto: as many as fit into memory."
+        ),
     ] = "auto",
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join. Default: one of its own on this machine.")
@@ -69,7 +72,8 @@ def simulate(
 
         setting: dict[str, object] = {"data": data, "clients": clients, "partition": partition, "engine": engine}
         setting |= {"held_out": held_out, "own_data": own_data, "device": device, "threads": threads}
-        setting |= {"block": int(block) if block.isdecimal() else block, "workers": workers, "ray_address": ray_address}
+        most = int(block) if block.isdecimal() else block
+        setting |= {"block": None if most == "auto" else most, "workers": workers, "ray_address": ray_address}
         try:
             result = play(spec, folder, show, **setting)
         except KeyboardInterrupt:

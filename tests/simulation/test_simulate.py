@@ -40,10 +40,19 @@ LARGE = {"name": "mlp", "hidden": [10_000]}
 BATCH_NORM = {"name": "mlp", "batch_norm": True}
 SETTING: dict[str, Any] = {"clients": 20, "partition": "dirichlet,alpha=0.5"}
 
+BEHAVIOUR: dict[str, Any] = {
+    "cohort": {"size": 5, "quorum": 1, "return_seconds": 5.0, "deadline_seconds": 100.0},
+    "simulation": {
+        "seconds_per_example": {"name": "lognormal", "median": 0.5, "sigma": 1.0},
+        "dropout": 0.2,
+        "presence": {"present_seconds": 40.0, "absent_seconds": 40.0},
+    },
+}
+
 KILLED = """
 import os, signal, sys
 import choral
-from tests.simulation.test_simulate import SETTING, SPEC
+from tests.simulation.test_simulate import BEHAVIOUR, SETTING, SPEC
 def die(record):
     if record.number == 2:
         os.kill(os.getpid(), signal.Signals[sys.argv[2]])
@@ -175,6 +184,43 @@ def test_simulate_setting_that_breaks_a_rule_is_refused(tmp_path: Path, setting:
 def test_simulate_cohort_larger_than_the_federation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"cohort\.size must be at most the number of sites, 4, got 5"):
         choral.simulate(SPEC, tmp_path, clients=4)
+
+
+def test_simulate_with_another_trace_than_the_folders_is_refused(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("seconds_per_example\n0.5\n")
+    spec = SPEC | {"rounds": 2, "simulation": {"trace": str(trace)}}
+    first = choral.simulate(spec, tmp_path / "out", **SETTING)
+    assert all(record.phase_seconds["train"] > 0 for record in first.rounds)
+    assert choral.simulate(spec, tmp_path / "out", **SETTING).rounds == first.rounds
+    trace.write_text("seconds_per_example\n0.6\n")
+    with pytest.raises(SimulationError, match=r"trace_sha256 must be that of the simulation that it holds"):
+        choral.simulate(spec, tmp_path / "out", **SETTING)
+
+
+def test_simulate_with_behaviour_goes_on_at_the_moment_at_which_it_was_cut_off(tmp_path: Path) -> None:
+    # Presence is a matter of the time of day: on a clock that started again, other clients would be there.
+    setting = SETTING | {"engine": "serial"}
+    undisturbed = choral.simulate(SPEC | BEHAVIOUR, tmp_path / "undisturbed", **setting)
+    killed = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            KILLED.replace("(SPEC,", "(SPEC | BEHAVIOUR,"),
+            str(tmp_path / "cut"),
+            "SIGKILL",
+            "serial",
+        ],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        timeout=60,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    result = choral.simulate(SPEC | BEHAVIOUR, tmp_path / "cut", **setting)
+    assert [record.selected for record in result.rounds] == [record.selected for record in undisturbed.rounds]
+    assert result.run.model_sha256 == undisturbed.run.model_sha256
+    for own, other in zip(result.rounds, undisturbed.rounds, strict=True):
+        assert own.phase_seconds == pytest.approx(other.phase_seconds, rel=1e-6)
 
 
 async def test_simulate_works_where_an_event_loop_runs_as_in_a_notebook(tmp_path: Path) -> None:

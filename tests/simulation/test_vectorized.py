@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from wire.memory import VectorPool
 from wire.spec import RunSpec
 
 
-async def disagreement(configured: RunSpec, folder: Path, block: int | Literal["auto"] = "auto") -> float:
+async def disagreement(configured: RunSpec, folder: Path, block: int | None = None) -> float:
     """Return how far apart the engines' last models are, as a part of the way that the serial one went."""
     serial, _ = await play(SerialCohort(configured, sites()), configured, folder / "serial")
     vectorized, _ = await play(
