@@ -152,11 +152,11 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
         engine, reason = choose(setting.engine, spec, setting)
         if setting.engine == "auto":
             log.info("engine %s: %s", engine, reason)
-        _claim(folder, spec, setting)
-        sites = await asyncio.to_thread(_sites, spec, setting)
-        own_data = load(parse_source(setting.own_data)) if setting.own_data else None
         store = await _TellingStore.open(folder / "simulation.sqlite", is_synced=False)
         try:
+            _claim(folder, spec, setting, has_begun=bool(await store.runs()))
+            sites = await asyncio.to_thread(_sites, spec, setting)
+            own_data = load(parse_source(setting.own_data)) if setting.own_data else None
             rounds = await _all_rounds(store)
             for record in rounds:
                 on_round(record)
@@ -170,11 +170,15 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
                 cohort.close()
         finally:
             await store.close()
-        write_history(folder / "history.csv", rounds)
         title = f"{spec.name}: {spec.learner.name}, {len(sites)} clients, {setting.partition}"
-        write_plot(folder / "history.png", rounds, title)
-        shutil.copyfile(checkpoint_path(folder / "checkpoints", run.round_number), folder / "model.safetensors")
+        _write_results(folder, run, rounds, title)
         return Simulation(run, tuple(rounds), folder, engine)
+
+
+def _write_results(folder: Path, run: RunRecord, rounds: Sequence[RoundRecord], title: str) -> None:
+    write_history(folder / "history.csv", rounds)
+    write_plot(folder / "history.png", rounds, title)
+    shutil.copyfile(checkpoint_path(folder / "checkpoints", run.round_number), folder / "model.safetensors")
 
 
 class _TellingStore(SqliteStore):
@@ -193,8 +197,10 @@ def _take(record: RoundRecord, rounds: list[RoundRecord], on_round: OnRound) -> 
     on_round(record)
 
 
-def _claim(folder: Path, spec: RunSpec, setting: Setting) -> None:
-    """Note what is simulated in a folder, and refuse another simulation than the one that it holds."""
+def _claim(folder: Path, spec: RunSpec, setting: Setting, has_begun: bool) -> None:
+    """Note what is simulated in a folder, and refuse another simulation than one that has begun there."""
+    if not has_begun:
+        (folder / "simulation.json").unlink(missing_ok=True)
     wanted = {"spec": json.loads(spec.canonical_json()), "setting": setting.simulated | _traced(spec)}
     found = json.loads(kept(folder / "simulation.json", json.dumps(wanted, indent=2) + "\n"))
     for part, values in wanted.items():

@@ -167,6 +167,12 @@ def test_simulate_in_the_folder_of_another_simulation_is_refused(
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_simulate_that_could_not_start_leaves_the_folder_to_another(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="must be at most the number of sites, 4"):
+        choral.simulate(SPEC, tmp_path, clients=4)
+    assert len(choral.simulate(SPEC, tmp_path, **SETTING).rounds) == 4
+
+
 @pytest.mark.parametrize(
     ("setting", "rule"),
     [
