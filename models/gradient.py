@@ -15,7 +15,7 @@ from torch.func import vmap
 
 from models.errors import unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
-from models.optimizers import ServerOptimizer, build_optimizer
+from models.optimizers import Optimizer, ServerOptimizer, build_optimizer
 from models.random_stream import RandomStream
 from wire.memory import VectorPool
 from wire.spec import LocalSpec
@@ -120,9 +120,7 @@ class GradientLearner(ABC):
                 totals[name] = totals[name] + total if name in totals else total
         return Evaluation(len(data), {name: float(total) / len(data) for name, total in totals.items()})
 
-    def _step(
-        self, optimizer: torch.optim.Optimizer, batch: Examples, local: LocalSpec, anchor: list[Tensor]
-    ) -> Tensor:
+    def _step(self, optimizer: Optimizer, batch: Examples, local: LocalSpec, anchor: list[Tensor]) -> Tensor:
         losses: list[Tensor] = []
 
         def closure() -> Tensor:

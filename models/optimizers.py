@@ -6,7 +6,8 @@ https://arxiv.org/abs/2003.00295
 
 import gc
 import inspect
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 import torch
@@ -18,6 +19,35 @@ from wire.tensors import State
 
 _IMPLEMENTATION = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 """Arguments that choose how torch computes, not what: they are no business of a spec."""
+
+
+class Descent:
+    """SGD without momentum or decay, to the bit as torch.optim's, whose first use imports torch's compiler and takes a second."""
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-3) -> None:
+        if lr < 0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+        """Empty: a step leaves nothing for the next one."""
+        self._parameters = list(parameters)
+        self._learning_rate = lr
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def step(self, closure: Callable[[], object] | None = None) -> None:
+        """Move against the gradients, which `closure` computes if it is given."""
+        if closure is not None:
+            closure()
+        moved = [parameter for parameter in self._parameters if parameter.grad is not None]
+        grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        with torch.no_grad():
+            torch._foreach_add_(moved, grads, alpha=-self._learning_rate)
+
+
+Optimizer = torch.optim.Optimizer | Descent
 
 
 @cache
@@ -35,7 +65,7 @@ def _defaults(name: str) -> dict[str, object]:
     return {"learning_rate" if key == "lr" else key: default for key, default in defaults.items()}
 
 
-def build_optimizer(named: Named, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(named: Named, parameters: Iterable[Tensor]) -> Optimizer:
     """Build the optimizer that a spec names.
 
     Args:
@@ -50,10 +80,11 @@ def build_optimizer(named: Named, parameters: Iterable[Tensor]) -> torch.optim.O
         raise LearnerError(f"Optimizer: name must be one of {known}, got {named.name!r}.")
     arguments = dict(named.parameters)
     _check_arguments(named.name, arguments, _defaults(named.name))
+    is_plain = named.name == "sgd" and arguments.keys() <= {"learning_rate"}
     if "learning_rate" in arguments:
         arguments["lr"] = arguments.pop("learning_rate")
     try:
-        return optimizer_class(list(parameters), **arguments)
+        return (Descent if is_plain else optimizer_class)(list(parameters), **arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         raise LearnerError(f"Optimizer {named.name}: {error}.") from error
 
@@ -145,13 +176,13 @@ class ServerOptimizer:
         """Return the optimizer's own tensors, named `SLOT/TENSOR`; numbers as tensors without axes."""
         return dict(self._slots)
 
-    def _put_back(self, optimizer: torch.optim.Optimizer, parameters: State) -> None:
+    def _put_back(self, optimizer: Optimizer, parameters: State) -> None:
         for key, value in self._slots.items():
             slot, _, name = key.partition("/")
             optimizer.state[parameters[name]][slot] = value
 
     @staticmethod
-    def _take_out(optimizer: torch.optim.Optimizer, parameters: State) -> dict[str, Tensor]:
+    def _take_out(optimizer: Optimizer, parameters: State) -> dict[str, Tensor]:
         return {
             f"{slot}/{name}": torch.as_tensor(value).detach()
             for name, parameter in parameters.items()

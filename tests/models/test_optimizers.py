@@ -1,4 +1,7 @@
 import copy
+import subprocess
+import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from models.errors import LearnerError
-from models.optimizers import ServerOptimizer, build_optimizer, check_optimizer, optimizer_classes
+from models.optimizers import Descent, Optimizer, ServerOptimizer, build_optimizer, check_optimizer, optimizer_classes
 from wire.spec import Named
 
 SHAPES = {"0.weight": (3, 2), "0.bias": (3,), "1.weight": (1,)}
@@ -183,3 +186,36 @@ def test_check_every_other_optimizer_passes(named: Named) -> None:
 
 def test_check_list_with_an_optional_number_passes() -> None:
     check_optimizer(Named(name="adafactor", eps=[None, 0.001]), is_server=True)
+
+
+def test_plain_sgd_steps_as_torchs_to_the_bit() -> None:
+    ours, theirs = ([tensor.requires_grad_() for tensor in tensors(0).values()] for _ in range(2))
+    descent, sgd = build_optimizer(Named(name="sgd", learning_rate=0.3), ours), torch.optim.SGD(theirs, lr=0.3)
+    assert isinstance(descent, Descent)
+
+    def closure(optimizer: Optimizer, parameters: list[Tensor]) -> float:
+        # The first parameter has no gradient.
+        loss = torch.stack([(parameter**3).sum() for parameter in parameters[1:]]).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    for _ in range(3):
+        descent.step(partial(closure, descent, ours))
+        sgd.step(partial(closure, sgd, theirs))
+        for own, parameter in zip(ours, theirs, strict=True):
+            assert torch.equal(own, parameter)
+    assert not descent.state
+
+
+def test_plain_sgd_imports_no_compiler() -> None:
+    script = """
+import sys, torch
+from models.optimizers import ServerOptimizer, check_optimizer
+from wire.spec import Named
+named = Named(name="sgd", learning_rate=0.1)
+check_optimizer(named, is_server=True)
+ServerOptimizer(named).step({"w": torch.zeros(2)}, {"w": torch.ones(2)})
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
