@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from wire.seeds import derive_generator
 from wire.spec import LocalSpec
@@ -71,21 +72,29 @@ def draw_plan(client_ids: Sequence[str], ranges: Mapping[str, range], local: Loc
     sizes = np.array([len(ranges[client_id]) for client_id in client_ids], dtype=np.int64)
     epoch_steps = -(-sizes // local.batch_size)
     steps, width = int(local.epochs * epoch_steps.max()), int(min(local.batch_size, sizes.max()))
+    step = np.arange(steps)[:, None]
+    counts = np.where(
+        step < local.epochs * epoch_steps, np.minimum(width, sizes - width * (step % epoch_steps)), 0
+    )  # (steps, clients)
+    last_counts = np.where(step < (local.epochs - 1) * epoch_steps, 0, counts)
+    seeds, orders = _draws(client_ids, sizes, local.epochs, of)
+    starts = np.array([ranges[client_id].start for client_id in client_ids], dtype=np.int64)
     rows = np.zeros((steps, len(client_ids), width), dtype=np.int64)
-    counts = np.zeros((steps, len(client_ids)), dtype=np.int64)
-    last_counts = np.zeros_like(counts)
-    seeds = []
-    for place, client_id in enumerate(client_ids):
+    places = np.repeat(np.arange(len(client_ids)), sizes)  # (examples,)
+    batches, slots = np.divmod(np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes), width)
+    for epoch, order in enumerate(orders):
+        rows[epoch * epoch_steps[places] + batches, places, slots] = order + starts[places]
+    rows = np.where(np.arange(width) < counts[:, :, None], rows, rows[:, :, :1])
+    return Plan(tuple(client_ids), sizes, rows, counts, last_counts, seeds)
+
+
+def _draws(client_ids: Sequence[str], sizes: Counts, epochs: int, of: Round) -> tuple[tuple[int, ...], list[Counts]]:
+    """Return each client's seed of dropout, and for each epoch the orders of the clients' own examples, one after another."""
+    seeds: list[int] = []
+    orders: list[list[Tensor]] = [[] for _ in range(epochs)]
+    for client_id, size in zip(client_ids, sizes.tolist(), strict=True):
         generator = derive_generator(of.seed, "fit", of.number, client_id)
         seeds.append(int(torch.randint(1 << 62, (), generator=generator)))
-        own, each = ranges[client_id], int(epoch_steps[place])
-        lengths = np.full(each, width, dtype=np.int64)
-        lengths[-1] = len(own) - width * (each - 1)
-        for epoch in range(local.epochs):
-            order = torch.randperm(len(own), generator=generator).numpy() + own.start
-            batches = np.repeat(order[::width][:, None], width, axis=1)  # (batches, batch)
-            batches.reshape(-1)[: len(own)] = order
-            rows[epoch * each : (epoch + 1) * each, place] = batches
-            counts[epoch * each : (epoch + 1) * each, place] = lengths
-        last_counts[(local.epochs - 1) * each : local.epochs * each, place] = lengths if local.epochs else 0
-    return Plan(tuple(client_ids), sizes, rows, counts, last_counts, tuple(seeds))
+        for order in orders:
+            order.append(torch.randperm(size, generator=generator))
+    return tuple(seeds), [torch.cat(order).numpy() for order in orders]
