@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from models.gradient import GradientLearner
 from models.random_stream import RandomStream
@@ -54,5 +55,7 @@ def _activation_count(module: nn.Module, example: Tensor) -> int:
     for part in module.modules():
         if next(part.children(), None) is None:
             part.register_forward_hook(note)
-    module(example.to("meta"))
+    # Not on the meta device, for which torch works out shapes in Python and imports its compiler. The parameters' values do not matter.
+    anything = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in module.named_parameters()}
+    functional_call(module, anything, (example.cpu(),))
     return sum(counts)
