@@ -1,7 +1,7 @@
 """Convolution as one matrix product over gathered patches, for filters that differ from client to client.
 
-Under a vmap torch turns a convolution into one with a group for each client, which a CPU computes slowly. Here the patches under the
-filter become the rows of a matrix, images lie in memory with their channels last, and a batched product serves all clients:
+Under a vmap torch turns a convolution into one with a group for each client. Here the patches under the filter become the rows of a
+matrix, images lie in memory with their channels last, and a batched product serves all clients:
 
     out = P(x) W,    dW = P(x)' g,    dx = P'(g W')
 
@@ -39,15 +39,28 @@ class PatchConvolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
+        assert convolution.bias is not None
         self.weight = convolution.weight
         self.bias = convolution.bias
         self.margin = convolution.kernel_size[0] // 2 if _is_same(convolution) else 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, in, height, width) to (batch, out, height, width), whose sides are smaller without a margin of zeros."""
-        weight = self.weight.permute(*MEMORY_ORDER)  # (height, width, in, out)
-        outputs, _ = _Convolution.apply(images.permute(0, 2, 3, 1), weight, self.bias, self.margin)  # type: ignore[no-untyped-call]
-        return outputs.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+        return convolve(images, self.weight, self.bias, self.margin)
+
+
+def convolve(images: Tensor, weight: Tensor, bias: Tensor, margin: int) -> Tensor:
+    """Return images under their filters, (..., batch, out, height, width).
+
+    Args:
+        images: (..., batch, in, height, width); channels should lie last in memory, as they do in what is returned.
+        weight: (..., out, in, k, k), with the same axes of clients before; should lie in memory in `MEMORY_ORDER`.
+        bias: (..., out).
+        margin: Zeros on each side of an image.
+    """
+    filters = weight.movedim((-2, -1, -3, -4), (-4, -3, -2, -1))  # (..., k, k, in, out)
+    outputs, _ = _Convolution.apply(images.movedim(-3, -1), filters, bias, margin)  # type: ignore[no-untyped-call]
+    return outputs.movedim(-1, -3)  # type: ignore[no-any-return]
 
 
 class _Convolution(torch.autograd.Function):

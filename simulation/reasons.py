@@ -1,4 +1,4 @@
-"""What a vmap over clients can train, and why not the rest."""
+"""What can be trained for many clients at once, and why not the rest."""
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ _LAYERS = (
     nn.MaxPool2d,
     nn.AvgPool2d,
 )
-"""Layers whose output for one client depends on its own examples alone, one by one, and that torch.func.vmap can compute."""
+"""Layers whose output for one client depends on its own examples alone, one by one, and that have a form for many, or a rule for vmap."""
 
 
 def reason_against(spec: RunSpec) -> str:

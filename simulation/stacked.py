@@ -1,4 +1,4 @@
-"""Many clients' models as one: parameters stacked along a first axis, one `torch.func.vmap` for the step of all of them.
+"""Many clients' models as one: parameters stacked along a first axis, each layer called once for the step of all of them.
 
 A client's loss depends on its own slice alone, so the gradient of the losses' sum holds each client's own gradient. An optimizer whose
 arithmetic is element by element then steps all clients at once: torch.optim's own code, on the stacked tensors.
@@ -14,9 +14,10 @@ from torch.func import functional_call, vmap
 
 from models.gradient import EVALUATION_BATCH_SIZE, GradientLearner
 from models.learner import Examples
-from models.optimizers import build_optimizer
+from models.optimizers import Optimizer, build_optimizer
 from models.random_stream import RandomStream
-from simulation.patches import MEMORY_ORDER, PatchConvolution, is_plain
+from simulation.layers import MaskedDropout, StackedModule, memory_order
+from simulation.patches import PatchConvolution
 from simulation.plan import Plan
 from wire.spec import LocalSpec
 from wire.tensors import State
@@ -25,21 +26,6 @@ ELEMENTWISE = frozenset(
     {"adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop", "rprop", "sgd"}
 )
 """Optimizers that treat each number by itself, and all that they step alike."""
-
-
-class MaskedDropout(nn.Module):
-    """Dropout whose draws come from outside: `mask` is 0, or 1 / (1 - rate)."""
-
-    mask: Tensor
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.register_buffer("mask", torch.ones(()))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Multiply by the mask."""
-        return inputs * self.mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +48,13 @@ class StackedLearner:
         self._device = device
         with RandomStream(0).drawing(), device:
             self._plain = learner.build().to(device).eval()
-            self._module = _stand_ins(learner.build().to(device)).train()
+            self._stacked = StackedModule(learner.build().to(device).train())
+        self._module = self._stacked.module
         self._names = [name for name, _ in self._module.named_parameters()]
-        self._dropouts = {
-            name: part for name, part in self._module.named_modules() if isinstance(part, MaskedDropout) and part.rate
-        }
+        self._dropouts = self._stacked.dropouts
         self._mask_shapes: dict[str, tuple[int, ...]] = {}
         self._losses = learner.losses
         self._measures = vmap(lambda output, target: dict(learner.measure(output[None], target[None])))
-        self._forward = vmap(lambda state, inputs: functional_call(self._module, state, (inputs,)))
 
     @torch.no_grad()
     def measure(self, state: State, data: Examples) -> dict[str, Tensor]:
@@ -101,7 +85,7 @@ class StackedLearner:
         rows = torch.from_numpy(plan.rows).to(self._device)
         totals = torch.zeros(len(plan.sizes), dtype=torch.float64, device=self._device)
         leaves: list[Tensor] = []
-        optimizer: torch.optim.Optimizer | None = None
+        optimizer: Optimizer | None = None
         for step, (weights, shares) in enumerate(_weights(plan, self._device)):
             report()
             count, width = weights.shape
@@ -112,24 +96,23 @@ class StackedLearner:
             batch = data.select(rows[step, :count, :width].flatten())
             inputs = batch.inputs.view(count, width, *batch.inputs.shape[1:])
             masks = self._masks(plan, step, inputs, draws)
-            outputs = self._forward({**dict(zip(self._names, leaves, strict=True)), **masks}, inputs)
-            losses = (self._losses(outputs.flatten(0, 1), batch.targets).view(count, width) * weights).sum(1)
-            grads = torch.autograd.grad(losses.sum(), leaves)
+            outputs = self._stacked({**dict(zip(self._names, leaves, strict=True)), **masks}, inputs)
+            losses = self._losses(outputs.flatten(0, 1), batch.targets)
+            # A scalar, because to a gradient for each loss torch would first import a library for symbolic shapes.
+            grads = torch.autograd.grad(torch.dot(losses, weights.flatten()), leaves)
             _descend(optimizer, leaves, grads, starts, local)
-            totals[:count] += losses.detach() * shares
+            totals[:count] += (losses.detach().view(count, width) * weights).sum(1) * shares
         return Trained(_changes(stacks, starts), totals)
 
     def _stack(self, name: str, tensor: Tensor, count: int) -> Tensor:
         """Return `count` copies, (clients, ...); filters lie in memory as the convolution wants them."""
         owner = self._module.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, PatchConvolution) and tensor.dim() == len(MEMORY_ORDER):
-            height, width, ins, outs = MEMORY_ORDER
-            stack = (
-                tensor.permute(height, width, ins, outs)
-                .expand(count, -1, -1, -1, -1)
-                .clone(memory_format=torch.contiguous_format)
+        if isinstance(owner, PatchConvolution) and tensor.dim() == 4:
+            order = memory_order(self._device)
+            copies = (
+                tensor.permute(order).expand(count, *[-1] * len(order)).clone(memory_format=torch.contiguous_format)
             )
-            return stack.permute(0, 4, 3, 1, 2)
+            return copies.permute(0, *(1 + order.index(axis) for axis in range(len(order))))
         return tensor.expand(count, *tensor.shape).clone(memory_format=torch.contiguous_format)
 
     def _masks(self, plan: Plan, step: int, inputs: Tensor, draws: Sequence[torch.Generator]) -> dict[str, Tensor]:
@@ -165,18 +148,6 @@ class StackedLearner:
         return shapes
 
 
-def _stand_ins(module: nn.Module) -> nn.Module:
-    """Put in place what a vmap can do, or do faster."""
-    for name, part in list(module.named_children()):
-        if isinstance(part, nn.Dropout):
-            setattr(module, name, MaskedDropout(part.p))
-        elif isinstance(part, nn.Conv2d) and is_plain(part):
-            setattr(module, name, PatchConvolution(part))
-        else:
-            _stand_ins(part)
-    return module
-
-
 def _weights(plan: Plan, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield for each step the weight of each example in its client's mean, (clients, batch), and of the step in the last epoch's mean."""
     counts = plan.counts[:, :, None]
@@ -188,9 +159,7 @@ def _weights(plan: Plan, device: torch.device) -> Iterator[tuple[Tensor, Tensor]
         yield weights[step, :active, :longest], shares[step, :active]
 
 
-def _carried(
-    before: torch.optim.Optimizer | None, old: Sequence[Tensor], after: torch.optim.Optimizer, new: Sequence[Tensor]
-) -> torch.optim.Optimizer:
+def _carried(before: Optimizer | None, old: Sequence[Tensor], after: Optimizer, new: Sequence[Tensor]) -> Optimizer:
     """Give an optimizer of fewer clients what another has kept for them, and return it."""
     if before is not None:
         for wide, narrow in zip(old, new, strict=True):
@@ -201,7 +170,7 @@ def _carried(
 
 
 def _descend(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     leaves: Sequence[Tensor],
     grads: Sequence[Tensor],
     starts: Sequence[Tensor],

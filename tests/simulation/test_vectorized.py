@@ -1,6 +1,8 @@
 """The vectorized engine agrees with the serial one, which is the reference, and with steps worked out by hand."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,26 @@ def test_train_moves_each_client_by_its_gradient_worked_out_by_hand() -> None:
     np.testing.assert_allclose(one_arrival.vector, [1.0, -1.0, 0.5, -0.5], rtol=1e-6)
     np.testing.assert_allclose(two_arrival.vector, [1.5, -1.5, 0.5, -0.5], rtol=1e-6)
     assert one_arrival.metrics["train_loss"] == pytest.approx(np.log(2))
+
+
+def test_first_round_of_plain_sgd_imports_no_compiler() -> None:
+    # Which takes as long as all else until then.
+    script = """
+import sys
+from server.cohort import Order
+from server.inbox import Binding
+from server.model import ModelShop
+from simulation.vectorized import VectorizedCohort
+from tests.simulation.federations import CNN, federation, sites
+configured = federation(CNN)
+cohort, model = VectorizedCohort(configured, sites()), ModelShop(configured).initial()
+order, binding = Order("run", 1, 0, configured, model, 6), Binding("run", 1, model.sha256, model.layout.sha256)
+cohort._train(order, dict.fromkeys(sites(), 1), binding, lambda: None)
+cohort._evaluate(order, list(sites()))
+found = {"torch._dynamo", "sympy"} & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 async def test_client_that_diverges_is_refused_and_costs_nobody_else(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""Layers for a stack of clients against the module itself, one client after another."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from models import build_learner
+from models.gradient import GradientLearner
+from simulation import layers
+from simulation.layers import MaskedDropout, StackedModule, _under_vmap
+from wire.spec import Named
+
+CLIENTS, BATCH = 3, 5
+
+
+class Residual(nn.Module):
+    """A module whose own code says in which order its layers come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(2, 2, 3, padding=1)
+        self.dropout = nn.Dropout(0.4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        dropped: Tensor = self.dropout(self.inner(inputs).flatten(1))
+        return inputs + dropped.view(inputs.shape)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "masks"),
+    [
+        pytest.param(nn.Sequential(nn.Linear(4, 3)), (4,), {}, id="dense"),
+        pytest.param(nn.Sequential(nn.Linear(4, 3, bias=False)), (4,), {}, id="dense-no-bias"),
+        pytest.param(nn.Sequential(nn.Linear(4, 3)), (2, 4), {}, id="dense-of-several-axes"),
+        pytest.param(nn.Linear(4, 3), (4,), {}, id="dense-alone"),
+        pytest.param(nn.Sequential(nn.Conv2d(2, 3, 3, padding="same")), (2, 4, 6), {}, id="convolution"),
+        pytest.param(nn.Sequential(nn.Conv2d(2, 3, 3)), (2, 4, 6), {}, id="convolution-without-margin"),
+        pytest.param(nn.Sequential(nn.Conv2d(2, 3, 3, stride=2)), (2, 5, 6), {}, id="convolution-by-vmap"),
+        pytest.param(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)), (2, 4, 4), {}, id="max-pool"),
+        pytest.param(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2)), (2, 4, 4), {}, id="average-pool"),
+        pytest.param(
+            nn.Sequential(nn.ReLU(), nn.Tanh(), nn.Sequential(nn.Sigmoid(), nn.GELU()), nn.Identity(), nn.Linear(4, 2)),
+            (4,),
+            {},
+            id="pointwise-and-nested",
+        ),
+        pytest.param(
+            nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.5), nn.Linear(4, 2)), (4,), {"1.mask": (4,)}, id="dropout"
+        ),
+        pytest.param(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)), (4,), {}, id="normalised-by-vmap"),
+        pytest.param(
+            nn.Sequential(nn.Conv2d(2, 2, 1), Residual()), (2, 4, 4), {"1.dropout.mask": (32,)}, id="module-by-vmap"
+        ),
+        pytest.param(Residual(), (2, 4, 4), {"dropout.mask": (32,)}, id="module-by-vmap-alone"),
+    ],
+)
+@pytest.mark.parametrize("are_channels", [True, False], ids=["as-on-a-cpu", "as-elsewhere"])
+def test_outputs_and_gradients_equal_each_clients_own(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    masks: dict[str, tuple[int, ...]],
+    are_channels: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layers, "_are_clients_channels", lambda device: are_channels)
+    torch.manual_seed(1)
+    stacked = StackedModule(copy.deepcopy(module).double())
+    assert {f"{name}.mask" for name in stacked.dropouts} == masks.keys()
+    parameters = {name: drawn(CLIENTS, *value.shape) for name, value in stacked.module.named_parameters()}
+    state = parameters | {name: torch.rand(CLIENTS, BATCH, *kept, dtype=torch.float64) for name, kept in masks.items()}
+    inputs = drawn(CLIENTS, BATCH, *shape)
+    outputs = stacked(state, inputs)
+    expected = torch.stack(
+        [
+            functional_call(stacked.module, {name: value[client] for name, value in state.items()}, (inputs[client],))
+            for client in range(CLIENTS)
+        ]
+    )
+    torch.testing.assert_close(outputs, expected)
+    pull, of_all = torch.randn(outputs.shape, dtype=torch.float64), [inputs, *parameters.values()]
+    found = torch.autograd.grad(outputs, of_all, pull)
+    for own, torchs in zip(found, torch.autograd.grad(expected, of_all, pull), strict=True):
+        torch.testing.assert_close(own, torchs)
+
+
+def test_stand_ins_keep_the_parameters_and_draw_no_dropout_by_themselves() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 2))
+    before = dict(module.named_parameters())
+    stacked = StackedModule(module)
+    assert dict(stacked.module.named_parameters()) == before
+    assert list(stacked.dropouts) == ["2"]
+    assert isinstance(module[2], MaskedDropout)
+    assert module[2].rate == 0.5
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        pytest.param({"name": "mlp", "dropout": 0.5, "activation": "gelu"}, id="mlp"),
+        pytest.param({"name": "cnn", "dropout": 0.5, "hidden": 8, "pooling": "average"}, id="cnn"),
+    ],
+)
+def test_learners_of_the_zoo_need_no_vmap(named: dict[str, object]) -> None:
+    learner = build_learner(Named.model_validate(named))
+    assert isinstance(learner, GradientLearner)
+    assert all(layer.form is not _under_vmap for layer in StackedModule(learner.build())._layers)
+
+
+def test_gradient_of_a_dense_layer_lies_in_memory_as_its_weights() -> None:
+    # A step that adds the one to the other would otherwise jump about in memory.
+    stacked = StackedModule(nn.Linear(4, 3))
+    state = {"weight": torch.randn(2, 3, 4, requires_grad=True), "bias": torch.randn(2, 3, requires_grad=True)}
+    (grad,) = torch.autograd.grad(stacked(state, torch.randn(2, 5, 4)).sum(), [state["weight"]])
+    assert grad.stride() == state["weight"].stride()
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_convolution_of_one_client_that_diverged_touches_no_other(channels: int) -> None:
+    stacked = StackedModule(nn.Sequential(nn.Conv2d(channels, channels, 3, padding="same"), nn.MaxPool2d(2)))
+    state = {"0.weight": torch.randn(3, channels, channels, 3, 3), "0.bias": torch.randn(3, channels)}
+    inputs = torch.randn(3, 2, channels, 4, 4)
+    state["0.weight"][1], inputs[1] = float("nan"), float("nan")
+    of_all = [inputs.requires_grad_(), *(value.requires_grad_() for value in state.values())]
+    outputs = stacked(state, inputs)
+    for tensor in (outputs, *torch.autograd.grad(outputs.sum(), of_all)):
+        assert tensor[::2].isfinite().all()
