@@ -81,7 +81,9 @@ class StackedLearner:
         """
         stacks = [self._stack(name, state[name], len(plan.sizes)) for name in self._names]
         starts = [state[name] for name in self._names]
-        draws = [torch.Generator().manual_seed(seed) for seed in plan.dropout_seeds] if self._dropouts else []
+        draws = (
+            [torch.Generator(self._device).manual_seed(seed) for seed in plan.dropout_seeds] if self._dropouts else []
+        )
         rows = torch.from_numpy(plan.rows).to(self._device)
         totals = torch.zeros(len(plan.sizes), dtype=torch.float64, device=self._device)
         leaves: list[Tensor] = []
@@ -116,21 +118,22 @@ class StackedLearner:
         return tensor.expand(count, *tensor.shape).clone(memory_format=torch.contiguous_format)
 
     def _masks(self, plan: Plan, step: int, inputs: Tensor, draws: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Draw what each client drops in a step, as torch's dropout would on a CPU from its own generator."""
+        """Draw what each client drops in a step, from a generator of its own; on a CPU as torch's dropout would."""
         if not self._dropouts:
             return {}
         count, width = inputs.shape[:2]
         if not self._mask_shapes:
             self._mask_shapes = self._shapes_before(self._dropouts, inputs[0, :1])
-        masks = {name: torch.ones(count, width, *shape) for name, shape in self._mask_shapes.items()}
+        masks = {
+            name: torch.ones(count, width, *shape, device=self._device) for name, shape in self._mask_shapes.items()
+        }
         for place in range(count):
             own = int(plan.counts[step, place])
             for name, mask in masks.items():
                 keep = 1 - self._dropouts[name].rate
-                mask[place, :own] = (
-                    torch.empty(own, *mask.shape[2:]).bernoulli_(keep, generator=draws[place]).div_(keep)
-                )
-        return {f"{name}.mask": mask.to(self._device) for name, mask in masks.items()}
+                drawn = torch.empty(own, *mask.shape[2:], device=self._device).bernoulli_(keep, generator=draws[place])
+                mask[place, :own] = drawn.div_(keep)
+        return {f"{name}.mask": mask for name, mask in masks.items()}
 
     @torch.no_grad()
     def _shapes_before(self, parts: dict[str, MaskedDropout], inputs: Tensor) -> dict[str, tuple[int, ...]]:
