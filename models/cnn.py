@@ -85,9 +85,10 @@ class CNN(Classifier):
                 channels, height, width = out_channels, height - margin, width - margin
             layers.append(nn.MaxPool2d(2) if self.parameters.pooling == "max" else nn.AvgPool2d(2))
             height, width = height // 2, width // 2
+        layers.append(nn.Flatten())  # (batch, channels * height * width)
+        # Behind it, where draws do not depend on how images lie in memory.
         if self.parameters.feature_dropout:
             layers.append(nn.Dropout(self.parameters.feature_dropout))
-        layers.append(nn.Flatten())  # (batch, channels * height * width)
         features = channels * height * width
         if self.parameters.hidden:
             layers += [nn.Linear(features, self.parameters.hidden), nn.ReLU()]  # (batch, hidden)

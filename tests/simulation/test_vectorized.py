@@ -49,7 +49,10 @@ async def disagreement(configured: RunSpec, folder: Path, block: int | None = No
         pytest.param(CNN | {"pooling": "average", "hidden": 8, "kernel": 5}, id="cnn-average-hidden"),
         pytest.param(MLP | {"hidden": [16, 12], "dropout": 0.3, "activation": "gelu"}, id="mlp-dropout"),
         pytest.param(CNN | {"dropout": 0.5}, id="cnn-dropout"),
-        pytest.param(CNN | {"channels": [[4, 6]], "padding": "valid", "feature_dropout": 0.2}, id="cnn-valid"),
+        pytest.param(
+            CNN | {"channels": [[4, 6]], "padding": "valid", "feature_dropout": 0.2},
+            id="cnn-valid",
+        ),
     ],
 )
 async def test_learner_agrees_with_serial_after_five_rounds(tmp_path: Path, learner: dict[str, Any]) -> None:
