@@ -1,6 +1,6 @@
 """The exact sum of a round on a GPU, for contributions that lie there: bit for bit the sum that the coordinator makes on a CPU (law L1).
 
-Products with a power of two, rounding to the nearest integer and adding integers are the same on every machine that keeps IEEE 754.
+The products are exact in float64, and rounding them to integers and adding those is the same on every machine that keeps IEEE 754.
 """
 
 import math
@@ -32,13 +32,9 @@ class DeviceMean(WeightedMean):
 
     def mean(self) -> Vector:
         """Return the mean, float32 (size,), in this machine's memory."""
-        if self.count == 0:
-            raise ValueError("A mean must have at least one contribution, got none.")
-        scale = math.ldexp(self.weight_total, self.grid.exponent)
-        mean = torch.empty(self.size, dtype=torch.float32, device=self._sum.device)
-        for rows in self._blocks():
-            mean[rows] = self._sum[rows].double() / scale
-        return mean.cpu().numpy()
+        # Divided here: torch on a GPU multiplies by the reciprocal of a number, which is not the same in the last bit.
+        self._total = self._sum.cpu().numpy()
+        return super().mean()
 
     def clear(self) -> None:
         """Start anew in the same memory."""

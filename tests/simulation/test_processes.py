@@ -44,7 +44,7 @@ def no_workers_before() -> Iterator[None]:
 
 
 def made(configured: RunSpec, data: dict[str, LocalData] | None = None) -> ProcessesCohort:
-    return ProcessesCohort(configured, data or sites(), Resources(device="cpu", workers=2))
+    return ProcessesCohort(configured, data or sites(), Resources(workers=2))
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,14 @@ from server.model import ModelShop
 from server.records import RoundState, RunState
 from server.rounds import checkpoint_path
 from server.store import Store
+from simulation.resources import Resources
 from simulation.serial import SerialCohort, run_serially
 from tests.server.cohorts import DIGITS, Scene, blocks, opened, spec
 from wire.errors import SpecError
 from wire.seeds import derive_generator, derive_seed
 from wire.tensors import Layout
 
+CPU = Resources(device="cpu")
 LOCAL = {"epochs": 2, "batch_size": 16, "optimizer": {"name": "sgd", "learning_rate": 0.2}}
 
 
@@ -87,7 +89,7 @@ async def test_run_serially_of_one_client_equals_central_training_to_the_bit(tmp
     configured = spec(learner=learner, rounds=2, cohort={"size": 1}, local=local)
     data = load_local("digits,blocks=3", 0.0, 0)
     async with opened(tmp_path) as store:
-        scene = Scene(store, SerialCohort(configured, {"only": data}), tmp_path / "run")
+        scene = Scene(store, SerialCohort(configured, {"only": data}, CPU), tmp_path / "run")
         await scene.play(configured)
 
     module = build_learner(configured.learner).build()  # type: ignore[attr-defined]
@@ -185,7 +187,7 @@ async def test_client_that_a_round_no_longer_waits_for_does_not_touch_the_next_o
 async def test_evaluate_measures_the_held_out_part_of_each_client(tmp_path: Path) -> None:
     configured = spec(**DIGITS)
     sites = blocks(0, 1)
-    cohort = SerialCohort(configured, sites)
+    cohort = SerialCohort(configured, sites, CPU)
     model = ModelShop(configured).initial()
     ballot = Ballot(sorted(sites), cohort.changed)
     await cohort.evaluate(Order("run", 1, 0, configured, model, 2), sorted(sites), ballot)

@@ -30,10 +30,11 @@ from wire.spec import RunSpec
 
 async def disagreement(configured: RunSpec, folder: Path, block: int | None = None) -> float:
     """Return how far apart the engines' last models are, as a part of the way that the serial one went."""
-    serial, _ = await play(SerialCohort(configured, sites()), configured, folder / "serial")
-    vectorized, _ = await play(
-        VectorizedCohort(configured, sites(), Resources(block=block)), configured, folder / "vectorized"
-    )
+    # On a GPU, the engines' draws of dropout differ.
+    drops = any("dropout" in name for name in configured.learner.parameters)
+    resources = Resources(device="cpu" if drops else "auto", block=block)
+    serial, _ = await play(SerialCohort(configured, sites(), resources), configured, folder / "serial")
+    vectorized, _ = await play(VectorizedCohort(configured, sites(), resources), configured, folder / "vectorized")
     start = ModelShop(configured).initial().vector
     moved = float(np.linalg.norm(serial - start))
     assert moved > 0.01
@@ -145,8 +146,8 @@ def test_train_moves_each_client_by_its_gradient_worked_out_by_hand() -> None:
     one_arrival, two_arrival = trained["one"], trained["two"]
     assert isinstance(one_arrival, Arrival)
     assert isinstance(two_arrival, Arrival)
-    np.testing.assert_allclose(one_arrival.vector, [1.0, -1.0, 0.5, -0.5], rtol=1e-6)
-    np.testing.assert_allclose(two_arrival.vector, [1.5, -1.5, 0.5, -0.5], rtol=1e-6)
+    np.testing.assert_allclose(torch.as_tensor(one_arrival.vector).cpu(), [1.0, -1.0, 0.5, -0.5], rtol=1e-6)
+    np.testing.assert_allclose(torch.as_tensor(two_arrival.vector).cpu(), [1.5, -1.5, 0.5, -0.5], rtol=1e-6)
     assert one_arrival.metrics["train_loss"] == pytest.approx(np.log(2))
 
 
