@@ -6,12 +6,13 @@ Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates
 (rendezvous hashing). https://doi.org/10.1109/90.663936
 """
 
+import heapq
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from server.cohort import Member
-from wire.seeds import derive_seed
+from wire.seeds import client_seeds
 from wire.spec import RunSpec
 
 
@@ -64,14 +65,12 @@ def choose(
     ]
     size = cohort.size or math.ceil((cohort.fraction or 1.0) * len(candidates))
     want = max(1, size, cohort.fewest if cohort.size is None else 0)
-    ranked = sorted(
+    seed_of = client_seeds(spec.seed, "select", round_number)
+    chosen = heapq.nsmallest(
+        max(want, math.ceil(size * cohort.over_selection)),
         candidates,
-        key=lambda member: (
-            member.client_id in last_choice,
-            derive_seed(spec.seed, "select", round_number, member.client_id),
-        ),
+        key=lambda member: (member.client_id in last_choice, seed_of(member.client_id)),
     )
-    chosen = ranked[: max(want, math.ceil(size * cohort.over_selection))]
     absent = [member for member in chosen if not member.is_present]
     return Choice(
         tuple(member.client_id for member in chosen),

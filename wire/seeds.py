@@ -5,6 +5,7 @@ Secrets never come from here.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 
@@ -18,11 +19,24 @@ def derive_seed(run_seed: int, purpose: str, round_number: int = 0, client_id: s
         round_number: 1 or more; 0 for draws that belong to no round.
         client_id: The client's identity; empty for draws of the coordinator.
     """
-    digest = hashlib.sha256()
-    for part in ("choral/seed/1", str(run_seed), purpose, str(round_number), client_id):
-        encoded = part.encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return int.from_bytes(digest.digest()[:8], "little") >> 1
+    return client_seeds(run_seed, purpose, round_number)(client_id)
+
+
+def client_seeds(run_seed: int, purpose: str, round_number: int = 0) -> Callable[[str], int]:
+    """Return what gives the `derive_seed` of each client: it hashes the parts that all of them share only once."""
+    shared = hashlib.sha256(b"".join(map(_prefixed, ("choral/seed/1", str(run_seed), purpose, str(round_number)))))
+
+    def seed_of(client_id: str) -> int:
+        digest = shared.copy()
+        digest.update(_prefixed(client_id))
+        return int.from_bytes(digest.digest()[:8], "little") >> 1
+
+    return seed_of
+
+
+def _prefixed(part: str) -> bytes:
+    encoded = part.encode()
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def derive_generator(run_seed: int, purpose: str, round_number: int = 0, client_id: str = "") -> torch.Generator:

@@ -118,3 +118,13 @@ def test_choose_asks_the_refused_again_only_when_no_others_are_left() -> None:
     best = ranked(members, spec, 1)
     assert choose(members, spec, 1, NOW, {best[0]}).client_ids == (best[1], best[2])
     assert choose(members, spec, 1, NOW, {best[0], best[1]}).client_ids == (best[2], best[0])
+
+
+@given(size=st.integers(1, 60), refused=st.sets(st.integers(0, 49)), over=st.sampled_from([1.0, 1.3, 3.0]))
+def test_choose_ranks_as_a_full_sort_does_with_the_refused_last(size: int, refused: set[int], over: float) -> None:
+    spec, members = spec_of(size=size, over_selection=over), present(50)
+    best = ranked(members, spec, 1)
+    again = {members[index].client_id for index in refused}
+    expected = [name for name in best if name not in again] + [name for name in best if name in again]
+    choice = choose(members, spec, 1, NOW, again)
+    assert list(choice.client_ids) == expected[: math.ceil(size * over)]

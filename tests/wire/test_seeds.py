@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from wire.seeds import derive_generator, derive_seed
+from wire.seeds import client_seeds, derive_generator, derive_seed
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,13 @@ def test_seed_differs_when_any_part_does() -> None:
     seeds = {derive_seed(*part) for part in parts}
     assert len(seeds) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_client_seeds_are_those_of_each_client_however_many_were_asked_for() -> None:
+    seed_of = client_seeds(7, "fit", 3)
+    for client_id in ("", "ana", "ab" * 16, "\u00e9" * 40, "ana"):
+        assert seed_of(client_id) == derive_seed(7, "fit", 3, client_id)
+    assert seed_of("ab" * 16) == 7562946404475857758
 
 
 def test_generator_draws_the_same_numbers_again() -> None:
