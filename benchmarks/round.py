@@ -8,23 +8,19 @@ decays the weights a little: every round has a model of its own, which every cli
 import argparse
 import itertools
 import json
-import os
-import platform
 import signal
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import flower_deployment, stream
+from benchmarks import flower_deployment, machine, stream
 from benchmarks.federation import Federation, FederationFailedError
 from benchmarks.flower_deployment import FlowerResult
 
@@ -222,21 +218,6 @@ def _s(seconds: float) -> str:
     return f"{seconds:.3f} s"
 
 
-def _machine() -> str:
-    """Return processor, cores, memory and load of this machine, and the time."""
-    processor = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        names = [
-            line.partition(":")[2].strip() for line in information.read_text().splitlines() if "model name" in line
-        ]
-        processor = names[0] if names else processor
-    memory = psutil.virtual_memory().total / 2**30
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    load = os.getloadavg()[0]
-    return f"{now}, {os.cpu_count()} cores of {processor}, {memory:.0f} GiB, load {load:.1f}, Python {platform.python_version()}"
-
-
 def _flower_python(arguments: argparse.Namespace, console: Console) -> str | None:
     if arguments.without_flower:
         return None
@@ -262,7 +243,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     flower_python = _flower_python(arguments, console)
-    console.print(_machine(), highlight=False)
+    console.print(machine.describe(), highlight=False)
     results = {}
     for workload in WORKLOADS:
         if workload.name in wanted:
