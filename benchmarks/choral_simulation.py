@@ -29,6 +29,22 @@ def write_data(workload: Workload, folder: Path) -> Path:
     return path
 
 
+def spec_of(workload: Workload, rounds: int) -> dict[str, Any]:
+    """Return the spec of a run that trains as a workload says and evaluates nothing."""
+    return {
+        "name": workload.name,
+        "learner": dict(workload.learner),
+        "rounds": rounds,
+        "cohort": {"size": workload.cohort_size},
+        "local": {
+            "epochs": workload.epochs,
+            "batch_size": workload.batch_size,
+            "optimizer": {"name": "sgd", "learning_rate": workload.learning_rate},
+        },
+        "evaluate": {"every": 0},
+    }
+
+
 def measure(workload: Workload, rounds: int, engine: str, data: Path, options: Sequence[str] = ()) -> PeerResult:
     """Run a simulation in a fresh process.
 
@@ -53,21 +69,9 @@ def run(workload: Workload, rounds: int, data: Path, **setting: Any) -> PeerResu
     import choral
 
     ends: list[float] = []
-    spec = {
-        "name": workload.name,
-        "learner": dict(workload.learner),
-        "rounds": rounds,
-        "cohort": {"size": workload.cohort_size},
-        "local": {
-            "epochs": workload.epochs,
-            "batch_size": workload.batch_size,
-            "optimizer": {"name": "sgd", "learning_rate": workload.learning_rate},
-        },
-        "evaluate": {"every": 0},
-    }
     with tempfile.TemporaryDirectory() as folder:
         result = choral.simulate(
-            spec,
+            spec_of(workload, rounds),
             folder,
             lambda _: ends.append(process_seconds()),
             data=f"npz:{data}",
