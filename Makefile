@@ -35,8 +35,9 @@ format: $(INSTALLED) ## Format the code and mend what ruff can mend
 stubs: $(INSTALLED) ## Generate wire/federation_pb2* from the contract
 	$(call generate,.)
 
-bench: $(INSTALLED) ## Measure a round
+bench: $(INSTALLED) ## Measure a round, then simulations
 	$(BIN)/python -m benchmarks.round
+	$(BIN)/python -m benchmarks.simulation
 
 clean: ## Remove the environment and what the tools left behind
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
