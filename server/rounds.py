@@ -86,18 +86,19 @@ class Rounds:
         model = await asyncio.to_thread(self._last_model, shop)
         # A crash may have come between the last commit and the end of the run.
         reason = self._reason_to_end(await self._last_metrics())
+        left_open = await self._left_open()
         while not reason and self._run.round_number < self._spec.rounds:
-            model, metrics = await self._round(self._run.round_number + 1, model, shop)
+            record, left_open = left_open or self._new_round(), None
+            model, metrics = await self._round(record, model, shop)
             reason = self._reason_to_end(metrics)
         self._status.enter("finished", 0)
         finished = self._run.with_(state=RunState.FINISHED, reason=reason, ended_time=time.time())
         await self._site.store.put_run(finished, self._event("run_finished", reason))
         return finished
 
-    async def _round(self, number: int, model: Model, shop: ModelShop) -> tuple[Model, dict[str, float]]:
+    async def _round(self, record: RoundRecord, model: Model, shop: ModelShop) -> tuple[Model, dict[str, float]]:
         """Play one round to its commit; start it over while it stays below its quorum."""
-        cohort = self._spec.cohort
-        record = await self._open_round(number)
+        cohort, number = self._spec.cohort, record.number
         self._phase_seconds = dict(record.phase_seconds)
         while True:
             with contextlib.ExitStack() as claims:
@@ -109,10 +110,12 @@ class Rounds:
                     return await self._finish_round(record, order, inbox, shop)
             record = await self._start_over(record, inbox)
 
-    async def _open_round(self, number: int) -> RoundRecord:
-        """Return the round that a crash or pause left open, or a new one."""
-        for record in await self._site.store.rounds(self._run.run_id, after=number - 1, limit=1):
-            return record
+    async def _left_open(self) -> RoundRecord | None:
+        """Return the round that a crash or pause left open."""
+        return next(iter(await self._site.store.rounds(self._run.run_id, after=self._run.round_number, limit=1)), None)
+
+    def _new_round(self) -> RoundRecord:
+        number = self._run.round_number + 1
         return RoundRecord(run_id=self._run.run_id, number=number, state=RoundState.OPEN, started_time=time.time())
 
     async def _gather(self, record: RoundRecord, claims: contextlib.ExitStack) -> RoundRecord:

@@ -163,14 +163,17 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
             store.tell = lambda record: _take(record, rounds, on_round)
             await _set_clock(store, rounds)
             torch.set_num_threads(setting.threads or (core_count() if engine == "vectorized" else 1))
+            client_count = len(sites)
             cohort = await asyncio.to_thread(build, engine, spec, sites, setting)
+            # Most engines have copied it.
+            del sites
             try:
                 run = await play(spec, Site(store, cohort, folder / "checkpoints", own_data, is_synced=False))
             finally:
                 cohort.close()
         finally:
             await store.close()
-        title = f"{spec.name}: {spec.learner.name}, {len(sites)} clients, {setting.partition}"
+        title = f"{spec.name}: {spec.learner.name}, {client_count} clients, {setting.partition}"
         _write_results(folder, run, rounds, title)
         return Simulation(run, tuple(rounds), folder, engine)
 

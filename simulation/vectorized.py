@@ -82,7 +82,10 @@ class VectorizedCohort(SimulatedCohort):
                 raise TrainingStopped("The round has closed.")
 
         try:
-            weights, refusals = await self._in_thread(partial(self._weights, order, client_ids))
+            held_out: Mapping[str, Evaluation] = {}
+            if order.spec.weight_by == "quality":
+                held_out = await self._in_thread(partial(self._evaluate, order, client_ids))
+            weights, refusals = self._weights(order.spec, client_ids, held_out)
             for refusal in refusals:
                 yield refusal
             for names in blocks_of(list(weights), self._block):
@@ -116,11 +119,11 @@ class VectorizedCohort(SimulatedCohort):
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _weights(self, order: Order, client_ids: Sequence[str]) -> tuple[dict[str, int], list[Refused]]:
+    def _weights(
+        self, spec: RunSpec, client_ids: Sequence[str], held_out: Mapping[str, Evaluation]
+    ) -> tuple[dict[str, int], list[Refused]]:
         """Return the weight of each client that can take part, in this order, and what the others say."""
-        spec, weights, refusals = order.spec, {}, []
-        by_quality = spec.weight_by == "quality"
-        held_out = self._evaluate(order, client_ids) if by_quality else {}
+        weights, refusals = {}, []
         for client_id in client_ids:
             count = len(self._training.ranges[client_id])
             try:
@@ -128,7 +131,7 @@ class VectorizedCohort(SimulatedCohort):
                     raise DataError("Training data: batches must have at least 1 examples, got 0.")
                 weights[client_id] = (
                     weight_by_quality(spec, count, held_out[client_id])
-                    if by_quality
+                    if spec.weight_by == "quality"
                     else min(count, spec.limits.weight_cap)
                 )
             except DataError as error:
