@@ -102,7 +102,12 @@ class Rounds:
         self._phase_seconds = dict(record.phase_seconds)
         while True:
             with contextlib.ExitStack() as claims:
-                record = await self._gather(record, claims)
+                try:
+                    record = await self._gather(record, claims)
+                except QuorumError:
+                    # The time that was spent waiting counts when the run is resumed.
+                    await self._site.store.put_round(record.with_(phase_seconds=dict(self._phase_seconds)))
+                    raise
                 order = Order(self._run.run_id, number, record.attempt, self._spec, model, len(record.selected))
                 inbox = await self._train(order, record.selected, shop)
                 record = record.with_(refusals=[*record.refusals, *inbox.refusals])
@@ -337,8 +342,10 @@ class Rounds:
     def _timed(self, phase: str) -> Iterator[None]:
         clock = asyncio.get_running_loop().time
         start = clock()
-        yield
-        self._phase_seconds[phase] = self._phase_seconds.get(phase, 0.0) + clock() - start
+        try:
+            yield
+        finally:
+            self._phase_seconds[phase] = self._phase_seconds.get(phase, 0.0) + clock() - start
 
 
 def _training_means(record: RoundRecord) -> dict[str, float]:

@@ -61,7 +61,7 @@ def choose(
         for member in members
         if not member.claimed_by
         and (member.learners is None or spec.learner.name in member.learners)
-        and (member.is_present or now - member.absent_since < cohort.return_seconds)
+        and (member.is_present or now < member.absent_since + cohort.return_seconds)
     ]
     size = cohort.size or math.ceil((cohort.fraction or 1.0) * len(candidates))
     want = max(1, size, cohort.fewest if cohort.size is None else 0)

@@ -5,6 +5,7 @@ trains decides nothing.
 """
 
 import asyncio
+import contextvars
 import math
 import selectors
 from collections.abc import Callable
@@ -15,6 +16,15 @@ Value = TypeVar("Value")
 Arguments = TypeVarTuple("Arguments")
 
 
+TICK = 2.0**-20
+"""The clock's step, seconds. Sums and differences of moments are exact for 130 years, so a timer is never early, nor late by rounding."""
+
+
+def next_tick(moment: float) -> float:
+    """Return a moment, seconds, or the first one after it that is a whole number of ticks."""
+    return math.ceil(moment / TICK) * TICK
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop on simulated time. Whatever takes real time must run in an executor of it, as `asyncio.to_thread` does."""
 
@@ -23,8 +33,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         self._at_work = 0
         super().__init__(_JumpingSelector(self))
-        # Timers as near as this are due. A float's steps are coarser after 300 years only, and with coarser ones none would come due.
-        self._clock_resolution = 1e-6
+        # asyncio takes a timer for due when it is less than this ahead: of two ticks, one is due and the other is not.
+        self._clock_resolution = TICK / 2
 
     def time(self) -> float:
         """Return the simulated time, seconds since the simulation's start."""
@@ -32,8 +42,25 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def jump(self, seconds: float) -> None:
         """Let simulated time pass at once."""
-        # At least to the next float, so that a timer comes due in the end.
-        self._now = max(self._now + seconds, math.nextafter(self._now, math.inf))
+        self._now = next_tick(self._now + seconds)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Arguments], object],
+        *args: *Arguments,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call at a moment, or at the first tick after it."""
+        return super().call_at(next_tick(when), callback, *args, context=context)
+
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        """Wait for the executor's threads, for which time stands still."""
+        self._at_work += 1
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            self._at_work -= 1
 
     @property
     def is_at_work(self) -> bool:

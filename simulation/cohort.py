@@ -17,13 +17,14 @@ from models import Evaluation, build_learner
 from server.cohort import Cohort, Member, Order
 from server.inbox import Arrival, Ballot, Binding, Inbox
 from server.signal import Signal
+from simulation.clock import next_tick
 from simulation.population import Population
 from wire.federation_pb2 import RefusalReason
 from wire.seeds import derive_seed
 from wire.spec import RunSpec
 
-TICK_SECONDS = 1.0
-"""How often at most those who wait for clients to come look again."""
+LOOK_SECONDS = 1.0
+"""Those who wait for clients look again in whole multiples of this, or later, when the next client comes or goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +134,12 @@ class SimulatedCohort(Cohort, ABC):
         due = self._evaluation_due(order, client_ids)
         with self._followed(client_ids):
             async with contextlib.aclosing(self._evaluations(order, list(due))) as evaluations:
-                async for client_id, evaluation in evaluations:
+                async for client_id, found in evaluations:
                     await _until(due[client_id])
-                    ballot.record(client_id, evaluation)
+                    if isinstance(found, Refused):
+                        ballot.fail(client_id, found.detail)
+                    else:
+                        ballot.record(client_id, found)
             await self._until_settled(ballot)
 
     @abstractmethod
@@ -143,7 +147,9 @@ class SimulatedCohort(Cohort, ABC):
         """Yield what each client brings, in this order. Closed early, it ends what is being computed soon."""
 
     @abstractmethod
-    def _evaluations(self, order: Order, client_ids: Sequence[str]) -> AsyncGenerator[tuple[str, Evaluation], None]:
+    def _evaluations(
+        self, order: Order, client_ids: Sequence[str]
+    ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
         """Yield what each client measures of `order.model`, in this order."""
 
     @abstractmethod
@@ -196,8 +202,9 @@ class SimulatedCohort(Cohort, ABC):
         for client_id in client_ids:
             count, size = self._held_out_counts[client_id], order.model.vector.nbytes
             seconds = population.evaluate_seconds(client_id, order.round_number, count, size)
-            if client_id not in self._fallen_out:
-                due[client_id] = population.next_presence(client_id, population.next_presence(client_id, now) + seconds)
+            moment = population.next_presence(client_id, population.next_presence(client_id, now) + seconds)
+            if moment < self._fallen_out.get(client_id, math.inf):
+                due[client_id] = moment
         return _earliest_first(due, now + order.spec.cohort.deadline_seconds)
 
     def _member_now(self, client_id: str) -> Member:
@@ -207,12 +214,8 @@ class SimulatedCohort(Cohort, ABC):
         fell = self._fallen_out.get(client_id, math.inf)
         if presence.is_present and now < fell:
             return self._always_there[client_id]
-        return Member(
-            client_id,
-            client_id,
-            is_present=False,
-            absent_since=min(fell, now) if presence.is_present else presence.since,
-        )
+        since = fell if presence.is_present else min(fell, presence.since)
+        return Member(client_id, client_id, is_present=False, absent_since=since)
 
     @contextlib.contextmanager
     def _followed(self, client_ids: Sequence[str]) -> Iterator[None]:
@@ -242,19 +245,22 @@ class SimulatedCohort(Cohort, ABC):
                 timer.cancel()
 
     def _look_again(self) -> None:
-        """Notify when the next client comes or goes."""
+        """Notify when the next client comes or goes. When that is follows from the time alone, and not from who has looked before."""
         assert self._population is not None
         loop = asyncio.get_running_loop()
-        if self._next_look is not None and self._next_look.when() > loop.time():
-            return
-        until = min(self._population.presence(client_id, loop.time()).until for client_id in self._training_counts)
+        now = loop.time()
+        if self._next_look is not None:
+            self._next_look.cancel()
+        until = min(self._population.presence(client_id, now).until for client_id in self._training_counts)
         if until < math.inf:
-            self._next_look = loop.call_at(max(until, loop.time() + TICK_SECONDS), self._changed.notify)
+            soonest = (now // LOOK_SECONDS + 1) * LOOK_SECONDS
+            self._next_look = loop.call_at(max(until, soonest), self._changed.notify)
 
 
 def _earliest_first(due: Mapping[str, float], deadline: float) -> dict[str, float]:
     in_order = sorted(due.items(), key=lambda item: (item[1], item[0]))
-    return {client_id: moment for client_id, moment in in_order if moment < deadline}
+    latest = next_tick(deadline)
+    return {client_id: moment for client_id, moment in in_order if moment < math.inf and next_tick(moment) < latest}
 
 
 async def _until(moment: float) -> None:

@@ -10,6 +10,7 @@ https://doi.org/10.1137/0117039
 import asyncio
 import contextlib
 import logging
+import threading
 from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -51,11 +52,14 @@ class Seat(Protocol):
             WorkerLostError: The worker died.
         """
 
-    def evaluate(self, client_ids: Sequence[str]) -> list[Evaluation]:
+    def evaluate(self, client_ids: Sequence[str]) -> list[Evaluation | Refused]:
         """Measure the published model on the held-out data of clients. Raises `WorkerLostError`."""
 
     def replace(self) -> None:
         """Put a new worker in the place of one that died. Raises `SimulationError` when none can be had."""
+
+    def interrupt(self) -> None:
+        """Let a call that another thread is in come to its end soon."""
 
     def close(self) -> None:
         """End the worker."""
@@ -76,6 +80,7 @@ class CrewCohort(SimulatedCohort):
         self._free: asyncio.Queue[Seat] = asyncio.Queue()
         for seat in seats:
             self._free.put_nowait(seat)
+        self._is_closing = threading.Event()
         self._threads = ThreadPoolExecutor(len(seats), thread_name_prefix="seat")
 
     @abstractmethod
@@ -90,7 +95,7 @@ class CrewCohort(SimulatedCohort):
         self, order: Order, client_ids: Sequence[str], binding: Binding
     ) -> AsyncGenerator[Outcome, None]:
         await self._hand_out(order)
-        trainings = [partial(_train, client_id, order.round_number) for client_id in client_ids]
+        trainings = [partial(self._train, client_id, order.round_number) for client_id in client_ids]
         try:
             async with contextlib.aclosing(self._in_order(trainings, order.model.vector.nbytes)) as results:
                 async for client_id, found in results:
@@ -100,27 +105,34 @@ class CrewCohort(SimulatedCohort):
 
     async def _evaluations(
         self, order: Order, client_ids: Sequence[str]
-    ) -> AsyncGenerator[tuple[str, Evaluation], None]:
+    ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
         await self._hand_out(order)
         parts = blocks_of(client_ids, max(1, len(client_ids) // (4 * len(self._seats))))
-        async with contextlib.aclosing(self._in_order([partial(_evaluate, part) for part in parts], 1)) as results:
+        async with contextlib.aclosing(self._in_order([partial(self._evaluate, part) for part in parts], 1)) as results:
             async for part in results:
                 for result in part:
                     yield result
 
     def close(self) -> None:
-        """End the workers, after what they are at."""
+        """End the workers, and what they are at."""
+        self._is_closing.set()
         self._stop()
         for seat in self._seats:
-            self._threads.submit(seat.close)
+            seat.interrupt()
         self._threads.shutdown(wait=True)
+        for seat in self._seats:
+            seat.close()
 
     async def _hand_out(self, order: Order) -> None:
         """Publish the model once nobody works on another one."""
-        free = [await self._free.get() for _ in self._seats]
-        await asyncio.to_thread(self._publish, order.model.vector)
-        for seat in free:
-            self._free.put_nowait(seat)
+        free: list[Seat] = []
+        try:
+            while len(free) < len(self._seats):
+                free.append(await self._free.get())
+            await asyncio.to_thread(self._publish, order.model.vector)
+        finally:
+            for seat in free:
+                self._free.put_nowait(seat)
 
     async def _in_order(self, works: Sequence[Callable[[Seat], Value]], byte_count: int) -> AsyncGenerator[Value, None]:
         """Do each work on a free seat, and yield the results, of so many bytes each, in the order of the works."""
@@ -151,25 +163,38 @@ class CrewCohort(SimulatedCohort):
         if not done.cancelled():
             done.exception()  # it has been told where somebody waits
 
-
-def _train(client_id: str, round_number: int, seat: Seat) -> tuple[str, Result | Refused]:
-    """Train a client on a seat, on one worker after another if they die."""
-    try:
-        return client_id, _with_replacements(seat, lambda: seat.train(client_id, round_number), client_id)
-    except WorkerLostError as error:
-        return client_id, Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_ERROR, str(error))
-
-
-def _evaluate(client_ids: Sequence[str], seat: Seat) -> list[tuple[str, Evaluation]]:
-    found = _with_replacements(seat, lambda: seat.evaluate(client_ids), ", ".join(client_ids))
-    return list(zip(client_ids, found, strict=True))
-
-
-def _with_replacements(seat: Seat, work: Callable[[], Value], subject: str) -> Value:
-    for _ in range(DEATHS):
+    def _train(self, client_id: str, round_number: int, seat: Seat) -> tuple[str, Result | Refused]:
+        """Train a client on a seat, on one worker after another if they die."""
         try:
-            return work()
+            return client_id, self._persistently(seat, lambda: seat.train(client_id, round_number), client_id)
         except WorkerLostError as error:
-            log.warning("%s: %s A new worker takes its place.", subject, error)
-            seat.replace()
-    raise WorkerLostError(f"At most {DEATHS - 1} workers may die under one client, got {DEATHS}.")
+            return client_id, _given_up(client_id, error)
+
+    def _evaluate(self, client_ids: Sequence[str], seat: Seat) -> list[tuple[str, Evaluation | Refused]]:
+        """Evaluate on a seat, client by client if workers die."""
+        try:
+            found = self._persistently(seat, lambda: seat.evaluate(client_ids), ", ".join(client_ids))
+            return list(zip(client_ids, found, strict=True))
+        except WorkerLostError as error:
+            if len(client_ids) == 1:
+                return [(client_ids[0], _given_up(client_ids[0], error))]
+            return [result for client_id in client_ids for result in self._evaluate([client_id], seat)]
+
+    def _persistently(self, seat: Seat, work: Callable[[], Value], subject: str) -> Value:
+        deaths = 0
+        while True:
+            try:
+                return work()
+            except WorkerLostError as error:
+                if self._is_closing.is_set():
+                    raise
+                deaths += 1
+                log.warning("%s: %s A new worker takes its place.", subject, error)
+                seat.replace()
+                if deaths == DEATHS:
+                    raise
+
+
+def _given_up(client_id: str, error: WorkerLostError) -> Refused:
+    detail = f"{DEATHS} workers must not die under one client, the last one: {error}"
+    return Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_ERROR, detail)

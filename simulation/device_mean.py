@@ -30,6 +30,10 @@ class DeviceMean(WeightedMean):
         """Number of coordinates."""
         return len(self._sum)
 
+    def merge(self, other: WeightedMean) -> None:
+        """Refuse: nothing that lies on a device is handed up by an aggregator."""
+        raise TypeError("A sum on a device must be made of contributions, got another sum.")
+
     def mean(self) -> Vector:
         """Return the mean, float32 (size,), in this machine's memory."""
         # Divided here: torch on a GPU multiplies by the reciprocal of a number, which is not the same in the last bit.

@@ -47,7 +47,7 @@ def choose(name: EngineName, spec: RunSpec, resources: Resources) -> tuple[str, 
     if name != "auto":
         return name, "as asked for"
     device, devices = resources.one_device(), resources.devices()
-    reason = reason_against(spec)
+    reason = reason_against(spec, device)
     if not reason:
         count = Layout.of(build_learner(spec.learner, "meta").init(0)).size
         if device.type != "cpu":

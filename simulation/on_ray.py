@@ -92,7 +92,22 @@ class RayCohort(CrewCohort):
             DataError: Some client's data does not suit the learner, or is not of the others' shape.
             SimulationError: The spec's trace of clients cannot be used, the cluster cannot be reached, or has no room for the actors.
         """
-        resources = resources or Resources()
+        self._is_ours = False
+        self._model: list[Any] = []
+        super().__init__(spec, sites, lambda: self._take_seats(spec, sites, resources or Resources()))
+
+    def close(self) -> None:
+        """End the actors, and the cluster if it was made for them; another one stays as it is."""
+        super().close()
+        self._disconnect()
+
+    def _publish(self, vector: Vector) -> None:
+        self._model[:] = [ray.put(vector)]
+
+    def _stop(self) -> None:
+        """Do nothing: an actor ends what it is at."""
+
+    def _take_seats(self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources) -> Sequence["RaySeat"]:
         device, threads = resources.device, resources.threads or 1
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
@@ -112,22 +127,10 @@ class RayCohort(CrewCohort):
                 0 if gpu_count else threads,
                 1 if gpu_count else 0,
             )
-            self._model: list[Any] = []
-            super().__init__(spec, pooled, lambda: _seated(plan, self._model, count))
+            return _seated(plan, self._model, count)
         except BaseException:
             self._disconnect()
             raise
-
-    def close(self) -> None:
-        """End the actors, and the cluster if it was made for them; another one stays as it is."""
-        super().close()
-        self._disconnect()
-
-    def _publish(self, vector: Vector) -> None:
-        self._model[:] = [ray.put(vector)]
-
-    def _stop(self) -> None:
-        """Do nothing: an actor ends what it is at."""
 
     def _disconnect(self) -> None:
         if self._is_ours:
@@ -151,9 +154,9 @@ class RaySeat:
         found: Result | Refused = self._get(self.actor.train.remote(client_id, round_number, self._model[0]))
         return found
 
-    def evaluate(self, client_ids: Sequence[str]) -> list[Evaluation]:
+    def evaluate(self, client_ids: Sequence[str]) -> list[Evaluation | Refused]:
         """Measure the published model."""
-        found: list[Evaluation] = self._get(self.actor.evaluate.remote(list(client_ids), self._model[0]))
+        found: list[Evaluation | Refused] = self._get(self.actor.evaluate.remote(list(client_ids), self._model[0]))
         return found
 
     def await_ready(self) -> None:
@@ -173,6 +176,10 @@ class RaySeat:
         self.close()
         self.actor = self._start()
         self.await_ready()
+
+    def interrupt(self) -> None:
+        """End the actor: what it is at cannot be stopped."""
+        self.close()
 
     def close(self) -> None:
         """End the actor."""
@@ -211,7 +218,7 @@ class _Actor:
         """Train a client from a model."""
         return self._worker.train(client_id, round_number, vector, lambda _: None)
 
-    def evaluate(self, client_ids: Sequence[str], vector: Vector) -> list[Evaluation]:
+    def evaluate(self, client_ids: Sequence[str], vector: Vector) -> list[Evaluation | Refused]:
         """Measure a model on the held-out data of clients."""
         return [self._worker.evaluate(client_id, vector) for client_id in client_ids]
 

@@ -3,7 +3,6 @@
 Results equal the serial engine's to the bit, as long as both compute on the same kind of device with the same number of threads.
 """
 
-import contextlib
 import dataclasses
 import multiprocessing
 import signal
@@ -111,35 +110,55 @@ class ProcessesCohort(CrewCohort):
             DataError: Some client's data does not suit the learner, or is not of the others' shape.
             SimulationError: The spec's trace of clients cannot be used, or no worker can be started.
         """
-        resources = resources or Resources()
-        size = Layout.of(build_learner(spec.learner, "meta").init(0)).size
-        shared: list[SharedTensor] = []
+        self._shared: list[SharedTensor] = []
+        super().__init__(spec, sites, lambda: self._take_seats(spec, sites, resources or Resources()))
 
-        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            shared.append(SharedTensor.zeros(shape, dtype))
-            return shared[-1].tensor
-
-        pooled = PooledSites.copied(sites, allocate)
-        inputs, targets, held_out_inputs, held_out_targets = shared
-        self._common = Common(
-            spec,
-            pooled.kind,
-            (pooled.training.ranges, pooled.held_out.ranges),
-            (inputs, targets, held_out_inputs, held_out_targets),
-            SharedTensor.zeros((size,), torch.float32),
-            SharedTensor.zeros((1,), torch.int64),
-        )
-        places = [
-            Place(device, resources.threads or 1, SharedTensor.zeros((size,), torch.float32))
-            for device in resources.devices()
-        ]
-        super().__init__(spec, pooled, lambda: [_ProcessSeat(self._common, place) for place in places])
+    def close(self) -> None:
+        """End the workers, and give their memory back."""
+        super().close()
+        self._give_back()
 
     def _publish(self, vector: Vector) -> None:
         np.copyto(self._common.model.tensor.numpy(), vector)
 
     def _stop(self) -> None:
         self._common.stops.tensor.add_(1)
+
+    def _take_seats(
+        self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources
+    ) -> Sequence["_ProcessSeat"]:
+        try:
+            pooled = PooledSites.copied(sites, self._allocate)
+            inputs, targets, held_out_inputs, held_out_targets = self._shared
+            size = Layout.of(build_learner(spec.learner, "meta").init(0)).size
+            model = self._share((size,), torch.float32)
+            self._common = Common(
+                spec,
+                pooled.kind,
+                (pooled.training.ranges, pooled.held_out.ranges),
+                (inputs, targets, held_out_inputs, held_out_targets),
+                model,
+                self._share((1,), torch.int64),
+            )
+            places = [
+                Place(device, resources.threads or 1, self._share((size,), torch.float32))
+                for device in resources.devices()
+            ]
+            return [_ProcessSeat(self._common, place) for place in places]
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self._share(shape, dtype).tensor
+
+    def _share(self, shape: tuple[int, ...], dtype: torch.dtype) -> SharedTensor:
+        self._shared.append(SharedTensor.zeros(shape, dtype))
+        return self._shared[-1]
+
+    def _give_back(self) -> None:
+        while self._shared:
+            self._shared.pop().close()
 
 
 class _ProcessSeat:
@@ -162,7 +181,7 @@ class _ProcessSeat:
         assert isinstance(found, Refused)
         return found
 
-    def evaluate(self, client_ids: Sequence[str]) -> list[Evaluation]:
+    def evaluate(self, client_ids: Sequence[str]) -> list[Evaluation | Refused]:
         """Measure the published model."""
         found = self._ask(EvaluateRequest(tuple(client_ids)))
         assert isinstance(found, list)
@@ -172,6 +191,9 @@ class _ProcessSeat:
         """Start another process."""
         self.close()
         self._start()
+
+    def interrupt(self) -> None:
+        """Do nothing: a stop ends what the worker is at after its next step."""
 
     def close(self) -> None:
         """End the process, which ends by itself once it is asked for nothing more."""
@@ -184,7 +206,7 @@ class _ProcessSeat:
         with _STARTING, _without_main(), theirs:
             try:
                 process.start()
-            except OSError as error:
+            except (OSError, EOFError) as error:
                 raise SimulationError(f"Worker process: must start, got: {error}.") from error
         self._process, self._pipe = process, ours
 
@@ -208,11 +230,9 @@ def _work(common: Common, place: Place, pipe: "Connection[object, object]") -> N
     worker = Worker(common.spec, common.sites, place.device)
     while True:
         try:
-            request = pipe.recv()
-        except EOFError:
+            pipe.send(_answer(pipe.recv(), worker, common, place))
+        except (EOFError, ConnectionError):
             return
-        with contextlib.suppress(BrokenPipeError):
-            pipe.send(_answer(request, worker, common, place))
 
 
 def _answer(request: object, worker: Worker, common: Common, place: Place) -> object:

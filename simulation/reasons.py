@@ -28,12 +28,14 @@ _LAYERS = (
 """Layers whose output for one client depends on its own examples alone, one by one, and that have a form for many, or a rule for vmap."""
 
 
-def reason_against(spec: RunSpec) -> str:
+def reason_against(spec: RunSpec, device: torch.device) -> str:
     """Return why the vectorized engine cannot train a spec as the serial one would, or nothing when it can.
 
     Raises:
         LearnerError: The zoo cannot build the learner.
     """
+    if device.type not in ("cpu", "cuda"):
+        return f"device {device.type} has no float64, in which results are gathered"
     learner = build_learner(spec.learner, "meta")
     name = spec.learner.name
     if not isinstance(learner, GradientLearner) or type(learner).fit is not GradientLearner.fit:

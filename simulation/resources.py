@@ -42,4 +42,6 @@ class Resources(Strict):
 
 def core_count() -> int:
     """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -18,7 +18,7 @@ from server.inbox import Binding
 from server.records import RunRecord
 from server.rounds import Site
 from server.store import Store
-from simulation.cohort import Outcome, SimulatedCohort, outcome_of
+from simulation.cohort import Outcome, Refused, SimulatedCohort, outcome_of
 from simulation.play import play
 from simulation.resources import Resources
 from simulation.worker import Worker
@@ -65,7 +65,7 @@ class SerialCohort(SimulatedCohort):
 
     async def _evaluations(
         self, order: Order, client_ids: Sequence[str]
-    ) -> AsyncGenerator[tuple[str, Evaluation], None]:
+    ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
         for client_id in client_ids:
             yield client_id, await self._in_thread(partial(self._worker.evaluate, client_id, order.model.vector))
 

@@ -122,9 +122,7 @@ def simulate(
 
 def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
     """Run to the end here, or in a thread where there is an event loop already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if asyncio._get_running_loop() is None:
         return _run_virtually(playing)
     started: Future[Callable[[], object]] = Future()
 

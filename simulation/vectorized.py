@@ -57,11 +57,11 @@ class VectorizedCohort(SimulatedCohort):
             SpecError: The learner or the optimizer cannot be vectorized.
             DataError: Some client's data does not suit the learner, or is not of the others' shape.
         """
-        if reason := reason_against(spec):
-            raise SpecError(f"Run spec: the vectorized engine cannot train it: {reason}. Take the serial engine.")
-        super().__init__(spec, sites)
         resources = resources or Resources()
         self._device = resources.one_device()
+        if reason := reason_against(spec, self._device):
+            raise SpecError(f"Run spec: the vectorized engine cannot train it: {reason}. Take the serial engine.")
+        super().__init__(spec, sites)
         learner = gradient_learner(spec, self._device)
         pooled = PooledSites.copied(sites, lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self._device))
         self._training, self._held_out = pooled.training, pooled.held_out
@@ -82,21 +82,14 @@ class VectorizedCohort(SimulatedCohort):
                 raise TrainingStopped("The round has closed.")
 
         try:
-            held_out: Mapping[str, Evaluation] = {}
-            if order.spec.weight_by == "quality":
-                held_out = await self._in_thread(partial(self._evaluate, order, client_ids))
-            weights, refusals = self._weights(order.spec, client_ids, held_out)
-            for refusal in refusals:
-                yield refusal
-            for names in blocks_of(list(weights), self._block):
-                block = {client_id: weights[client_id] for client_id in names}
+            for names in blocks_of(client_ids, self._block):
                 try:
-                    outcomes = await self._in_thread(partial(self._train, order, block, binding, report))
+                    outcomes = await self._in_thread(partial(self._train, order, names, binding, report))
+                except TrainingStopped:
+                    raise
                 except Exception as error:
-                    # As clients would: their failure is not the round's.
                     log.exception("clients %s: unexpected error", ", ".join(names))
-                    reason = RefusalReason.REFUSAL_REASON_CLIENT_ERROR
-                    outcomes = {name: Refused(name, reason, f"Unexpected {error!r}") for name in names}
+                    outcomes = dict(_failed(names, error))
                 for name in names:
                     yield outcomes[name]
         finally:
@@ -104,8 +97,14 @@ class VectorizedCohort(SimulatedCohort):
 
     async def _evaluations(
         self, order: Order, client_ids: Sequence[str]
-    ) -> AsyncGenerator[tuple[str, Evaluation], None]:
-        for result in (await self._in_thread(partial(self._evaluate, order, client_ids))).items():
+    ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
+        found: Mapping[str, Evaluation | Refused]
+        try:
+            found = await self._in_thread(partial(self._evaluate, order, client_ids))
+        except Exception as error:
+            log.exception("clients %s: unexpected error", ", ".join(client_ids))
+            found = _failed(client_ids, error)
+        for result in found.items():
             yield result
 
     def empty_sum(self, grid: Grid, size: int) -> WeightedMean:
@@ -119,11 +118,12 @@ class VectorizedCohort(SimulatedCohort):
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _weights(
-        self, spec: RunSpec, client_ids: Sequence[str], held_out: Mapping[str, Evaluation]
-    ) -> tuple[dict[str, int], list[Refused]]:
-        """Return the weight of each client that can take part, in this order, and what the others say."""
-        weights, refusals = {}, []
+    def _weights(self, order: Order, client_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, Outcome]]:
+        """Return the weight of each client that can take part, and what the others say."""
+        spec, weights = order.spec, {}
+        refusals: dict[str, Outcome] = {}
+        by_quality = spec.weight_by == "quality"
+        held_out = self._evaluate(order, client_ids) if by_quality else {}
         for client_id in client_ids:
             count = len(self._training.ranges[client_id])
             try:
@@ -131,35 +131,32 @@ class VectorizedCohort(SimulatedCohort):
                     raise DataError("Training data: batches must have at least 1 examples, got 0.")
                 weights[client_id] = (
                     weight_by_quality(spec, count, held_out[client_id])
-                    if spec.weight_by == "quality"
+                    if by_quality
                     else min(count, spec.limits.weight_cap)
                 )
             except DataError as error:
-                refusals.append(Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_DATA, str(error)))
+                refusals[client_id] = Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_DATA, str(error))
         return weights, refusals
 
     def _train(
-        self, order: Order, weights: Mapping[str, int], binding: Binding, report: Callable[[], None]
+        self, order: Order, client_ids: Sequence[str], binding: Binding, report: Callable[[], None]
     ) -> dict[str, Outcome]:
+        """Return what each client brings, or says."""
         begin, local = time.perf_counter(), order.spec.local
+        weights, outcomes = self._weights(order, client_ids)
+        if not weights:
+            return outcomes
         plan = draw_plan(list(weights), self._training.ranges, local, Round(order.spec.seed, order.round_number))
         trained = self._stacked.fit(self._state(order), self._training.data, plan, local, report)
         # On a GPU they stay there, where `empty_sum` adds them up.
         changes: Any = trained.changes.numpy() if self._device.type == "cpu" else trained.changes
         losses = trained.losses.tolist()
         seconds = (time.perf_counter() - begin) / len(weights)
-        return {
-            client_id: Arrival(
-                client_id,
-                binding,
-                weights[client_id],
-                int(plan.sizes[place]),
-                {"train_loss": losses[place]} if local.epochs else {},
-                seconds,
-                changes[place],
-            )
-            for place, client_id in enumerate(plan.client_ids)
-        }
+        for place, client_id in enumerate(plan.client_ids):
+            metrics = {"train_loss": losses[place]} if local.epochs else {}
+            size, change = int(plan.sizes[place]), changes[place]
+            outcomes[client_id] = Arrival(client_id, binding, weights[client_id], size, metrics, seconds, change)
+        return outcomes
 
     def _evaluate(self, order: Order, client_ids: Sequence[str]) -> dict[str, Evaluation]:
         ranges = [self._held_out.ranges[client_id] for client_id in client_ids]
@@ -179,3 +176,9 @@ class VectorizedCohort(SimulatedCohort):
 
     def _state(self, order: Order) -> State:
         return {name: tensor.to(self._device) for name, tensor in self._layout.views(order.model.vector).items()}
+
+
+def _failed(client_ids: Sequence[str], error: Exception) -> dict[str, Refused]:
+    """Return what clients say to an error, as each would on its own: their failure is not the round's."""
+    reason, detail = RefusalReason.REFUSAL_REASON_CLIENT_ERROR, f"Unexpected {error!r}"
+    return {client_id: Refused(client_id, reason, detail) for client_id in client_ids}

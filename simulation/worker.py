@@ -52,12 +52,20 @@ class Worker:
             return Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_DATA, str(error))
         except Exception as error:
             log.exception("client %s: unexpected error", client_id)
-            return Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_ERROR, f"Unexpected {error!r}")
+            return _failed(client_id, error)
 
-    def evaluate(self, client_id: str, vector: Vector) -> Evaluation:
-        """Measure a model on a client's held-out examples."""
-        return self._trainer.evaluate(vector, self._data(client_id))
+    def evaluate(self, client_id: str, vector: Vector) -> Evaluation | Refused:
+        """Measure a model on a client's held-out examples, or say as the client would that it cannot."""
+        try:
+            return self._trainer.evaluate(vector, self._data(client_id))
+        except Exception as error:
+            log.exception("client %s: unexpected error", client_id)
+            return _failed(client_id, error)
 
     def _data(self, client_id: str) -> LocalData:
         data = self._sites[client_id]
         return LocalData(data.kind, data.training.to(self._device), data.held_out.to(self._device))
+
+
+def _failed(client_id: str, error: Exception) -> Refused:
+    return Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_ERROR, f"Unexpected {error!r}")

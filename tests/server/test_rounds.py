@@ -195,7 +195,10 @@ async def test_play_without_enough_clients_raises_and_asks_nobody(scene: Scene) 
     with pytest.raises(QuorumError, match=message):
         await scene.play(spec(cohort={"size": 3, "quorum": 2, "wait_seconds": 0.1}))
     assert scene.scripted.trained == []
-    assert await scene.store.rounds("run") == []
+    (record,) = await scene.store.rounds("run")
+    # The time that was waited is not lost when the run is resumed.
+    assert (record.state, record.selected) == (RoundState.OPEN, [])
+    assert record.phase_seconds["select"] >= 0.1
 
 
 class SlowStore(SqliteStore):

@@ -113,6 +113,14 @@ def test_choose_keeps_the_place_of_one_that_is_expected_back_for_a_while() -> No
     assert later.is_ready
 
 
+def test_choose_gives_up_at_the_moment_that_it_named() -> None:
+    # In floats, now - absent_since is still below 20 here, although absent_since + 20 is now.
+    gone = Member("a" * 32, "site", is_present=False, absent_since=509.8760675960305)
+    spec = spec_of(size=1, return_seconds=20.0)
+    assert choose([gone], spec, 1, 529.8).back_by == 529.8760675960305
+    assert choose([gone], spec, 1, 529.8760675960305).absent == frozenset()
+
+
 def test_choose_asks_the_refused_again_only_when_no_others_are_left() -> None:
     spec, members = spec_of(size=2), present(3)
     best = ranked(members, spec, 1)

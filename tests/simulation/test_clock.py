@@ -85,7 +85,7 @@ def test_timeouts_hold_in_simulated_time() -> None:
     assert run(main()) == 3600.0
 
 
-@pytest.mark.parametrize("start", [0.1, 1e6 + 0.3, 3e8 + 1 / 3, 9e9])
+@pytest.mark.parametrize("start", [0.1, 1e6 + 0.3, 3e8 + 1 / 3, 4e9 + 0.3])
 def test_timers_come_due_however_late_it_is(start: float) -> None:
     async def main() -> float:
         loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from client.data import LocalData
 from server.errors import QuorumError
@@ -39,12 +40,15 @@ def spec(cohort: Mapping[str, Any], **behaviour: Any) -> RunSpec:
 
 
 def played(
-    configured: RunSpec, folder: Path, engine: type[SerialCohort] | type[VectorizedCohort] = SerialCohort
+    configured: RunSpec,
+    folder: Path,
+    engine: type[SerialCohort] | type[VectorizedCohort] = SerialCohort,
+    clients: Mapping[str, LocalData] | None = None,
 ) -> tuple[Vector, list[RoundRecord]]:
     """Play on a simulation's clock."""
 
     async def main() -> tuple[Vector, list[RoundRecord]]:
-        cohort: SimulatedCohort = engine(configured, data())
+        cohort: SimulatedCohort = engine(configured, clients or data())
         vector, records = await play(cohort, configured, folder)
         return vector, list(records)
 
@@ -148,6 +152,26 @@ def test_engines_agree_on_who_is_in_and_when(tmp_path: Path, jitter: float) -> N
     assert [who(record) for record in vectorized] == [who(record) for record in serial]
     assert [record.phase_seconds for record in vectorized] == [record.phase_seconds for record in serial]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_engines_agree_on_who_is_refused_and_when(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    # site-3, which has nothing to weigh its contribution by, is away until long after the others are done.
+    trace.write_text(
+        "client,from_seconds,until_seconds\nsite-0,0,999\nsite-1,0,999\nsite-2,0,999\nsite-3,0,1\nsite-3,90,999\n"
+    )
+    configured = spec({"quorum": 2, "return_seconds": 5.0}, trace=str(trace))
+    configured = configured.model_copy(update={"rounds": 1, "weight_by": "quality"})
+    without = data()
+    without["site-3"] = LocalData(
+        "memory", without["site-3"].training, without["site-3"].held_out.select(torch.arange(0))
+    )
+    rounds = []
+    for engine in (SerialCohort, VectorizedCohort):
+        _, (record,) = played(configured, tmp_path / engine.__name__, engine, without)
+        rounds.append((who(record), record.refusals, record.phase_seconds))
+    assert rounds[0] == rounds[1]
+    assert rounds[0][0] == ALL[:3]
 
 
 def test_without_behaviour_rounds_take_no_simulated_time_and_have_no_deadline(tmp_path: Path) -> None:

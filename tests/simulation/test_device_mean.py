@@ -75,6 +75,12 @@ def test_add_vector_of_another_place_is_refused() -> None:
         total.add(np.zeros(2, dtype=np.float32), 1)
 
 
+def test_merge_is_refused() -> None:
+    total = DeviceMean(Grid(4.0, 10, 2), 2, DEVICE)
+    with pytest.raises(TypeError, match="must be made of contributions"):
+        total.merge(DeviceMean(Grid(4.0, 10, 2), 2, DEVICE))
+
+
 def test_mean_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one contribution, got none"):
         DeviceMean(Grid(4.0, 10, 2), 2, DEVICE).mean()

@@ -1,6 +1,7 @@
 """The engine of processes: to the bit the serial one, whatever happens to its workers, and nothing is left of it."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 
 from client.data import LocalData, split
 from models import DataError, Examples
+from simulation.pool import PooledSites
 from simulation.processes import ProcessesCohort
 from simulation.resources import Resources
 from simulation.serial import SerialCohort
@@ -108,11 +110,49 @@ def test_clients_whose_data_does_not_suit_the_learner_are_refused_before_a_worke
         made(federation(MLP | {"inputs": [64]}))
 
 
-@pytest.mark.usefixtures("no_workers_before")
 def test_clients_with_examples_of_several_shapes_are_refused() -> None:
     odd = Examples(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(DataError, match=r"must have one shape, \(1, 8, 8\), got \(3,\) at odd\. Take the serial"):
-        made(federation(), sites() | {"odd": LocalData("memory", odd, odd)})
+        PooledSites.copied(
+            sites() | {"odd": LocalData("memory", odd, odd)}, lambda shape, dtype: torch.empty(shape, dtype=dtype)
+        )
+
+
+@pytest.mark.usefixtures("no_workers_before")
+def test_closed_cohort_leaves_no_shared_memory() -> None:
+    def shared() -> int:
+        # The folder itself is among them while it is read.
+        return sum("memfd:choral" in str(path.resolve()) for path in Path("/proc/self/fd").iterdir())
+
+    before = shared()
+    cohort = made(federation())
+    assert shared() > before
+    cohort.close()
+    # A tensor keeps the memory that it lies in.
+    del cohort
+    gc.collect()
+    assert shared() == before
+
+
+def test_ctrl_c_during_training_ends_quietly_and_leaves_no_process(tmp_path: Path) -> None:
+    slow = SCRIPT.replace('"hidden": [8]', '"hidden": [8], "dropout": 0.1').replace(
+        '"rounds": 2', '"local": {"epochs": 10000}, "rounds": 2'
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, str(tmp_path / "out")], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    parent = psutil.Process(process.pid)
+    while len(workers := workers_of(parent)) < 2 or not all(worker.cpu_times().user > 1 for worker in workers):
+        assert process.poll() is None
+        psutil.wait_procs([parent], timeout=0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+    # The script's own KeyboardInterrupt, and no word of a worker's.
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert "simulation/processes.py" not in errors, errors
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
 def test_simulate_from_a_script_without_a_guard_ends_and_leaves_no_process(tmp_path: Path) -> None:

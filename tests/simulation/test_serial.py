@@ -195,6 +195,17 @@ async def test_evaluate_measures_the_held_out_part_of_each_client(tmp_path: Path
     assert ballot.evaluations == {name: learner.evaluate(state, site.held_out) for name, site in sites.items()}
 
 
+async def test_client_that_cannot_evaluate_costs_no_other_result(store: Store, tmp_path: Path) -> None:
+    configured = spec(**DIGITS, local=LOCAL, evaluate={"every": 1})
+    data = blocks(0, 1, 2)
+    cohort = SerialCohort(configured, data, CPU)
+    data["site-2"] = LocalData("memory", data["site-2"].training, Examples(torch.zeros(4, 3), torch.zeros(4)))
+    await Scene(store, cohort, tmp_path / "run").play(configured)
+    record = await store.round("run", 1)
+    assert len(record.contributions) == 3
+    assert {"loss", "accuracy"} <= record.metrics.keys()
+
+
 async def test_train_refuses_a_client_that_fails_and_goes_on(store: Store, tmp_path: Path) -> None:
     configured = spec(**DIGITS, cohort={"size": 3, "quorum": 2}, local=LOCAL)
     data = blocks(0, 1, 2)

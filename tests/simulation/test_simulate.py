@@ -204,6 +204,34 @@ def test_simulate_with_another_trace_than_the_folders_is_refused(tmp_path: Path)
         choral.simulate(spec, tmp_path / "out", **SETTING)
 
 
+class CutError(Exception):
+    """Ends a simulation in the middle, as an error of a user's does."""
+
+
+@pytest.mark.parametrize("seed", [3, 21])
+def test_simulate_with_behaviour_that_is_cut_after_every_round_ends_with_the_undisturbed_model(
+    tmp_path: Path, seed: int
+) -> None:
+    spec = SPEC | BEHAVIOUR | {"seed": seed}
+    spec["simulation"] = spec["simulation"] | {"presence": {"present_seconds": 8.0, "absent_seconds": 12.0}}
+    spec["cohort"] = spec["cohort"] | {"return_seconds": 20.0, "over_selection": 1.2}
+    setting = SETTING | {"engine": "serial", "clients": 12}
+    undisturbed = choral.simulate(spec, tmp_path / "undisturbed", **setting)
+    told: set[int] = set()
+
+    def cut(record: RoundRecord) -> None:
+        if record.number not in told:
+            told.add(record.number)
+            raise CutError
+
+    for _ in undisturbed.rounds:
+        with pytest.raises(CutError):
+            choral.simulate(spec, tmp_path / "cut", cut, **setting)
+    result = choral.simulate(spec, tmp_path / "cut", cut, **setting)
+    assert [record.selected for record in result.rounds] == [record.selected for record in undisturbed.rounds]
+    assert result.run.model_sha256 == undisturbed.run.model_sha256
+
+
 def test_simulate_with_behaviour_goes_on_at_the_moment_at_which_it_was_cut_off(tmp_path: Path) -> None:
     # Presence is a matter of the time of day: on a clock that started again, other clients would be there.
     setting = SETTING | {"engine": "serial"}

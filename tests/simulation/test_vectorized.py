@@ -141,7 +141,7 @@ def test_train_moves_each_client_by_its_gradient_worked_out_by_hand() -> None:
     model.vector[:] = 0.0
     order = Order("run", 1, 0, configured, model, 2)
     binding = Binding("run", 1, model.sha256, model.layout.sha256)
-    trained = cohort._train(order, {"two": 2, "one": 1}, binding, lambda: None)
+    trained = cohort._train(order, ["two", "one"], binding, lambda: None)
     # p = 1/2. One: -(p - 1) * 2 = 1. Two: the mean of 1 and 2. Biases: -(p - 1) = 1/2.
     one_arrival, two_arrival = trained["one"], trained["two"]
     assert isinstance(one_arrival, Arrival)
@@ -253,7 +253,7 @@ async def test_round_that_closes_early_stops_the_block(monkeypatch: pytest.Monke
 )
 def test_spec_that_would_not_agree_is_refused(learner: dict[str, Any], local: dict[str, Any], reason: str) -> None:
     configured = federation(learner, **local)
-    assert reason in reason_against(configured)
+    assert reason in reason_against(configured, torch.device("cpu"))
     with pytest.raises(
         SpecError, match=rf"^Run spec: the vectorized engine cannot train it: .*{reason}.*Take the serial"
     ):
