@@ -54,7 +54,7 @@ def write_plot(path: Path, rounds: Sequence[RoundRecord], title: str) -> None:
 
 
 def seconds_of(record: RoundRecord) -> float:
-    """Return how long a committed round took."""
+    """Return how long a committed round took, with the pause if it was cut off and taken up again."""
     return (record.ended_time or record.started_time) - record.started_time
 
 
