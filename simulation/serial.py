@@ -12,19 +12,25 @@ from pathlib import Path
 from typing import TypeVar
 
 from client.data import LocalData
+from client.training import Result
 from models import Evaluation, Examples, TrainingStopped
+from models.learner import Report
 from server.cohort import Order
 from server.inbox import Binding
 from server.records import RunRecord
 from server.rounds import Site
 from server.store import Store
 from simulation.cohort import Outcome, Refused, SimulatedCohort, outcome_of
+from simulation.plan import blocks_of
 from simulation.play import play
 from simulation.resources import Resources
 from simulation.worker import Worker
 from wire.spec import RunSpec
 
 Value = TypeVar("Value")
+
+AHEAD_BYTES = 16 << 20
+"""Contributions that may wait to be added."""
 
 
 class SerialCohort(SimulatedCohort):
@@ -57,24 +63,37 @@ class SerialCohort(SimulatedCohort):
                 raise TrainingStopped("The round has closed.")
 
         try:
-            for client_id in client_ids:
-                train = partial(self._worker.train, client_id, order.round_number, order.model.vector, report)
-                yield outcome_of(client_id, binding, await self._in_thread(train))
+            for part in _parts(order, client_ids):
+                for client_id, found in await self._in_thread(partial(self._train, order, part, report)):
+                    yield outcome_of(client_id, binding, found)
         finally:
             stop.set()
 
     async def _evaluations(
         self, order: Order, client_ids: Sequence[str]
     ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
-        for client_id in client_ids:
-            yield client_id, await self._in_thread(partial(self._worker.evaluate, client_id, order.model.vector))
+        for part in _parts(order, client_ids):
+            for result in await self._in_thread(partial(self._evaluate, order, part)):
+                yield result
 
     def close(self) -> None:
         """End the thread, after what it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _train(self, order: Order, client_ids: Sequence[str], report: Report) -> list[tuple[str, Result | Refused]]:
+        number, vector = order.round_number, order.model.vector
+        return [(client_id, self._worker.train(client_id, number, vector, report)) for client_id in client_ids]
+
+    def _evaluate(self, order: Order, client_ids: Sequence[str]) -> list[tuple[str, Evaluation | Refused]]:
+        return [(client_id, self._worker.evaluate(client_id, order.model.vector)) for client_id in client_ids]
+
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _parts(order: Order, client_ids: Sequence[str]) -> list[list[str]]:
+    """Cut clients into parts that are done without a word between: to wake another thread can take as long as a small client."""
+    return blocks_of(client_ids, max(1, AHEAD_BYTES // order.model.vector.nbytes))
 
 
 async def run_serially(
