@@ -45,11 +45,6 @@ class SlowSum(WeightedMean):
         self.may_add = threading.Event()
         self.is_adding = threading.Event()
 
-    @property
-    def size(self) -> int:
-        """More than is added on the event loop."""
-        return AT_ONCE + 1
-
     def add(self, vector: Vector, weight: int) -> None:
         self.is_adding.set()
         assert self.may_add.wait(20)
@@ -60,6 +55,12 @@ class SlowSum(WeightedMean):
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Admit as a large contribution is admitted, and as a small one."""
     monkeypatch.setattr(inbox_module, "AT_ONCE", request.param)
+
+
+@pytest.fixture
+def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Admit as a large contribution is admitted."""
+    monkeypatch.setattr(inbox_module, "AT_ONCE", 0)
 
 
 def make_inbox(total: WeightedMean | None = None) -> Inbox:
@@ -141,6 +142,7 @@ async def test_holds_knows_what_is_in_the_sum_by_client_binding_and_sha256() -> 
     assert inbox.holds("ana", BINDING, b"a" * 32)
 
 
+@pytest.mark.usefixtures("in_a_thread")
 async def test_admit_of_one_client_twice_at_a_time_counts_one() -> None:
     total = SlowSum()
     inbox = make_inbox(total)
@@ -155,6 +157,7 @@ async def test_admit_of_one_client_twice_at_a_time_counts_one() -> None:
     assert inbox.take_total().mean().tolist() == [1, 1]
 
 
+@pytest.mark.usefixtures("in_a_thread")
 async def test_close_waits_for_the_addition_under_way_and_refuses_those_behind_it() -> None:
     total = SlowSum()
     inbox = make_inbox(total)
@@ -175,6 +178,7 @@ async def test_close_waits_for_the_addition_under_way_and_refuses_those_behind_i
     assert inbox.take_total().mean().tolist() == [1, 1]
 
 
+@pytest.mark.usefixtures("in_a_thread")
 async def test_admit_cancelled_goes_on_to_its_end_and_keeps_the_caller_until_then() -> None:
     total = SlowSum()
     inbox = make_inbox(total)
