@@ -7,7 +7,10 @@ Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from 
 https://arxiv.org/abs/1602.05629
 """
 
+import math
+
 import numpy as np
+import numpy.typing as npt
 
 from server.errors import ContributionRefused
 from wire.federation_pb2 import RefusalReason
@@ -16,6 +19,9 @@ from wire.tensors import Vector
 
 BLOCK = 1 << 16
 """Coordinates handled at a time: a block of float64 stays in a core's cache."""
+
+FLOAT_REACH = 2.0**53
+"""Below this, sums of integers are exact in float64."""
 
 
 class WeightedMean:
@@ -31,6 +37,7 @@ class WeightedMean:
         self.weight_total = 0
         # Whatever lies in this memory: the first vector is written over it.
         self._total = np.empty(size, dtype=np.int64)
+        self._reach = 0.0
 
     @property
     def size(self) -> int:
@@ -48,14 +55,15 @@ class WeightedMean:
             ContributionRefused: `vector` or `weight` breaks that contract, or the sum has taken all the vectors it has room for. The sum
                 is unchanged.
         """
-        self._check(vector, weight)
-        self._accumulate(vector, weight)
+        largest = self._check(vector, weight)
+        self._accumulate(vector, weight, largest)
         self.count += 1
         self.weight_total += weight
 
     def clear(self) -> None:
         """Start anew in the same memory: fresh pages take longer to get than a sum to make."""
         self.count = self.weight_total = 0
+        self._reach = 0.0
 
     def merge(self, other: "WeightedMean") -> None:
         """Add the sum of other clients on the same grid, as an aggregator between clients and coordinator would hand it up."""
@@ -65,8 +73,13 @@ class WeightedMean:
             raise ValueError(f"A sum on this grid must have at most {self.grid.client_count} contributions.")
         if self.count == 0:
             self._total[:] = other._total
+            self._reach = other._reach
         elif other.count:
-            self._total += other._total
+            self._make_room(other._reach)
+            held = self._held
+            for start in range(0, self.size, BLOCK):
+                rows = slice(start, start + BLOCK)
+                held[rows] += other._held[rows].astype(held.dtype)
         self.count += other.count
         self.weight_total += other.weight_total
 
@@ -81,11 +94,25 @@ class WeightedMean:
             # A block of the mean never reaches beyond the sums that have been divided already.
             rows = slice(start, min(start + BLOCK, size))
             block = scratch[: rows.stop - start]
-            self.grid.mean(self._total[rows], self.weight_total, out=block)
+            self.grid.mean(self._held[rows], self.weight_total, out=block)
             mean[rows] = block
         return mean
 
-    def _check(self, vector: Vector, weight: int) -> None:
+    @property
+    def _held(self) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+        """The sum as it is held: integers below 2**53 as float64, which is twice as fast, others as int64 in the same memory."""
+        return self._total.view(np.float64) if self._reach < FLOAT_REACH else self._total
+
+    def _make_room(self, reach: float) -> None:
+        """Hold the sum so that coordinates of at most so many grid steps can be added."""
+        if self.count and self._reach < FLOAT_REACH <= self._reach + reach:
+            for start in range(0, self.size, BLOCK):
+                rows = slice(start, start + BLOCK)
+                self._total[rows] = self._held[rows].astype(np.int64)
+        self._reach += reach
+
+    def _check(self, vector: Vector, weight: int) -> float:
+        """Return the largest magnitude of a coordinate, or raise."""
         if self.count >= self.grid.client_count:
             raise ContributionRefused(
                 RefusalReason.REFUSAL_REASON_TOO_LATE,
@@ -102,7 +129,7 @@ class WeightedMean:
                 f"vector must have shape {(self.size,)} float32, got {vector.shape} {vector.dtype}",
             )
         largest = self._largest(vector)
-        if not np.isfinite(largest):
+        if not math.isfinite(largest):
             raise ContributionRefused(
                 RefusalReason.REFUSAL_REASON_NOT_FINITE, f"every coordinate must be finite, got {largest}"
             )
@@ -111,16 +138,20 @@ class WeightedMean:
                 RefusalReason.REFUSAL_REASON_OUT_OF_RANGE,
                 f"every coordinate must be at most {self.grid.coordinate_bound:g} in magnitude, got {largest:g}",
             )
+        return largest
 
-    def _accumulate(self, vector: Vector, weight: int) -> None:
+    def _accumulate(self, vector: Vector, weight: int, largest: float) -> None:
+        self._make_room(self.grid.steps(largest, weight))
+        held = self._held
         scratch = np.empty(min(BLOCK, len(vector)), dtype=np.float64)
         for start in range(0, len(vector), BLOCK):
-            block = vector[start : start + BLOCK]
+            block, total = vector[start : start + BLOCK], held[start : start + BLOCK]
             steps = self.grid.quantise(block, weight, out=scratch[: len(block)])
             if self.count == 0:
-                self._total[start : start + BLOCK] = steps
+                # Whose zeros are positive, as those of integers are.
+                np.add(steps, 0.0, out=total, casting="unsafe")
             else:
-                self._total[start : start + BLOCK] += steps.astype(np.int64)
+                np.add(total, steps.astype(held.dtype, copy=False), out=total)
 
     def _is_suited(self, vector: Vector) -> bool:
         return vector.shape == (self.size,) and vector.dtype == np.float32
@@ -131,9 +162,8 @@ class WeightedMean:
         for start in range(0, len(vector), BLOCK):
             block = vector[start : start + BLOCK]
             # A NaN survives min and max, so two passes without a scratch array find it too.
-            largest = max(abs(float(block.min())), float(block.max()), largest, key=_nan_first)
+            low, high = float(block.min()), float(block.max())
+            if math.isnan(low):
+                return low
+            largest = max(largest, -low, high)
         return largest
-
-
-def _nan_first(value: float) -> float:
-    return np.inf if np.isnan(value) else value

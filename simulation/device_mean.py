@@ -37,7 +37,7 @@ class DeviceMean(WeightedMean):
     def mean(self) -> Vector:
         """Return the mean, float32 (size,), in this machine's memory."""
         # Divided here: torch on a GPU multiplies by the reciprocal of a number, which is not the same in the last bit.
-        self._total = self._sum.cpu().numpy()
+        self._total, self._reach = self._sum.cpu().numpy(), math.inf
         return super().mean()
 
     def clear(self) -> None:
@@ -45,7 +45,7 @@ class DeviceMean(WeightedMean):
         super().clear()
         self._sum.zero_()
 
-    def _accumulate(self, vector: Any, weight: int) -> None:
+    def _accumulate(self, vector: Any, weight: int, largest: float) -> None:
         scale = math.ldexp(weight, self.grid.exponent)
         for rows in self._blocks():
             self._sum[rows] += (vector[rows].double() * scale).round_().long()

@@ -40,6 +40,10 @@ class Grid:
         worst = self.client_count * self.weight_cap * self.coordinate_bound
         return self.ring_bits - 2 - math.ceil(math.log2(worst))
 
+    def steps(self, magnitude: float, weight: int) -> float:
+        """Return a bound on the grid steps of a coordinate of at most `magnitude` with this weight, of either sign."""
+        return math.ldexp(magnitude * weight, self.exponent) + 1.0
+
     def quantise(self, values: Vector, weight: int, out: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Write rint(weight * values * 2**exponent) into `out`, float64 that holds integers, and return it.
 
@@ -49,7 +53,7 @@ class Grid:
         np.multiply(values, math.ldexp(weight, self.exponent), out=out, dtype=np.float64)
         return np.rint(out, out=out)
 
-    def mean(self, total: npt.NDArray[np.int64], weight_total: int, out: Vector) -> None:
+    def mean(self, total: npt.NDArray[np.int64] | npt.NDArray[np.float64], weight_total: int, out: Vector) -> None:
         """Write total / (weight_total * 2**exponent) into `out`, float32.
 
         A total beyond 2**53 is rounded to float64, the quotient to float64 and to float32; none of it depends on the order of the terms.

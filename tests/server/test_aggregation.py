@@ -16,6 +16,7 @@ from wire.grid import Grid
 from wire.tensors import Vector
 
 GRID = Grid(coordinate_bound=4.0, weight_cap=100, client_count=3)
+FINE = Grid(coordinate_bound=4.0, weight_cap=1, client_count=4)
 LONG = 2 * BLOCK + 5
 
 
@@ -128,6 +129,26 @@ def test_add_extreme_contributions_do_not_overflow(bound: float, cap: int) -> No
     for _ in range(3):
         total.add(vector_of(bound, -bound), cap)
     assert total.mean().tolist() == [bound, -bound]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([2**58, 1, -(2**58)])))
+def test_one_step_beside_large_ones_that_cancel_is_not_lost(order: tuple[int, ...]) -> None:
+    step = 2.0**-FINE.exponent
+    total = WeightedMean(FINE, 1)
+    for steps in order:
+        total.add(vector_of(steps * step), 1)
+    assert total.mean().tolist() == [np.float32(step / 3)]
+
+
+def test_one_step_is_not_lost_when_sums_are_merged_that_are_too_large_together_for_float64() -> None:
+    step = 2.0**-FINE.exponent
+    total, other = WeightedMean(FINE, 1), WeightedMean(FINE, 1)
+    for steps in (2**52, 1):
+        total.add(vector_of(steps * step), 1)
+    other.add(vector_of(2**52 * step), 1)
+    total.merge(other)
+    total.add(vector_of(-(2**53) * step), 1)
+    assert total.mean().tolist() == [step / 4]
 
 
 parts_of_sum = st.lists(
