@@ -14,7 +14,8 @@ from wire.spec import RunSpec
 class Record(BaseModel):
     """A value that is stored whole. A change is a new value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A number that is infinite or none is read back as such, and not as null.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     def with_(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""

@@ -9,15 +9,17 @@ class Signal:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._is_awaited = False
 
     def notify(self) -> None:
         """Wake everyone who waits now."""
-        self._event.set()
-        self._event = asyncio.Event()
+        if self._is_awaited:
+            self._event.set()
+            self._event, self._is_awaited = asyncio.Event(), False
 
     async def wait(self, seconds: float | None = None) -> None:
         """Wait for the next change, at most `seconds`."""
-        event = self._event
+        event, self._is_awaited = self._event, True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()

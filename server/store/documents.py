@@ -1,6 +1,5 @@
 """Records as JSON documents, the form in which every store keeps them."""
 
-import json
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -12,11 +11,8 @@ R = TypeVar("R", bound=Record)
 
 
 def to_document(record: Record) -> str:
-    """Return a record as JSON text that `from_document` reads back equal.
-
-    A metric may be infinite or not a number, as that of a model that diverged; pydantic's own JSON makes it null.
-    """
-    return json.dumps(record.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
+    """Return a record as JSON text that `from_document` reads back equal."""
+    return record.model_dump_json()
 
 
 def from_document(kind: type[R], document: str) -> R:
