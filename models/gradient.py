@@ -54,6 +54,15 @@ class GradientLearner(ABC):
         """Return the loss of each example, (batch,): `loss` is their mean."""
         return vmap(lambda output, target: self.loss(output[None], target[None]))(outputs, targets)
 
+    def losses_and_gradient(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each example, (batch,), and the gradient of their sum by `weights`, (batch,), which is like the outputs."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            losses = self.losses(leaf, targets)
+            # A scalar, because to a gradient for each loss torch would first import a library for symbolic shapes.
+            (gradient,) = torch.autograd.grad(torch.dot(losses, weights), leaf)
+        return losses.detach(), gradient
+
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Return means over a batch of what is reported beside the loss."""

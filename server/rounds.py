@@ -14,24 +14,23 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from models import Examples
 from server.aggregation import WeightedMean
+from server.checkpoints import Checkpoints
 from server.cohort import Cohort, Order
-from server.errors import QuorumError, StoreError
+from server.errors import QuorumError
 from server.inbox import Ballot, Binding, Inbox, accepted_metrics, weighted_means
-from server.model import Model, ModelShop, read_checkpoint, write_checkpoint
+from server.model import Model, ModelShop
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
 from server.selection import Choice, choose
 from server.status import Status
 from server.store import Store
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
-
-CHECKPOINTS_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +40,14 @@ class Site:
     Attributes:
         folder: Where the run's checkpoints lie.
         own_data: The coordinator's own examples, for `evaluate.on: coordinator`.
-        is_synced: Whether a checkpoint is on the disk before its round is committed: without, it may not outlive a crash of the machine.
+        checkpoints: Makes what keeps them there.
     """
 
     store: Store
     cohort: Cohort
     folder: Path
     own_data: Examples | None = None
-    is_synced: bool = True
-
-
-def checkpoint_path(folder: Path, round_number: int) -> Path:
-    """Return where the model after a round lies."""
-    return folder / f"round-{round_number:07d}.safetensors"
+    checkpoints: Callable[[Path], Checkpoints] = Checkpoints
 
 
 class Rounds:
@@ -63,6 +57,7 @@ class Rounds:
         self._run = run
         self._spec = run.spec
         self._site = site
+        self._checkpoints = site.checkpoints(site.folder)
         self._status = status
         self._phase_seconds: dict[str, float] = {}
         self._total: WeightedMean | None = None
@@ -293,31 +288,18 @@ class Rounds:
         """Make the round durable: first its checkpoint, then one store transaction."""
         self._status.enter("commit", record.number)
         with self._timed("commit"):
-            await to_its_end(asyncio.to_thread(self._write_checkpoint, record.number, model))
+            await to_its_end(asyncio.to_thread(self._checkpoints.write, self._run, record.number, model))
         now = time.time()
         run = self._run.with_(round_number=record.number, model_sha256=record.model_sha256)
         record = record.with_(ended_time=now, phase_seconds=self._phase_seconds)
         event = self._event("round_committed", f"round {record.number}")
         await to_its_end(self._site.store.commit_round(run, record, event))
         self._run = run
-        await asyncio.to_thread(self._prune, record.number)
-
-    def _write_checkpoint(self, number: int, model: Model) -> None:
-        header = {"run": self._run.run_id, "round": str(number), "spec_sha256": self._spec.sha256}
-        write_checkpoint(checkpoint_path(self._site.folder, number), model, header, self._site.is_synced)
+        await asyncio.to_thread(self._checkpoints.prune, record.number)
 
     def _last_model(self, shop: ModelShop) -> Model:
         initial = shop.initial()
-        if self._run.round_number == 0:
-            return initial
-        path = checkpoint_path(self._site.folder, self._run.round_number)
-        model = read_checkpoint(path, initial.layout)
-        if model.sha256.hex() != self._run.model_sha256:
-            raise StoreError(
-                f"Checkpoint {path}: SHA-256 must be that of the run's last round, {self._run.model_sha256[:16]}, "
-                f"got {model.sha256.hex()[:16]}."
-            )
-        return model
+        return self._checkpoints.read(self._run, initial.layout) if self._run.round_number else initial
 
     async def _last_metrics(self) -> Mapping[str, float]:
         if self._run.round_number == 0:
@@ -330,10 +312,6 @@ class Rounds:
         if goal is None or not goal.is_reached(dict(metrics)):
             return ""
         return f"{goal.metric} reached {metrics[goal.metric]:.4g} in round {self._run.round_number}."
-
-    def _prune(self, number: int) -> None:
-        with contextlib.suppress(OSError):  # a file too many is no reason to end a run
-            checkpoint_path(self._site.folder, number - CHECKPOINTS_KEPT).unlink(missing_ok=True)
 
     def _event(self, kind: str, detail: str) -> EventRecord:
         return EventRecord(time=time.time(), kind=kind, run_id=self._run.run_id, detail=detail)

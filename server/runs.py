@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from models import check_spec
+from server.checkpoints import checkpoint_path
 from server.errors import ConflictError, QuorumError, StoreError
 from server.records import EventRecord, RunRecord, RunState
-from server.rounds import Rounds, Site, checkpoint_path
+from server.rounds import Rounds, Site
 from server.status import Status
 from server.tasks import task_group
 from wire.errors import ChoralError

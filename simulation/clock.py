@@ -26,7 +26,11 @@ def next_tick(moment: float) -> float:
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop on simulated time. Whatever takes real time must run in an executor of it, as `asyncio.to_thread` does."""
+    """An event loop on simulated time. Whatever takes real time must run in an executor of it.
+
+    What is meant for the default executor, as by `asyncio.to_thread`, is done at once: time would stand still for it anyway, and to wake
+    another thread can take longer than a small model's whole server step.
+    """
 
     def __init__(self) -> None:
         """Start the clock at 0."""
@@ -54,14 +58,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Call at a moment, or at the first tick after it."""
         return super().call_at(next_tick(when), callback, *args, context=context)
 
-    async def shutdown_default_executor(self, *args: Any) -> None:
-        """Wait for the executor's threads, for which time stands still."""
-        self._at_work += 1
-        try:
-            await super().shutdown_default_executor(*args)
-        finally:
-            self._at_work -= 1
-
     @property
     def is_at_work(self) -> bool:
         """Whether something runs in an executor."""
@@ -70,10 +66,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Arguments], Value], *args: *Arguments
     ) -> asyncio.Future[Value]:
-        """Run in an executor; until that has ended, time stands still."""
+        """Run in an executor, and without one here; until that has ended, time stands still."""
+        if executor is None:
+            return self._done(func, *args)
         future = super().run_in_executor(executor, func, *args)
         self._at_work += 1
         future.add_done_callback(self._end_work)
+        return future
+
+    def _done(self, func: Callable[[*Arguments], Value], *args: *Arguments) -> asyncio.Future[Value]:
+        future: asyncio.Future[Value] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - it is raised where the future is awaited
+            future.set_exception(error)
         return future
 
     def _end_work(self, _: asyncio.Future[Any]) -> None:

@@ -129,7 +129,7 @@ class CrewCohort(SimulatedCohort):
         try:
             while len(free) < len(self._seats):
                 free.append(await self._free.get())
-            await asyncio.to_thread(self._publish, order.model.vector)
+            self._publish(order.model.vector)
         finally:
             for seat in free:
                 self._free.put_nowait(seat)

@@ -3,24 +3,30 @@
 Inputs are (clients, batch, ...), parameters (clients, ...). A layer without parameters takes the first two axes for one, or does not
 care; a dense layer is a batched product, a convolution has a group for each client or is a product too. Whatever has no such form is
 computed under `torch.func.vmap`, whose calls cost much more.
+
+Each layer says itself how gradients go back through it, because to a stack of small models autograd's own work is a third of all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from simulation.patches import MEMORY_ORDER, PatchConvolution, convolve, is_plain
+from simulation.patches import MEMORY_ORDER, PatchConvolution, convolved, is_plain
+
+aten = torch.ops.aten
 
 Own = Mapping[str, Tensor]
 """A layer's own parameters and masks by name, (clients, ...)."""
 
-Form = Callable[[nn.Module, Own, Tensor], Tensor]
-"""Returns the outputs of a layer, (clients, batch, ...), from what is its own and its inputs."""
+Pull = Callable[[Tensor, bool], tuple[Tensor | None, Own]]
+"""From the gradient of a layer's outputs: that of its inputs, if it is wanted, and those of its own parameters."""
+
+Form = Callable[[nn.Module, Own, Tensor], tuple[Tensor, Pull]]
+"""Returns the outputs of a layer, (clients, batch, ...), from what is its own and its inputs, and the way back."""
 
 
 class MaskedDropout(nn.Module):
@@ -57,17 +63,37 @@ class StackedModule:
         }
         self._tensors = [name for name, _ in module.named_parameters()] + [f"{name}.mask" for name in self.dropouts]
         self._layers = list(self._layers_of(self.module, ""))
+        learns = [any(True for _ in layer.module.parameters()) for layer in self._layers]
+        self._first = learns.index(True) if any(learns) else len(learns)
 
-    def __call__(self, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Return the outputs, (clients, batch, ...).
+    @torch.no_grad()
+    def __call__(
+        self, state: Mapping[str, Tensor], inputs: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]:
+        """Return the outputs, (clients, batch, ...), and what returns the gradient of every parameter from that of the outputs.
 
         Args:
             state: Every parameter, and every mask of `dropouts`, by name, (clients, ...).
             inputs: (clients, batch, ...).
         """
+        pulls: list[Pull] = []
         for layer in self._layers:
-            inputs = layer.form(layer.module, {own: state[name] for own, name in layer.names.items()}, inputs)
-        return inputs
+            own = {name: state[full] for name, full in layer.names.items()}
+            inputs, pull = layer.form(layer.module, own, inputs)
+            pulls.append(pull)
+
+        @torch.no_grad()
+        def back(grad: Tensor) -> dict[str, Tensor]:
+            grads: dict[str, Tensor] = {}
+            following: Tensor | None = grad
+            while len(pulls) > self._first:
+                layer, pull = self._layers[len(pulls) - 1], pulls.pop()
+                assert following is not None
+                following, own = pull(following, len(pulls) > self._first)
+                grads |= {layer.names[name]: value for name, value in own.items()}
+            return grads
+
+        return inputs, back
 
     def _layers_of(self, module: nn.Module, prefix: str) -> Iterator[_Layer]:
         if type(module) is nn.Sequential:
@@ -94,42 +120,54 @@ def _with_stand_ins(module: nn.Module) -> nn.Module:
     return module
 
 
-class _Dense(torch.autograd.Function):
-    """Inputs (clients, batch, in) by weights (clients, out, in), whose gradient autograd's own rule would leave transposed in memory."""
+def _dense(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]:
+    weight, bias, rows = own["weight"], own.get("bias"), inputs.flatten(1, -2)
+    turned = weight.transpose(1, 2)
+    outputs = torch.bmm(rows, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, turned)
 
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
-        return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+    def pull(grad: Tensor, is_wanted: bool) -> tuple[Tensor | None, Own]:
+        grad = grad.flatten(1, -2)
+        # In this order, and not as the transpose of rows' by grad: so it lies in memory as the weight does.
+        grads = {"weight": torch.bmm(grad.transpose(1, 2), rows)}
+        if bias is not None:
+            grads["bias"] = grad.sum(1)
+        return torch.bmm(grad, weight).view(inputs.shape) if is_wanted else None, grads
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        inputs, weight = ctx.saved_tensors
-        inputs_grad = torch.bmm(grads[0], weight) if ctx.needs_input_grad[0] else None
-        return inputs_grad, torch.bmm(grads[0].transpose(1, 2), inputs), grads[0].sum(1)
-
-
-def _dense(layer: nn.Module, own: Own, inputs: Tensor) -> Tensor:
-    if "bias" not in own:
-        return _under_vmap(layer, own, inputs)
-    outputs: Tensor = _Dense.apply(inputs.flatten(1, -2), own["weight"], own["bias"])  # type: ignore[no-untyped-call]
-    return outputs.view(*inputs.shape[:-1], -1)
+    return outputs.view(*inputs.shape[:-1], -1), pull
 
 
-def _convolution(layer: nn.Module, own: Own, inputs: Tensor) -> Tensor:
+def _convolution(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]:
     assert isinstance(layer, PatchConvolution)
     if not _are_clients_channels(inputs.device):
-        return convolve(inputs, own["weight"], own["bias"], layer.margin)
+        return convolved(inputs, own["weight"], own["bias"], layer.margin)
     images = _as_channels(inputs).contiguous(memory_format=torch.channels_last)
-    weight, bias = own["weight"].flatten(0, 1), own["bias"].flatten()
-    outputs = functional.conv2d(images, weight, bias, padding=layer.margin, groups=len(inputs))
-    return _as_clients(outputs, len(inputs))
+    weight, bias, margin, count = own["weight"].flatten(0, 1), own["bias"].flatten(), layer.margin, len(inputs)
+    outputs = functional.conv2d(images, weight, bias, padding=margin, groups=count)
+
+    def pull(grad: Tensor, is_wanted: bool) -> tuple[Tensor | None, Own]:
+        ones, zeros = [1, 1], [0, 0]
+        images_grad, *grads = aten.convolution_backward(
+            _as_channels(grad), images, weight, [len(bias)], ones, [margin, margin], ones, False, zeros, count,
+            [is_wanted, True, True],
+        )  # fmt: skip
+        of_own = {name: value.view(own[name].shape) for name, value in zip(("weight", "bias"), grads, strict=True)}
+        return _as_clients(images_grad, count) if is_wanted else None, of_own
+
+    return _as_clients(outputs, count), pull
 
 
-def _pool(layer: nn.Module, own: Own, inputs: Tensor) -> Tensor:
-    if not _are_clients_channels(inputs.device):
-        return _one_by_one(layer, own, inputs)
-    return _as_clients(layer(_as_channels(inputs)), len(inputs))
+def _max_pool(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]:
+    assert isinstance(layer, nn.MaxPool2d)
+    parted, joined = (_as_channels, _as_clients) if _are_clients_channels(inputs.device) else (_as_one, _as_each)
+    images, count = parted(inputs), len(inputs)
+    window = [_pair(value) for value in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)]
+    outputs, places = aten.max_pool2d_with_indices(images, *window, layer.ceil_mode)
+
+    def pull(grad: Tensor, is_wanted: bool) -> tuple[Tensor | None, Own]:
+        back = aten.max_pool2d_with_indices_backward(parted(grad), images, *window, layer.ceil_mode, places)
+        return joined(back, count), {}
+
+    return joined(outputs, count), pull
 
 
 def _are_clients_channels(device: torch.device) -> bool:
@@ -147,30 +185,69 @@ def _as_clients(images: Tensor, count: int) -> Tensor:
     )  # (clients, batch, channels, height, width)
 
 
-def _dropout(layer: nn.Module, own: Own, inputs: Tensor) -> Tensor:
-    return inputs * own["mask"] if own else inputs
+def _as_one(images: Tensor) -> Tensor:
+    return images.flatten(0, 1)  # (clients * batch, ...)
 
 
-def _pointwise(layer: nn.Module, own: Own, inputs: Tensor) -> Tensor:
-    outputs: Tensor = layer(inputs)
-    return outputs
+def _as_each(images: Tensor, count: int) -> Tensor:
+    return images.view(count, -1, *images.shape[1:])  # (clients, batch, ...)
 
 
-def _one_by_one(layer: nn.Module, own: Own, inputs: Tensor) -> Tensor:
-    outputs: Tensor = layer(inputs.flatten(0, 1))
-    return outputs.view(*inputs.shape[:2], *outputs.shape[1:])
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
 
 
-def _under_vmap(layer: nn.Module, own: Own, inputs: Tensor) -> Tensor:
-    outputs: Tensor = vmap(lambda own, inputs: functional_call(layer, own, (inputs,)))(dict(own), inputs)
-    return outputs
+def _dropout(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]:
+    mask = own.get("mask")
+    if mask is None:
+        return _identity(layer, own, inputs)
+    return inputs * mask, lambda grad, is_wanted: (grad * mask, {})
 
+
+def _identity(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]:
+    return inputs, lambda grad, is_wanted: (grad, {})
+
+
+def _relu(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]:
+    outputs = torch.relu(inputs)
+    return outputs, lambda grad, is_wanted: (aten.threshold_backward(grad, outputs, 0), {})
+
+
+def _flatten(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]:
+    outputs = _as_each(layer(_as_one(inputs)), len(inputs))
+    return outputs, lambda grad, is_wanted: (grad.reshape(inputs.shape), {})
+
+
+def _by_autograd(compute: Callable[[nn.Module, Own, Tensor], Tensor]) -> Form:
+    def form(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]:
+        with torch.enable_grad():
+            leaves = {name: own[name].detach().requires_grad_() for name, _ in layer.named_parameters()}
+            source = inputs.detach().requires_grad_(inputs.is_floating_point())
+            outputs = compute(layer, {**own, **leaves}, source)
+
+        def pull(grad: Tensor, is_wanted: bool) -> tuple[Tensor | None, Own]:
+            found = torch.autograd.grad(outputs, [*leaves.values(), *([source] if is_wanted else [])], grad)
+            return found[-1] if is_wanted else None, dict(zip(leaves, found, strict=False))
+
+        return outputs.detach(), pull
+
+    return form
+
+
+_pointwise = _by_autograd(lambda layer, own, inputs: layer(inputs))
+_one_by_one = _by_autograd(lambda layer, own, inputs: _as_each(layer(_as_one(inputs)), len(inputs)))
+_under_vmap = _by_autograd(
+    lambda layer, own, inputs: vmap(lambda own, inputs: functional_call(layer, own, (inputs,)))(dict(own), inputs)
+)
 
 _FORMS: Mapping[type[nn.Module], Form] = {
     nn.Linear: _dense,
     PatchConvolution: _convolution,
     MaskedDropout: _dropout,
-    nn.Flatten: _one_by_one,
-    **dict.fromkeys((nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU), _pointwise),
-    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d), _pool),
+    nn.Identity: _identity,
+    nn.ReLU: _relu,
+    nn.Flatten: _flatten,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _one_by_one,
+    **dict.fromkeys((nn.Tanh, nn.Sigmoid, nn.GELU), _pointwise),
 }

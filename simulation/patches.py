@@ -9,6 +9,7 @@ Source: Chellapilla, Puri and Simard, "High Performance Convolutional Neural Net
 https://inria.hal.science/inria-00112631
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -63,16 +64,50 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor, margin: int) -> Tenso
     return outputs.movedim(-1, -3)  # type: ignore[no-any-return]
 
 
+def convolved(
+    images: Tensor, weight: Tensor, bias: Tensor, margin: int
+) -> tuple[Tensor, Callable[[Tensor, bool], tuple[Tensor | None, dict[str, Tensor]]]]:
+    """Return what `convolve` does, and what returns the gradients of images, if they are wanted, of weight and of bias from its own."""
+    filters = weight.movedim((-2, -1, -3, -4), (-4, -3, -2, -1))  # (..., k, k, in, out)
+    shape = images.movedim(-3, -1).shape
+    outputs, rows = _forward(images.movedim(-3, -1), filters, bias, margin)
+
+    def pull(grad: Tensor, is_wanted: bool) -> tuple[Tensor | None, dict[str, Tensor]]:
+        grads = _backward(grad.movedim(-3, -1), rows, filters, shape if is_wanted else None, margin)
+        images_grad, filters_grad, bias_grad = grads
+        own = {"weight": filters_grad.movedim((-4, -3, -2, -1), (-2, -1, -3, -4)), "bias": bias_grad}
+        return None if images_grad is None else images_grad.movedim(-1, -3), own
+
+    return outputs.movedim(-1, -3), pull
+
+
+def _forward(images: Tensor, weight: Tensor, bias: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """Return outputs (..., batch, height, width, out) and the patches, (..., rows, k * k * in)."""
+    kernel = weight.shape[-3]
+    rows = _patches(images, kernel, margin)
+    outputs = torch.matmul(rows, weight.flatten(-4, -2)).add_(bias.unsqueeze(-2))  # (..., batch * positions, out)
+    height, width = (side + 2 * margin - kernel + 1 for side in images.shape[-3:-1])
+    return outputs.view(*images.shape[:-3], height, width, -1), rows
+
+
+def _backward(
+    grad: Tensor, rows: Tensor, weight: Tensor, image_shape: tuple[int, ...] | None, margin: int
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of images, none without their shape, of filters and of bias."""
+    flat = grad.flatten(-4, -2)  # (..., batch * positions, out)
+    images_grad = None
+    if image_shape is not None:
+        rows_grad = torch.matmul(flat, weight.flatten(-4, -2).transpose(-1, -2))  # (..., rows, k * k * in)
+        images_grad = _scattered(rows_grad, image_shape, weight.shape[-3], margin)
+    return images_grad, torch.matmul(rows.transpose(-1, -2), flat).view(weight.shape), flat.sum(-2)
+
+
 class _Convolution(torch.autograd.Function):
     """Images (..., batch, height, width, in) and filters (..., k, k, in, out) with any axes of clients before them."""
 
     @staticmethod
     def forward(images: Tensor, weight: Tensor, bias: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-        kernel = weight.shape[-3]
-        rows = _patches(images, kernel, margin)
-        outputs = torch.matmul(rows, weight.flatten(-4, -2)).add_(bias.unsqueeze(-2))  # (..., batch * positions, out)
-        height, width = (side + 2 * margin - kernel + 1 for side in images.shape[-3:-1])
-        return outputs.view(*images.shape[:-3], height, width, -1), rows
+        return _forward(images, weight, bias, margin)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -84,13 +119,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         weight, rows = ctx.saved_tensors
-        flat = grads[0].flatten(-4, -2)  # (..., batch * positions, out)
-        weight_grad = torch.matmul(rows.transpose(-1, -2), flat).view(weight.shape)
-        images_grad = None
-        if ctx.needs_input_grad[0]:
-            rows_grad = torch.matmul(flat, weight.flatten(-4, -2).transpose(-1, -2))  # (..., rows, k * k * in)
-            images_grad = _scattered(rows_grad, ctx.image_shape, weight.shape[-3], ctx.margin)
-        return images_grad, weight_grad, flat.sum(-2), None
+        shape = ctx.image_shape if ctx.needs_input_grad[0] else None
+        return *_backward(grads[0], rows, weight, shape, ctx.margin), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, int]]:

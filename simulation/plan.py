@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from wire.seeds import derive_generator
+from wire.seeds import client_seeds
 from wire.spec import LocalSpec
 
 Counts = npt.NDArray[np.int64]
@@ -91,9 +91,10 @@ def draw_plan(client_ids: Sequence[str], ranges: Mapping[str, range], local: Loc
 def _draws(client_ids: Sequence[str], sizes: Counts, epochs: int, of: Round) -> tuple[tuple[int, ...], list[Counts]]:
     """Return each client's seed of dropout, and for each epoch the orders of the clients' own examples, one after another."""
     seeds: list[int] = []
+    seed_of, generator = client_seeds(of.seed, "fit", of.number), torch.Generator()
     orders: list[list[Tensor]] = [[] for _ in range(epochs)]
     for client_id, size in zip(client_ids, sizes.tolist(), strict=True):
-        generator = derive_generator(of.seed, "fit", of.number, client_id)
+        generator.manual_seed(seed_of(client_id))
         seeds.append(int(torch.randint(1 << 62, (), generator=generator)))
         for order in orders:
             order.append(torch.randperm(size, generator=generator))

@@ -6,7 +6,6 @@ Rounds, aggregation, evaluation and store are the server's own; training is the 
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +22,7 @@ from server.store import Store
 from simulation.cohort import Outcome, Refused, SimulatedCohort, outcome_of
 from simulation.plan import blocks_of
 from simulation.play import play
-from simulation.resources import Resources
+from simulation.resources import Resources, training_thread
 from simulation.worker import Worker
 from wire.spec import RunSpec
 
@@ -49,9 +48,10 @@ class SerialCohort(SimulatedCohort):
             SimulationError: The spec's trace of clients cannot be used.
         """
         super().__init__(spec, sites)
-        self._worker = Worker(spec, sites, (resources or Resources()).one_device())
+        resources = resources or Resources()
+        self._worker = Worker(spec, sites, resources.one_device())
         # One thread: a client that the round no longer waits for comes to its end before the next one begins.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="serial")
+        self._thread = training_thread("serial", resources.threads or 1)
 
     async def _outcomes(
         self, order: Order, client_ids: Sequence[str], binding: Binding

@@ -17,24 +17,25 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, ValidationError
 
 from client.data import LocalData, load, load_keys, parse_source
 from models import check_spec
+from server.checkpoints import checkpoint_path
 from server.folder import held_folder, kept
-from server.records import EventRecord, RoundRecord, RoundState, RunRecord
-from server.rounds import Site, checkpoint_path
+from server.records import RoundRecord, RoundState, RunRecord
+from server.rounds import Site
 from server.store import Store
-from server.store.sqlite import SqliteStore
 from simulation.clock import VirtualLoop
 from simulation.engines import EngineName, build, choose
 from simulation.errors import SimulationError
 from simulation.history import simulated_seconds_of, write_history, write_plot
+from simulation.ledger import Ledger
 from simulation.partition import local_data, partition
 from simulation.play import RUN_ID, play
-from simulation.resources import Resources, core_count
+from simulation.resources import Resources, one_thread
 from simulation.schemes import ByKey, parse_scheme
+from wire.memory import freed_memory_kept
 from wire.spec import RunSpec, read_spec, validate_spec
 from wire.validation import explain
 
@@ -113,11 +114,8 @@ def simulate(
         checked = Setting.model_validate(setting)
     except ValidationError as error:
         raise SimulationError(explain(error, "Simulation")) from error
-    threads = torch.get_num_threads()
-    try:
+    with freed_memory_kept(), one_thread():
         return _run(_play(spec, checked, Path(folder), on_round or (lambda _: None)))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
@@ -150,23 +148,22 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
         engine, reason = choose(setting.engine, spec, setting)
         if setting.engine == "auto":
             log.info("engine %s: %s", engine, reason)
-        store = await _TellingStore.open(folder / "simulation.sqlite", is_synced=False)
+        store = await Ledger.open(folder / "simulation.sqlite", is_synced=False)
         try:
             _claim(folder, spec, setting, has_begun=bool(await store.runs()))
-            sites = await asyncio.to_thread(_sites, spec, setting)
+            sites = _sites(spec, setting)
             own_data = load(parse_source(setting.own_data)) if setting.own_data else None
             rounds = await _all_rounds(store)
             for record in rounds:
                 on_round(record)
             store.tell = lambda record: _take(record, rounds, on_round)
             await _set_clock(store, rounds)
-            torch.set_num_threads(setting.threads or (core_count() if engine == "vectorized" else 1))
             client_count = len(sites)
-            cohort = await asyncio.to_thread(build, engine, spec, sites, setting)
+            cohort = build(engine, spec, sites, setting)
             # Most engines have copied it.
             del sites
             try:
-                run = await play(spec, Site(store, cohort, folder / "checkpoints", own_data, is_synced=False))
+                run = await play(spec, Site(store, cohort, folder / "checkpoints", own_data, store.checkpoints))
             finally:
                 cohort.close()
         finally:
@@ -180,17 +177,6 @@ def _write_results(folder: Path, run: RunRecord, rounds: Sequence[RoundRecord], 
     write_history(folder / "history.csv", rounds)
     write_plot(folder / "history.png", rounds, title)
     shutil.copyfile(checkpoint_path(folder / "checkpoints", run.round_number), folder / "model.safetensors")
-
-
-class _TellingStore(SqliteStore):
-    """A store that says when a round is committed."""
-
-    tell: OnRound = staticmethod(lambda _: None)
-
-    async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
-        """Commit, then tell."""
-        await super().commit_round(run, record, *events)
-        self.tell(record)
 
 
 def _take(record: RoundRecord, rounds: list[RoundRecord], on_round: OnRound) -> None:

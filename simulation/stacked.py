@@ -54,6 +54,7 @@ class StackedLearner:
         self._dropouts = self._stacked.dropouts
         self._mask_shapes: dict[str, tuple[int, ...]] = {}
         self._losses = learner.losses
+        self._losses_and_gradient = learner.losses_and_gradient
         self._measures = vmap(lambda output, target: dict(learner.measure(output[None], target[None])))
 
     @torch.no_grad()
@@ -69,6 +70,7 @@ class StackedLearner:
                 parts.setdefault(name, []).append(value.double())
         return {name: torch.cat(values) for name, values in parts.items()}
 
+    @torch.no_grad()
     def fit(self, state: State, data: Examples, plan: Plan, local: LocalSpec, report: Callable[[], None]) -> Trained:
         """Train the clients of a plan, each from `state`.
 
@@ -92,18 +94,17 @@ class StackedLearner:
             report()
             count, width = weights.shape
             if optimizer is None or count != len(leaves[0]):
-                narrower = [stack[:count].detach().requires_grad_() for stack in stacks]
+                narrower = [stack[:count] for stack in stacks]
                 optimizer = _carried(optimizer, leaves, build_optimizer(local.optimizer, narrower), narrower)
                 leaves = narrower
             batch = data.select(rows[step, :count, :width].flatten())
             inputs = batch.inputs.view(count, width, *batch.inputs.shape[1:])
             masks = self._masks(plan, step, inputs, draws)
-            outputs = self._stacked({**dict(zip(self._names, leaves, strict=True)), **masks}, inputs)
-            losses = self._losses(outputs.flatten(0, 1), batch.targets)
-            # A scalar, because to a gradient for each loss torch would first import a library for symbolic shapes.
-            grads = torch.autograd.grad(torch.dot(losses, weights.flatten()), leaves)
-            _descend(optimizer, leaves, grads, starts, local)
-            totals[:count] += (losses.detach().view(count, width) * weights).sum(1) * shares
+            outputs, back = self._stacked({**dict(zip(self._names, leaves, strict=True)), **masks}, inputs)
+            losses, grad = self._losses_and_gradient(outputs.flatten(0, 1), batch.targets, weights.flatten())
+            grads = back(grad.view(outputs.shape))
+            _descend(optimizer, leaves, [grads[name] for name in self._names], starts, local)
+            totals[:count] += (losses.view(count, width) * weights).sum(1) * shares
         return Trained(_changes(stacks, starts), totals)
 
     def _stack(self, name: str, tensor: Tensor, count: int) -> Tensor:
@@ -180,17 +181,16 @@ def _descend(
     local: LocalSpec,
 ) -> None:
     """Take one step of every client: FedProx pulls it to its start, then its gradient is clipped by its own norm."""
-    with torch.no_grad():
-        if local.proximal_mu:
-            for grad, leaf, start in zip(grads, leaves, starts, strict=True):
-                grad.add_(leaf - start, alpha=local.proximal_mu)
-        if local.clip_norm is not None:
-            norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])
-            total = torch.linalg.vector_norm(norms, dim=0)
-            # As torch.nn.utils.clip_grad_norm_ has it.
-            scales = (local.clip_norm / (total + 1e-6)).clamp(max=1.0)
-            for grad in grads:
-                grad.mul_(scales.view(-1, *[1] * (grad.dim() - 1)))
+    if local.proximal_mu:
+        for grad, leaf, start in zip(grads, leaves, starts, strict=True):
+            grad.add_(leaf - start, alpha=local.proximal_mu)
+    if local.clip_norm is not None:
+        norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])
+        total = torch.linalg.vector_norm(norms, dim=0)
+        # As torch.nn.utils.clip_grad_norm_ has it.
+        scales = (local.clip_norm / (total + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(scales.view(-1, *[1] * (grad.dim() - 1)))
     for leaf, grad in zip(leaves, grads, strict=True):
         leaf.grad = grad
     optimizer.step()

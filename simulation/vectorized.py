@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ from simulation.memory import most_clients
 from simulation.plan import Round, blocks_of, draw_plan
 from simulation.pool import PooledSites
 from simulation.reasons import gradient_learner, reason_against
-from simulation.resources import Resources
+from simulation.resources import Resources, core_count, training_thread
 from simulation.stacked import StackedLearner
 from wire.errors import SpecError
 from wire.federation_pb2 import RefusalReason
@@ -70,7 +69,7 @@ class VectorizedCohort(SimulatedCohort):
         example = self._training.data.inputs[:1]
         self._block = resources.block or most_clients(learner, example, spec.local, self._device)
         # One thread: a block that the round no longer waits for comes to its end before the next one begins.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vectorized")
+        self._thread = training_thread("vectorized", resources.threads or core_count())
 
     async def _outcomes(
         self, order: Order, client_ids: Sequence[str], binding: Binding

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from choral.commands.runs import all_rounds
 from choral.rest import Rest, RestError
 from client.identity import load_identity
-from server.rounds import checkpoint_path
+from server.checkpoints import checkpoint_path
 from wire.identity import client_id_of
 
 HERE = Path(__file__).parent

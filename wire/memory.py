@@ -7,9 +7,11 @@ as long as the transfer itself.
 Source: "mallopt(3)", Linux man-pages. https://man7.org/linux/man-pages/man3/mallopt.3.html
 """
 
+import contextlib
 import ctypes
 import weakref
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -53,6 +55,21 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Do as `keep_freed_memory` while the context is open; at its end the system gets back what is free."""
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            # Where glibc's own thresholds are in a process that has freed large blocks.
+            library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+            library.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+            library.malloc_trim(0)
 
 
 def keep_freed_slices() -> None:

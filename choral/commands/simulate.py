@@ -12,7 +12,6 @@ from server.records import RoundRecord
 from simulation.history import seconds_of, simulated_seconds_of
 from simulation.simulate import RESULTS
 from simulation.simulate import simulate as play
-from wire.memory import keep_freed_memory
 from wire.spec import read_spec
 
 
@@ -57,7 +56,6 @@ def simulate(
 
     Example: choral simulate run.yaml --clients 100 --partition dirichlet,alpha=0.3
     """
-    keep_freed_memory()
     total = read_spec(spec).rounds
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())

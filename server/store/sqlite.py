@@ -7,9 +7,10 @@ Source: SQLite documentation, "Write-Ahead Logging", https://www.sqlite.org/wal.
 """
 
 import asyncio
+import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -69,7 +70,7 @@ class SqliteStore:
 
     async def put_run(self, run: RunRecord, *events: EventRecord) -> None:
         """Insert or replace a run, and append events."""
-        await self._write(lambda connection: _put(connection, run, None, events))
+        await self._write(lambda connection: put_records(connection, run, None, events))
 
     async def run(self, run_id: str) -> RunRecord:
         """Return one run. Raises `NotFoundError`."""
@@ -84,11 +85,11 @@ class SqliteStore:
 
     async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
         """Insert or replace a round that is open, and append events."""
-        await self._write(lambda connection: _put(connection, None, record, events))
+        await self._write(lambda connection: put_records(connection, None, record, events))
 
     async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
         """Replace a run and its round and append events, in one transaction."""
-        await self._write(lambda connection: _put(connection, run, record, events))
+        await self._write(lambda connection: put_records(connection, run, record, events))
 
     async def round(self, run_id: str, number: int) -> RoundRecord:
         """Return one round. Raises `NotFoundError`."""
@@ -168,8 +169,14 @@ class SqliteStore:
         return await self._on_thread(write)
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
-        try:
+        with self._explained():
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise `StoreError` for what goes wrong in SQLite."""
+        try:
+            yield
         except sqlite3.Error as error:
             raise StoreError(
                 f"Store {self._path}: must be a SQLite database that can be read and written, got: {error}. "
@@ -215,9 +222,10 @@ class SqliteStore:
         return self._connection.execute(query).fetchone()[0]
 
 
-def _put(
+def put_records(
     connection: sqlite3.Connection, run: RunRecord | None, record: RoundRecord | None, events: Sequence[EventRecord]
 ) -> None:
+    """Insert or replace a run and a round, where they are given, and append events, as part of the transaction that is open."""
     if run is not None:
         query = "INSERT INTO runs (run_id, document) VALUES (?, ?)"  # a replaced run keeps its place in the order
         keep_position = " ON CONFLICT (run_id) DO UPDATE SET document = excluded.document"

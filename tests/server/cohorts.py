@@ -12,11 +12,12 @@ import numpy as np
 
 from client.data import LocalData, load_local
 from models import Evaluation, Examples
+from server.checkpoints import checkpoint_path
 from server.cohort import Cohort, Member, Order
 from server.inbox import Arrival, Ballot, Inbox
 from server.model import Model, ModelShop, read_checkpoint
 from server.records import RunRecord, RunState
-from server.rounds import Rounds, Site, checkpoint_path
+from server.rounds import Rounds, Site
 from server.signal import Signal
 from server.status import Status
 from server.store import Store

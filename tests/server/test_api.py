@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from server.checkpoints import checkpoint_path
 from server.coordinator import Coordinator, CoordinatorConfig, serve
 from server.records import RoundRecord, RoundState, RunState
-from server.rounds import checkpoint_path
 from tests.hostile import joined
 from tests.loopback import WAIT_SECONDS, run_in_state, serving, until
 from tests.server.rest import DOCUMENT, calling, problem, stored_run

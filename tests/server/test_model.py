@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models import build_learner
+from server.checkpoints import checkpoint_path
 from server.cohort import Order
 from server.errors import StoreError
 from server.model import OPTIMIZER_PREFIX, Model, ModelShop, read_checkpoint, write_checkpoint
-from server.rounds import checkpoint_path
 from tests.server.cohorts import Act, Bring, Scene, spec
 from wire.spec import RunSpec
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from models import Evaluation
+from server.checkpoints import checkpoint_path
 from server.cohort import Order
 from server.errors import StoreError
 from server.model import Model, write_checkpoint
 from server.records import EventRecord, RoundRecord, RunRecord, RunState
-from server.rounds import checkpoint_path
 from server.store import Store
 from server.store.sqlite import SqliteStore
 from tests.server.cohorts import (
@@ -100,7 +100,7 @@ async def test_play_stopped_while_the_checkpoint_is_written_leaves_no_writer_beh
         is_written = True
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr("server.rounds.write_checkpoint", cancel_then_write)
+    monkeypatch.setattr("server.checkpoints.write_checkpoint", cancel_then_write)
     task = asyncio.create_task(scene.play(spec()))
     await asyncio.wait([task], timeout=20)
     assert task.cancelled()

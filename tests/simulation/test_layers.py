@@ -29,6 +29,29 @@ class Residual(nn.Module):
         return inputs + dropped.view(inputs.shape)
 
 
+class Shift(nn.Module):
+    """Adds a parameter to its inputs, whose gradient is then that of the inputs of what follows."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + self.value
+
+
+def test_first_layer_may_take_integers() -> None:
+    stacked = StackedModule(nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.Linear(4, 1)))
+    state = {name: torch.randn(2, *value.shape) for name, value in stacked.module.named_parameters()}
+    outputs, back = stacked(state, torch.tensor([[[0, 1]], [[1, 1]]]))
+    grads = back(torch.ones_like(outputs))
+    # Each row is that of the weights it is multiplied with; what a client does not have learns nothing.
+    first, second = state["2.weight"].view(2, 2, 2)
+    expected = torch.stack([torch.stack([*first, torch.zeros(2)]), torch.stack([*torch.zeros(2, 2), torch.zeros(2)])])
+    expected[1, 1] = second.sum(0)
+    torch.testing.assert_close(grads["0.weight"], expected)
+
+
 def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
@@ -71,12 +94,15 @@ def test_outputs_and_gradients_equal_each_clients_own(
 ) -> None:
     monkeypatch.setattr(layers, "_are_clients_channels", lambda device: are_channels)
     torch.manual_seed(1)
-    stacked = StackedModule(copy.deepcopy(module).double())
-    assert {f"{name}.mask" for name in stacked.dropouts} == masks.keys()
+    stacked = StackedModule(nn.Sequential(Shift(*shape), copy.deepcopy(module)).double())
+    kept_shapes = {f"1.{name}": kept for name, kept in masks.items()}
+    assert {f"{name}.mask" for name in stacked.dropouts} == kept_shapes.keys()
     parameters = {name: drawn(CLIENTS, *value.shape) for name, value in stacked.module.named_parameters()}
-    state = parameters | {name: torch.rand(CLIENTS, BATCH, *kept, dtype=torch.float64) for name, kept in masks.items()}
-    inputs = drawn(CLIENTS, BATCH, *shape)
-    outputs = stacked(state, inputs)
+    state = parameters | {
+        name: torch.rand(CLIENTS, BATCH, *kept, dtype=torch.float64) for name, kept in kept_shapes.items()
+    }
+    inputs = torch.randn(CLIENTS, BATCH, *shape, dtype=torch.float64)
+    outputs, back = stacked(state, inputs)
     expected = torch.stack(
         [
             functional_call(stacked.module, {name: value[client] for name, value in state.items()}, (inputs[client],))
@@ -84,10 +110,12 @@ def test_outputs_and_gradients_equal_each_clients_own(
         ]
     )
     torch.testing.assert_close(outputs, expected)
-    pull, of_all = torch.randn(outputs.shape, dtype=torch.float64), [inputs, *parameters.values()]
-    found = torch.autograd.grad(outputs, of_all, pull)
-    for own, torchs in zip(found, torch.autograd.grad(expected, of_all, pull), strict=True):
-        torch.testing.assert_close(own, torchs)
+    pull = torch.randn(outputs.shape, dtype=torch.float64)
+    found = back(pull.clone())
+    assert found.keys() == parameters.keys()
+    expected_grads = torch.autograd.grad(expected, list(parameters.values()), pull)
+    for name, grad in zip(parameters, expected_grads, strict=True):
+        torch.testing.assert_close(found[name], grad)
 
 
 def test_stand_ins_keep_the_parameters_and_draw_no_dropout_by_themselves() -> None:
@@ -116,18 +144,18 @@ def test_learners_of_the_zoo_need_no_vmap(named: dict[str, object]) -> None:
 def test_gradient_of_a_dense_layer_lies_in_memory_as_its_weights() -> None:
     # A step that adds the one to the other would otherwise jump about in memory.
     stacked = StackedModule(nn.Linear(4, 3))
-    state = {"weight": torch.randn(2, 3, 4, requires_grad=True), "bias": torch.randn(2, 3, requires_grad=True)}
-    (grad,) = torch.autograd.grad(stacked(state, torch.randn(2, 5, 4)).sum(), [state["weight"]])
-    assert grad.stride() == state["weight"].stride()
+    state = {"weight": torch.randn(2, 3, 4), "bias": torch.randn(2, 3)}
+    outputs, back = stacked(state, torch.randn(2, 5, 4))
+    assert back(outputs)["weight"].stride() == state["weight"].stride()
 
 
 @pytest.mark.parametrize("channels", [3, 16])
 def test_convolution_of_one_client_that_diverged_touches_no_other(channels: int) -> None:
-    stacked = StackedModule(nn.Sequential(nn.Conv2d(channels, channels, 3, padding="same"), nn.MaxPool2d(2)))
-    state = {"0.weight": torch.randn(3, channels, channels, 3, 3), "0.bias": torch.randn(3, channels)}
+    convolutions = [nn.Conv2d(channels, channels, 3, padding="same") for _ in range(2)]
+    stacked = StackedModule(nn.Sequential(*convolutions, nn.MaxPool2d(2)))
+    state = {name: torch.randn(3, *value.shape) for name, value in stacked.module.named_parameters()}
     inputs = torch.randn(3, 2, channels, 4, 4)
     state["0.weight"][1], inputs[1] = float("nan"), float("nan")
-    of_all = [inputs.requires_grad_(), *(value.requires_grad_() for value in state.values())]
-    outputs = stacked(state, inputs)
-    for tensor in (outputs, *torch.autograd.grad(outputs.sum(), of_all)):
+    outputs, back = stacked(state, inputs)
+    for tensor in (outputs, *back(torch.ones_like(outputs)).values()):
         assert tensor[::2].isfinite().all()

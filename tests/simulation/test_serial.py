@@ -11,11 +11,11 @@ import torch
 from client.data import LocalData, load_local, split
 from client.training import Assignment, Trainer
 from models import DataError, Examples, build_learner
+from server.checkpoints import checkpoint_path
 from server.cohort import Order
 from server.inbox import Ballot
 from server.model import ModelShop
 from server.records import RoundState, RunState
-from server.rounds import checkpoint_path
 from server.store import Store
 from simulation.resources import Resources
 from simulation.serial import SerialCohort, run_serially

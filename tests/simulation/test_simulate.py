@@ -52,12 +52,19 @@ BEHAVIOUR: dict[str, Any] = {
 KILLED = """
 import os, signal, sys
 import choral
+from simulation import ledger
 from tests.simulation.test_simulate import BEHAVIOUR, SETTING, SPEC
-def die(record):
-    if record.number == 2:
+put_round = ledger.Ledger.put_round
+async def put_or_die(self, record, *events):
+    if record.number == 3:
         os.kill(os.getpid(), signal.Signals[sys.argv[2]])
-choral.simulate(SPEC, sys.argv[1], die, engine=sys.argv[3], **SETTING)
+    await put_round(self, record, *events)
+ledger.Ledger.put_round = put_or_die
+ledger.COMMIT_SECONDS = float(sys.argv[4])
+choral.simulate(SPEC, sys.argv[1], engine=sys.argv[3], **SETTING)
 """
+AT_ONCE, AT_THE_END = "0", "1e9"
+"""Seconds between commits: round 2 is durable in round 3, or not."""
 
 
 def test_simulate_is_the_serial_run_on_the_partition(tmp_path: Path) -> None:
@@ -95,19 +102,24 @@ def test_simulate_leaves_model_history_and_plot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("engine", ["serial", "vectorized", "processes"])
+@pytest.mark.parametrize(
+    ("engine", "commit_seconds"),
+    [("serial", AT_ONCE), ("serial", AT_THE_END), ("vectorized", AT_THE_END), ("processes", AT_ONCE)],
+)
 def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(
-    tmp_path: Path, engine: str, number: signal.Signals
+    tmp_path: Path, engine: str, commit_seconds: str, number: signal.Signals
 ) -> None:
     setting = SETTING | {"engine": engine}
     choral.simulate(SPEC, tmp_path / "undisturbed", **setting)
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "cut"), number.name, engine],
+        [sys.executable, "-c", KILLED, str(tmp_path / "cut"), number.name, engine, commit_seconds],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         timeout=60,
     )
     assert killed.returncode == -number, killed.stderr
+    durable = 1 if number is signal.SIGKILL and commit_seconds == AT_THE_END else 2
+    assert committed_rounds(tmp_path / "cut") == durable
     told: list[int] = []
     result = choral.simulate(SPEC, tmp_path / "cut", lambda record: told.append(record.number), **setting)
     assert told == [1, 2, 3, 4]
@@ -204,14 +216,25 @@ def test_simulate_with_another_trace_than_the_folders_is_refused(tmp_path: Path)
         choral.simulate(spec, tmp_path / "out", **SETTING)
 
 
+def committed_rounds(folder: Path) -> int:
+    async def read() -> int:
+        store = await open_store(str(folder / "simulation.sqlite"))
+        (run,) = await store.runs()
+        await store.close()
+        return run.round_number
+
+    return asyncio.run(read())
+
+
 class CutError(Exception):
     """Ends a simulation in the middle, as an error of a user's does."""
 
 
 @pytest.mark.parametrize("seed", [3, 21])
 def test_simulate_with_behaviour_that_is_cut_after_every_round_ends_with_the_undisturbed_model(
-    tmp_path: Path, seed: int
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("simulation.ledger.COMMIT_SECONDS", float(AT_ONCE))
     spec = SPEC | BEHAVIOUR | {"seed": seed}
     spec["simulation"] = spec["simulation"] | {"presence": {"present_seconds": 8.0, "absent_seconds": 12.0}}
     spec["cohort"] = spec["cohort"] | {"return_seconds": 20.0, "over_selection": 1.2}
@@ -244,6 +267,7 @@ def test_simulate_with_behaviour_goes_on_at_the_moment_at_which_it_was_cut_off(t
             str(tmp_path / "cut"),
             "SIGKILL",
             "serial",
+            AT_ONCE,
         ],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,

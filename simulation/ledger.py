@@ -1,0 +1,123 @@
+"""What a simulation has done so far, made durable a few times a second: rounds that take less come to the disk many at a time.
+
+A simulation that is killed loses at most what it computed since. It computes that again, with the same result.
+"""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from server.checkpoints import Checkpoints
+from server.model import Model
+from server.records import EventRecord, RoundRecord, RoundState, RunRecord
+from server.store.sqlite import SqliteStore, put_records
+
+Value = TypeVar("Value")
+
+COMMIT_SECONDS = 0.2
+"""Least real time between two transactions."""
+
+
+class Ledger(SqliteStore):
+    """A store that holds rounds back for a moment, and the checkpoint of the last of them. Its work is done on the event loop.
+
+    Whatever else is asked of it comes after them.
+    """
+
+    tell: Callable[[RoundRecord], None] = staticmethod(lambda _: None)
+    """Called with each round once it is committed and durable."""
+
+    _checkpoints: "_HeldCheckpoints"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._run: RunRecord | None = None
+        self._held: dict[int, RoundRecord] = {}
+        self._events: list[EventRecord] = []
+        self._next_commit = 0.0
+
+    def checkpoints(self, folder: Path) -> Checkpoints:
+        """Return what keeps the checkpoints of the run whose rounds these are."""
+        self._checkpoints = _HeldCheckpoints(folder, is_synced=False)
+        return self._checkpoints
+
+    async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
+        """Insert or replace a round that is open, and append events, with the next commit."""
+        self._held[record.number] = record
+        self._events += events
+
+    async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
+        """Commit a round, or hold it back if the last commit was just now."""
+        self._run = run
+        await self.put_round(record, *events)
+        if time.monotonic() >= self._next_commit:
+            await self.flush()
+
+    async def put_run(self, run: RunRecord, *events: EventRecord) -> None:
+        """Insert or replace a run, and append events."""
+        await self.flush()
+        await super().put_run(run, *events)
+
+    async def close(self) -> None:
+        """Commit what is held back, and close the file."""
+        try:
+            await self.flush()
+        finally:
+            await super().close()
+
+    async def flush(self) -> None:
+        """Make durable what is held back. What cannot be is lost with the error."""
+        if not self._held:
+            return
+        run, records, events = self._run, list(self._held.values()), self._events
+        self._run, self._held, self._events = None, {}, []
+
+        def put_all(connection: sqlite3.Connection) -> None:
+            for record in records:
+                put_records(connection, None, record, ())
+            put_records(connection, run, None, events)
+
+        # A model first: a run never stands at a round without one.
+        with self._checkpoints.flushed():
+            await self._write(put_all)
+        self._next_commit = time.monotonic() + COMMIT_SECONDS
+        for record in records:
+            if record.state is RoundState.COMMITTED:
+                self.tell(record)
+
+    async def _rows(self, query: str, *parameters: object) -> list[Any]:
+        await self.flush()
+        return await super()._rows(query, *parameters)
+
+    async def _on_thread(self, work: Callable[[], Value]) -> Value:
+        with self._explained():
+            return work()
+
+
+class _HeldCheckpoints(Checkpoints):
+    """Checkpoints of which only the last before each commit is written."""
+
+    def __init__(self, folder: Path, is_synced: bool) -> None:
+        super().__init__(folder, is_synced)
+        self._held: tuple[RunRecord, int, Model] | None = None
+
+    def write(self, run: RunRecord, round_number: int, model: Model) -> None:
+        """Hold a model back until `flush`, in the place of the one before it."""
+        self._held = (run, round_number, model)
+
+    def prune(self, round_number: int) -> None:
+        """Do nothing: there is nothing new to replace the old until `flushed`."""
+
+    @contextlib.contextmanager
+    def flushed(self) -> Iterator[None]:
+        """Write what is held back, and delete what it replaces when the context has ended well."""
+        held, self._held = self._held, None
+        if held is None:
+            yield
+            return
+        super().write(*held)
+        yield
+        super().prune(held[1])
