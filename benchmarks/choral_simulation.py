@@ -1,7 +1,7 @@
 """Choral's own simulation of a workload, in a process of its own, as its peers are measured: no evaluation, every round stored.
 
-A round's time is from the end of one round's commit to the end of the next, with the choice of clients, the exact sum, the checkpoint and
-the transactions of the store.
+A round's time is the mean from the commit of the first to that of the last, with the choice of clients, the exact sum, checkpoints and
+the transactions of the store: short rounds are committed several at a time, so that they have no end of their own.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peer_process import Peer, exit_on_error
-from benchmarks.peer_result import PeerResult, check_rounds, process_seconds, rounds_argument, summarize
+from benchmarks.peer_result import PeerResult, check_rounds, evenly, process_seconds, rounds_argument, summarize
 from benchmarks.simulation_workloads import WORKLOADS, Workload
 
 PEER = Peer(name="Choral", module="benchmarks.choral_simulation", environment={"RAY_TMPDIR": "{home}"})
@@ -83,7 +83,7 @@ def run(workload: Workload, rounds: int, data: Path, **setting: Any) -> PeerResu
         steps = sum(-(-part.example_count // workload.batch_size) for part in record.contributions) * workload.epochs
         assert steps == workload.steps_per_round, steps
     print(f"engine {result.engine}", file=sys.stderr)
-    return summarize(ends, workload.steps_per_round)
+    return summarize(evenly(ends), workload.steps_per_round)
 
 
 def main() -> None:

@@ -76,6 +76,12 @@ def summarize(ends: Sequence[float], steps_per_round: int) -> PeerResult:
     return PeerResult(seconds / steps_per_round, seconds, ends[0], _peak_rss_bytes() / 1e6, steps_per_round)
 
 
+def evenly(ends: Sequence[float]) -> list[float]:
+    """Return ends of rounds that are equally long, from the first to the last: those that are told of many at a time have only a mean."""
+    mean = (ends[-1] - ends[0]) / (len(ends) - 1)
+    return [ends[0] + mean * place for place in range(len(ends))]
+
+
 def _start_time() -> float:
     """Return when this process was started, in seconds since the machine was."""
     # What follows the command's name, which may hold blanks, begins with field 3; the start is field 22 of proc_pid_stat(5).

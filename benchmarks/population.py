@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.choral_simulation import spec_of, write_data
 from benchmarks.peer_process import PeerFailedError, exit_on_error
-from benchmarks.peer_result import process_seconds, rounds_argument, summarize
+from benchmarks.peer_result import evenly, process_seconds, rounds_argument, summarize
 from benchmarks.simulation_workloads import WORKLOADS, ClientData, Workload
 
 COHORT_SIZE = 100
@@ -119,7 +119,7 @@ def run(client_count: int, rounds: int, data: Path) -> PopulationResult:
         )
     with np.load(data, allow_pickle=False) as arrays:
         data_bytes = sum(arrays[name].nbytes for name in arrays.files)
-    figures = summarize(ends, workload.steps_per_round)
+    figures = summarize(evenly(ends), workload.steps_per_round)
     growth = resident[-1] - resident[0]
     return PopulationResult(
         figures.round_seconds, figures.first_round_seconds, resident[0] / 1e6, growth / 1e6, data_bytes / 1e6

@@ -26,7 +26,7 @@ from benchmarks.population import PopulationResult
 from benchmarks.simulation_figures import FIRST_ROUNDS, Figure, Results, contenders_of, figures, flat, summary
 from benchmarks.simulation_workloads import WORKLOADS
 
-ROUNDS: Mapping[str, int] = {"digits-cnn": 31, "digits-cnn-100": 11, "digits-mlp": 31, "pfl-cifar": 3}
+ROUNDS: Mapping[str, int] = {"digits-cnn": 101, "digits-cnn-100": 31, "digits-mlp": 201, "pfl-cifar": 3}
 REPEATS: Mapping[str, int] = {"digits-cnn": 3, "digits-cnn-100": 3, "digits-mlp": 3, "pfl-cifar": 2}
 """By workload."""
 

@@ -59,6 +59,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return super().call_at(next_tick(when), callback, *args, context=context)
 
     @property
+    def is_called(self) -> bool:
+        """Whether anything waits for what is done now to give the loop back, such as the end of it after Ctrl-C."""
+        return bool(self._ready)  # type: ignore[attr-defined]
+
+    @property
     def is_at_work(self) -> bool:
         """Whether something runs in an executor."""
         return self._at_work > 0

@@ -152,7 +152,6 @@ class SimulatedCohort(Cohort, ABC):
     ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
         """Yield what each client measures of `order.model`, in this order."""
 
-    @abstractmethod
     def close(self) -> None:
         """Give back what the engine holds."""
 

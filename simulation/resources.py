@@ -1,9 +1,6 @@
 """What an engine may use of this machine, or of a cluster."""
 
-import contextlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import torch
@@ -41,26 +38,6 @@ class Resources(Strict):
             places = [device] * max(1, core_count() // (self.threads or 1))
         count = self.workers or len(places)
         return [places[worker % len(places)] for worker in range(count)]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread here while the context is open, and in more only in those of `training_thread`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def training_thread(name: str, threads: int) -> ThreadPoolExecutor:
-    """Return an executor of one thread, in which torch computes in so many.
-
-    OpenMP's threads wait for the next small operation without going to sleep only if no other thread of the process has made some too: many
-    small operations take half as long.
-    """
-    return ThreadPoolExecutor(1, name, torch.set_num_threads, (threads,))
 
 
 def core_count() -> int:

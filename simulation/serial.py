@@ -3,16 +3,13 @@
 Rounds, aggregation, evaluation and store are the server's own; training is the client's own.
 """
 
-import asyncio
-import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from client.data import LocalData
 from client.training import Result
-from models import Evaluation, Examples, TrainingStopped
+from models import Evaluation, Examples
 from models.learner import Report
 from server.cohort import Order
 from server.inbox import Binding
@@ -22,18 +19,17 @@ from server.store import Store
 from simulation.cohort import Outcome, Refused, SimulatedCohort, outcome_of
 from simulation.plan import blocks_of
 from simulation.play import play
-from simulation.resources import Resources, training_thread
+from simulation.resources import Resources
+from simulation.work import Work
 from simulation.worker import Worker
 from wire.spec import RunSpec
-
-Value = TypeVar("Value")
 
 AHEAD_BYTES = 16 << 20
 """Contributions that may wait to be added."""
 
 
 class SerialCohort(SimulatedCohort):
-    """Clients that are trained one after another in a thread of their own."""
+    """Clients that are trained one after another."""
 
     def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources | None = None) -> None:
         """Build the cohort.
@@ -48,37 +44,23 @@ class SerialCohort(SimulatedCohort):
             SimulationError: The spec's trace of clients cannot be used.
         """
         super().__init__(spec, sites)
-        resources = resources or Resources()
-        self._worker = Worker(spec, sites, resources.one_device())
-        # One thread: a client that the round no longer waits for comes to its end before the next one begins.
-        self._thread = training_thread("serial", resources.threads or 1)
+        self._worker = Worker(spec, sites, (resources or Resources()).one_device())
 
     async def _outcomes(
         self, order: Order, client_ids: Sequence[str], binding: Binding
     ) -> AsyncGenerator[Outcome, None]:
-        stop = threading.Event()
-
-        def report(_: float) -> None:
-            if stop.is_set():
-                raise TrainingStopped("The round has closed.")
-
-        try:
-            for part in _parts(order, client_ids):
-                for client_id, found in await self._in_thread(partial(self._train, order, part, report)):
-                    yield outcome_of(client_id, binding, found)
-        finally:
-            stop.set()
+        work = Work()
+        for part in _parts(order, client_ids):
+            for client_id, found in await work.do(partial(self._train, order, part, work.check)):
+                yield outcome_of(client_id, binding, found)
 
     async def _evaluations(
         self, order: Order, client_ids: Sequence[str]
     ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
+        work = Work()
         for part in _parts(order, client_ids):
-            for result in await self._in_thread(partial(self._evaluate, order, part)):
+            for result in await work.do(partial(self._evaluate, order, part)):
                 yield result
-
-    def close(self) -> None:
-        """End the thread, after what it is at."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _train(self, order: Order, client_ids: Sequence[str], report: Report) -> list[tuple[str, Result | Refused]]:
         number, vector = order.round_number, order.model.vector
@@ -86,9 +68,6 @@ class SerialCohort(SimulatedCohort):
 
     def _evaluate(self, order: Order, client_ids: Sequence[str]) -> list[tuple[str, Evaluation | Refused]]:
         return [(client_id, self._worker.evaluate(client_id, order.model.vector)) for client_id in client_ids]
-
-    async def _in_thread(self, work: Callable[[], Value]) -> Value:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def _parts(order: Order, client_ids: Sequence[str]) -> list[list[str]]:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, ValidationError
 
 from client.data import LocalData, load, load_keys, parse_source
@@ -33,7 +34,7 @@ from simulation.history import simulated_seconds_of, write_history, write_plot
 from simulation.ledger import Ledger
 from simulation.partition import local_data, partition
 from simulation.play import RUN_ID, play
-from simulation.resources import Resources, one_thread
+from simulation.resources import Resources, core_count
 from simulation.schemes import ByKey, parse_scheme
 from wire.memory import freed_memory_kept
 from wire.spec import RunSpec, read_spec, validate_spec
@@ -114,8 +115,12 @@ def simulate(
         checked = Setting.model_validate(setting)
     except ValidationError as error:
         raise SimulationError(explain(error, "Simulation")) from error
-    with freed_memory_kept(), one_thread():
-        return _run(_play(spec, checked, Path(folder), on_round or (lambda _: None)))
+    threads = torch.get_num_threads()
+    try:
+        with freed_memory_kept():
+            return _run(_play(spec, checked, Path(folder), on_round or (lambda _: None)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
@@ -148,6 +153,8 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
         engine, reason = choose(setting.engine, spec, setting)
         if setting.engine == "auto":
             log.info("engine %s: %s", engine, reason)
+        # Before anything is computed: OpenMP's threads stay awake between small operations as long as no other ones were made.
+        torch.set_num_threads(setting.threads or (core_count() if engine == "vectorized" else 1))
         store = await Ledger.open(folder / "simulation.sqlite", is_synced=False)
         try:
             _claim(folder, spec, setting, has_begun=bool(await store.runs()))

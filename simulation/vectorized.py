@@ -6,19 +6,17 @@ over an empty background, rounding decides which one learns; torch's own kernels
 is the serial engine's on a CPU; on a GPU, whose generator draws otherwise, it is each client's own but not that.
 """
 
-import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from client.data import LocalData
 from client.training import weight_by_quality
-from models import DataError, Evaluation, TrainingStopped
+from models import DataError, Evaluation
 from server.aggregation import WeightedMean
 from server.cohort import Order
 from server.inbox import Arrival, Binding
@@ -28,8 +26,9 @@ from simulation.memory import most_clients
 from simulation.plan import Round, blocks_of, draw_plan
 from simulation.pool import PooledSites
 from simulation.reasons import gradient_learner, reason_against
-from simulation.resources import Resources, core_count, training_thread
+from simulation.resources import Resources
 from simulation.stacked import StackedLearner
+from simulation.work import Work
 from wire.errors import SpecError
 from wire.federation_pb2 import RefusalReason
 from wire.grid import Grid
@@ -37,8 +36,6 @@ from wire.spec import RunSpec
 from wire.tensors import Layout, State
 
 log = logging.getLogger(__name__)
-
-Value = TypeVar("Value")
 
 
 class VectorizedCohort(SimulatedCohort):
@@ -68,38 +65,26 @@ class VectorizedCohort(SimulatedCohort):
         self._layout = Layout.of(learner.init(0))
         example = self._training.data.inputs[:1]
         self._block = resources.block or most_clients(learner, example, spec.local, self._device)
-        # One thread: a block that the round no longer waits for comes to its end before the next one begins.
-        self._thread = training_thread("vectorized", resources.threads or core_count())
 
     async def _outcomes(
         self, order: Order, client_ids: Sequence[str], binding: Binding
     ) -> AsyncGenerator[Outcome, None]:
-        stop = threading.Event()
-
-        def report() -> None:
-            if stop.is_set():
-                raise TrainingStopped("The round has closed.")
-
-        try:
-            for names in blocks_of(client_ids, self._block):
-                try:
-                    outcomes = await self._in_thread(partial(self._train, order, names, binding, report))
-                except TrainingStopped:
-                    raise
-                except Exception as error:
-                    log.exception("clients %s: unexpected error", ", ".join(names))
-                    outcomes = dict(_failed(names, error))
-                for name in names:
-                    yield outcomes[name]
-        finally:
-            stop.set()
+        work = Work()
+        for names in blocks_of(client_ids, self._block):
+            try:
+                outcomes = await work.do(partial(self._train, order, names, binding, work.check))
+            except Exception as error:
+                log.exception("clients %s: unexpected error", ", ".join(names))
+                outcomes = dict(_failed(names, error))
+            for name in names:
+                yield outcomes[name]
 
     async def _evaluations(
         self, order: Order, client_ids: Sequence[str]
     ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
         found: Mapping[str, Evaluation | Refused]
         try:
-            found = await self._in_thread(partial(self._evaluate, order, client_ids))
+            found = await Work().do(partial(self._evaluate, order, client_ids))
         except Exception as error:
             log.exception("clients %s: unexpected error", ", ".join(client_ids))
             found = _failed(client_ids, error)
@@ -109,13 +94,6 @@ class VectorizedCohort(SimulatedCohort):
     def empty_sum(self, grid: Grid, size: int) -> WeightedMean:
         """Return an empty sum on the device."""
         return WeightedMean(grid, size) if self._device.type == "cpu" else DeviceMean(grid, size, self._device)
-
-    def close(self) -> None:
-        """End the thread, after what it is at."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    async def _in_thread(self, work: Callable[[], Value]) -> Value:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _weights(self, order: Order, client_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, Outcome]]:
         """Return the weight of each client that can take part, and what the others say."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import plain_loop
-from benchmarks.peer_result import check_rounds, summarize
+from benchmarks.peer_result import check_rounds, evenly, summarize
 from benchmarks.simulation_workloads import WORKLOADS, Workload
 from client.data import load, parse_source
 from models import build_learner
@@ -65,6 +65,10 @@ def test_average_puts_the_weighted_mean_of_the_clients_in_place() -> None:
             total += len(data[1]) / 35 * parameter.detach()
     for parameter, total in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), total)
+
+
+def test_evenly_spreads_rounds_that_were_told_of_at_once() -> None:
+    assert evenly([9.0, 12.0, 12.0, 15.0]) == [9.0, 11.0, 13.0, 15.0]
 
 
 def test_summarize_takes_the_median_of_all_rounds_but_the_first() -> None:

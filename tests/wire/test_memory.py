@@ -80,3 +80,29 @@ def test_keep_freed_slices_uses_the_same_memory_for_the_next_slice() -> None:
         for how in ("keep", "give back")
     )
     assert kept < 5_000 < 50_000 < given_back
+
+
+FREED = """
+from wire.memory import freed_memory_kept
+def resident_mb():
+    fields = open("/proc/self/statm").read().split()
+    return int(fields[1]) * 4096 / 1e6
+def take_and_free():
+    block = bytearray(b"x") * (200 << 20)
+import mmap
+assert mmap.PAGESIZE == 4096
+take_and_free()
+print(resident_mb())
+with freed_memory_kept():
+    take_and_free()
+    print(resident_mb())
+print(resident_mb())
+"""
+"""Prints the resident memory after 210 MB were freed: before, in and after the context."""
+
+
+def test_freed_memory_is_kept_for_as_long_as_the_context_is_open() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, timeout=60, check=True)
+    before, inside, after = map(float, done.stdout.split())
+    assert inside > 200 + before
+    assert after < 100 + before
