@@ -14,6 +14,7 @@ from torch import nn
 
 from models import tasks
 from models.classifier import Classifier
+from models.images import FlatImages
 from models.learner import Examples
 from wire.validation import Strict
 
@@ -85,7 +86,7 @@ class CNN(Classifier):
                 channels, height, width = out_channels, height - margin, width - margin
             layers.append(nn.MaxPool2d(2) if self.parameters.pooling == "max" else nn.AvgPool2d(2))
             height, width = height // 2, width // 2
-        layers.append(nn.Flatten())  # (batch, channels * height * width)
+        layers.append(FlatImages())  # (batch, channels * height * width)
         # Behind it, where draws do not depend on how images lie in memory.
         if self.parameters.feature_dropout:
             layers.append(nn.Dropout(self.parameters.feature_dropout))

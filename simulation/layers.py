@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from models.images import FlatImages
 from simulation.patches import MEMORY_ORDER, PatchConvolution, convolved, is_plain
 
 aten = torch.ops.aten
@@ -170,7 +171,9 @@ def _max_pool(layer: nn.Module, own: Own, inputs: Tensor) -> tuple[Tensor, Pull]
     outputs, places = aten.max_pool2d_with_indices(images, *window, layer.ceil_mode)
 
     def pull(grad: Tensor, is_wanted: bool) -> tuple[Tensor | None, Own]:
-        back = aten.max_pool2d_with_indices_backward(parted(grad), images, *window, layer.ceil_mode, places)
+        # Laid out as the images: see `FlatImages`.
+        grad = _like(parted(grad), images)
+        back = aten.max_pool2d_with_indices_backward(grad, images, *window, layer.ceil_mode, places)
         return joined(back, count), {}
 
     return joined(outputs, count), pull
@@ -189,6 +192,11 @@ def _as_clients(images: Tensor, count: int) -> Tensor:
     return images.view(len(images), count, -1, *images.shape[2:]).transpose(
         0, 1
     )  # (clients, batch, channels, height, width)
+
+
+def _like(gradient: Tensor, images: Tensor) -> Tensor:
+    is_last = images.is_contiguous(memory_format=torch.channels_last)
+    return gradient.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
 
 
 def _as_one(images: Tensor) -> Tensor:
@@ -254,6 +262,7 @@ _FORMS: Mapping[type[nn.Module], Form] = {
     nn.Identity: _identity,
     nn.ReLU: _relu,
     nn.Flatten: _flatten,
+    FlatImages: _flatten,
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _one_by_one,
     **dict.fromkeys((nn.Tanh, nn.Sigmoid, nn.GELU), _pointwise),
