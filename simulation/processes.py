@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,21 +29,29 @@ from simulation.pool import Pool, PooledSites
 from simulation.resources import Resources
 from simulation.shared import SharedTensor
 from simulation.worker import Worker
-from wire.memory import VectorPool, keep_freed_memory
+from wire.memory import keep_freed_memory
 from wire.spec import RunSpec
 from wire.tensors import Layout, Vector
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _STARTING = threading.Lock()
 
+SLOTS = 3
+"""Contributions that a worker can leave: one is being added to the sum, the one before it may still be in somebody's hand."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """Asks for a client's contribution to a round, unless work is stopped more than `stops` times."""
+    """Asks for a client's contribution to a round, unless work is stopped more than `stops` times.
+
+    Attributes:
+        slot: Which of the worker's places for contributions it is left in.
+    """
 
     client_id: str
     round_number: int
     stops: int
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +96,12 @@ class Place:
     Attributes:
         device: Where it trains.
         threads: Threads for training on a CPU.
-        contribution: Where it leaves a contribution, float32 (parameters,).
+        contributions: Where it leaves contributions, float32 (slots, parameters): in one while another is still added to the sum.
     """
 
     device: torch.device
     threads: int
-    contribution: SharedTensor
+    contributions: SharedTensor
 
 
 class ProcessesCohort(CrewCohort):
@@ -141,7 +150,7 @@ class ProcessesCohort(CrewCohort):
                 self._share((1,), torch.int64),
             )
             places = [
-                Place(device, resources.threads or 1, self._share((size,), torch.float32))
+                Place(device, resources.threads or 1, self._share((SLOTS, size), torch.float32))
                 for device in resources.devices()
             ]
             return [_ProcessSeat(self._common, place) for place in places]
@@ -165,21 +174,34 @@ class _ProcessSeat:
     def __init__(self, common: Common, place: Place) -> None:
         self._common = common
         self._place = place
-        self._vectors = VectorPool()
+        self._free_slots = list(range(SLOTS))
         self._start()
 
     def train(self, client_id: str, round_number: int) -> Result | Refused:
-        """Train a client, and return its contribution in memory of this process."""
-        found = self._ask(TrainRequest(client_id, round_number, int(self._common.stops.tensor)))
+        """Train a client, and return its contribution, which others will not be left on top of while anybody holds it."""
+        slot = self._free_slots.pop()
+        try:
+            found = self._ask(TrainRequest(client_id, round_number, int(self._common.stops.tensor), slot))
+        except WorkerLostError:
+            self._free_slots.append(slot)
+            raise
+        if isinstance(found, Result):
+            return dataclasses.replace(found, vector=self._taken(slot))
+        self._free_slots.append(slot)
         if isinstance(found, TrainingStopped):
             raise found
-        if isinstance(found, Result):
-            shared = self._place.contribution.tensor.numpy()
-            vector = self._vectors.take(len(shared))
-            np.copyto(vector, shared)
-            return dataclasses.replace(found, vector=vector)
         assert isinstance(found, Refused)
         return found
+
+    def _taken(self, slot: int) -> Vector:
+        """Return what lies in a slot: as it is there if the next contribution has another one, else a copy."""
+        shared = self._place.contributions.tensor[slot].numpy()
+        if not self._free_slots:
+            self._free_slots.append(slot)
+            return shared.copy()
+        vector = np.frombuffer(shared.data, dtype=np.float32)
+        weakref.finalize(vector, self._free_slots.append, slot).atexit = False
+        return vector
 
     def evaluate(self, client_ids: Sequence[str]) -> list[Evaluation | Refused]:
         """Measure the published model."""
@@ -250,7 +272,7 @@ def _answer(request: object, worker: Worker, common: Common, place: Place) -> ob
     except TrainingStopped as stopped:
         return stopped
     if isinstance(found, Result):
-        np.copyto(place.contribution.tensor.numpy(), found.vector)
+        np.copyto(place.contributions.tensor[request.slot].numpy(), found.vector)
         return dataclasses.replace(found, vector=np.empty(0, dtype=np.float32))
     return found
 

@@ -17,13 +17,17 @@ import torch
 
 from client.data import LocalData, split
 from models import DataError, Examples
+from server.cohort import Order
+from server.inbox import Arrival, Binding
+from server.model import ModelShop
 from simulation.pool import PooledSites
-from simulation.processes import ProcessesCohort
+from simulation.processes import SLOTS, ProcessesCohort
 from simulation.resources import Resources
 from simulation.serial import SerialCohort
 from tests.server.cohorts import when
 from tests.simulation.federations import CNN, MLP, SIZES, federation, play, sites
 from wire.spec import RunSpec
+from wire.tensors import Vector
 
 SCRIPT = """
 import sys
@@ -67,6 +71,23 @@ async def test_processes_equal_serial_to_the_bit(
     found, processes = await play(made(configured, data), configured, tmp_path / "processes")
     assert np.array_equal(found, expected)
     assert [record.metrics for record in processes] == [record.metrics for record in serial]
+
+
+@pytest.mark.usefixtures("no_workers_before")
+async def test_contributions_that_are_held_stay_as_they_are() -> None:
+    configured, names = federation(MLP), sorted(sites())
+    model = ModelShop(configured).initial()
+    order = Order("run", 1, 0, configured, model, len(names))
+    found: list[list[Vector]] = []
+    for cohort in (SerialCohort(configured, sites()), ProcessesCohort(configured, sites(), Resources(workers=1))):
+        binding = Binding("run", 1, model.sha256, model.layout.sha256)
+        outcomes = [outcome async for outcome in cohort._outcomes(order, names, binding)]
+        found.append([outcome.vector for outcome in outcomes if isinstance(outcome, Arrival)])
+        cohort.close()
+    expected, held = found
+    assert len(held) == len(expected) > SLOTS + 1
+    for own, other in zip(held, expected, strict=True):
+        assert np.array_equal(own, other)
 
 
 @pytest.mark.usefixtures("no_workers_before")
