@@ -65,7 +65,7 @@ VECTORIZED = Contender("vectorized", threads=CORES)
 VECTORIZED_1 = Contender("vectorized", threads=1)
 PROCESSES = Contender("processes", threads=1, workers=WORKERS)
 RAY = Contender("ray", threads=1, workers=WORKERS)
-FLOWER = Contender("flower")
+FLOWER = (Contender("flower"), Contender("flower", workers=CORES))
 PFL = (Contender("pfl"), Contender("pfl", threads=1, workers=WORKERS))
 
 
@@ -107,9 +107,9 @@ def measure(contender: Contender, workload: Workload, rounds: int, place: Place)
     match contender:
         case Contender("plain", threads=int(threads)):
             return plain_loop.measure(workload, rounds, threads)
-        case Contender("flower"):
+        case Contender("flower", workers=workers):
             assert place.flower_python is not None
-            return flower_simulation.measure(workload, FLOWER_ROUNDS, place.flower_python)
+            return flower_simulation.measure(workload, FLOWER_ROUNDS, place.flower_python, 1 if workers else None)
         case Contender("pfl", workers=workers):
             assert place.pfl_python is not None
             return pfl_simulation.measure(workload, rounds, place.pfl_python, workers or 1)

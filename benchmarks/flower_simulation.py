@@ -1,7 +1,7 @@
 """Flower's simulation, for comparison: `run_simulation` with FedAvg on Ray, every setting at its default.
 
-Given are the number of SuperNodes, the part of them that trains in a round, no evaluation, and one core for a client, so
-that as many clients train side by side as there are cores. The app is `benchmarks/flower_simulation_app.py`. Telemetry,
+Given are the number of SuperNodes, the part of them that trains in a round, no evaluation and, if wanted, the cores of a
+client: with one, as many clients train side by side as there are cores. The app is `benchmarks/flower_simulation_app.py`. Telemetry,
 Ray's usage statistics and the update check are off, so that nothing leaves the machine.
 
 Source: Beutel et al., "Flower: A Friendly Federated Learning Research Framework", arXiv 2020.
@@ -32,7 +32,11 @@ PEER = Peer(
 
 
 def measure(
-    workload: Workload, rounds: int, python: str = sys.executable, timeout_seconds: float = 600.0
+    workload: Workload,
+    rounds: int,
+    python: str = sys.executable,
+    client_cores: int | None = None,
+    timeout_seconds: float = 600.0,
 ) -> PeerResult:
     """Run rounds of FedAvg between simulated clients.
 
@@ -40,6 +44,7 @@ def measure(
         workload: One of `WORKLOADS`. Each of its clients is a SuperNode.
         rounds: Rounds to run, 2 or more; the first, before which Ray is started, is left out of the medians.
         python: Interpreter of the environment that Flower is installed in.
+        client_cores: Cores that a client is given; None for Flower's default.
         timeout_seconds: Limit for everything.
 
     Returns:
@@ -50,7 +55,7 @@ def measure(
         PeerMissingError: Flower, Ray or torch is not installed beside `python`. Nothing was started.
         PeerFailedError: The simulation failed or ran out of time. All processes have ended.
     """
-    return PEER.run(python, [workload.name, str(check_rounds(rounds))], timeout_seconds)
+    return PEER.run(python, [workload.name, str(check_rounds(rounds)), str(client_cores or 0)], timeout_seconds)
 
 
 def main() -> None:
@@ -59,9 +64,11 @@ def main() -> None:
     parser.add_argument("workload", choices=WORKLOADS, help="what is trained")
     parser.add_argument("--rounds", type=rounds_argument, default=6, help="rounds to run; the first is not counted")
     parser.add_argument("--flower-python", default=sys.executable, help="interpreter that flwr is installed beside")
+    parser.add_argument("--client-cores", type=int, help="cores of a client; Flower's default without")
     arguments = parser.parse_args()
     with exit_on_error():
-        print(measure(WORKLOADS[arguments.workload], arguments.rounds, arguments.flower_python).json)
+        workload, cores = WORKLOADS[arguments.workload], arguments.client_cores
+        print(measure(workload, arguments.rounds, arguments.flower_python, cores).json)
 
 
 if __name__ == "__main__":

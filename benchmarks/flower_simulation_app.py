@@ -37,8 +37,13 @@ def train(message: Message, context: Context) -> Message:
     return Message(content=content, reply_to=message)
 
 
-def run(workload: Workload, rounds: int) -> list[float]:
+def run(workload: Workload, rounds: int, client_cores: int | None) -> list[float]:
     """Run the simulation and return the end of each round, by `process_seconds`.
+
+    Args:
+        workload: What is trained.
+        rounds: Rounds to run.
+        client_cores: Cores that a client is given; None for Flower's default.
 
     Raises:
         RuntimeError: A client failed, so that some round had fewer steps than it must. The simulation has ended.
@@ -73,7 +78,7 @@ def run(workload: Workload, rounds: int) -> list[float]:
         server_app,
         client_app,
         num_supernodes=workload.client_count,
-        backend_config={"client_resources": {"num_cpus": 1}},
+        backend_config={"client_resources": {"num_cpus": client_cores}} if client_cores else None,
     )
     if steps != [workload.steps_per_round] * rounds:
         raise RuntimeError(f"Flower: each of {rounds} rounds must have {workload.steps_per_round} steps, got {steps}.")
@@ -86,6 +91,6 @@ def _clients(name: str) -> Sequence[ClientData]:
 
 
 def main() -> None:
-    """Run the workload and the number of rounds that the command line gives, and print the figures."""
-    workload, rounds = WORKLOADS[sys.argv[1]], int(sys.argv[2])
-    print(summarize(run(workload, rounds), workload.steps_per_round).json, flush=True)
+    """Run the workload, rounds and cores of a client that the command line gives, 0 for Flower's default, and print the figures."""
+    workload, rounds, client_cores = WORKLOADS[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
+    print(summarize(run(workload, rounds, client_cores or None), workload.steps_per_round).json, flush=True)

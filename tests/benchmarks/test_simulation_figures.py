@@ -45,10 +45,10 @@ def test_comparison_takes_the_fastest_of_the_others() -> None:
     assert comparison.ratio(results) == Spread(9.0, 4.5, 18.0)
 
 
-@pytest.mark.parametrize("missing", [VECTORIZED, FLOWER])
+@pytest.mark.parametrize("missing", [VECTORIZED, FLOWER[0]])
 def test_comparison_without_one_of_its_sides_has_no_ratio(missing: Contender) -> None:
-    comparison = Comparison("any", "digits-cnn", VECTORIZED, (FLOWER,))
-    results = measured({VECTORIZED: [1.0], FLOWER: [2.0]})
+    comparison = Comparison("any", "digits-cnn", VECTORIZED, FLOWER[:1])
+    results = measured({VECTORIZED: [1.0], FLOWER[0]: [2.0]})
     del results["digits-cnn"][missing]
     assert comparison.ratio(results) is None
     assert comparison.ratio({}) is None
@@ -89,7 +89,7 @@ def test_contenders_are_measured_once_and_only_where_a_comparison_needs_them() -
     for contenders in by_workload.values():
         assert len(contenders) == len(set(contenders))
         assert set(PLAIN) <= set(contenders)
-    assert [name for name, contenders in by_workload.items() if FLOWER in contenders] == ["digits-cnn"]
+    assert [name for name, contenders in by_workload.items() if FLOWER[0] in contenders] == ["digits-cnn"]
     assert [name for name, contenders in by_workload.items() if RAY in contenders] == ["digits-cnn"]
     assert [name for name, contenders in by_workload.items() if set(PFL) <= set(contenders)] == [
         "digits-cnn",
