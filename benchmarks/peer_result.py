@@ -20,8 +20,9 @@ class PeerResult:
     """What was measured of a simulation.
 
     Attributes:
-        step_seconds: Median round over its local steps, those of all its clients.
-        round_seconds: Median from the end of one round to the end of the next, all but the first.
+        step_seconds: A round over its local steps, those of all its clients.
+        round_seconds: From the end of one round to the end of the next, all but the first: the median, or the mean of rounds without
+            ends of their own.
         first_round_seconds: From the start of the process, imports and the loading of data included, to the end of the first
             round.
         rss_mb: Peak resident memory, the data included, in MB (10^6 bytes). With several processes the sum of theirs, in

@@ -61,7 +61,8 @@ class GradientLearner(ABC):
             losses = self.losses(leaf, targets)
             # A scalar, because to a gradient for each loss torch would first import a library for symbolic shapes.
             (gradient,) = torch.autograd.grad(torch.dot(losses, weights), leaf)
-        return losses.detach(), gradient
+        # A copy, because of a loss that is linear all gradients may lie in the same place.
+        return losses.detach(), gradient.clone(memory_format=torch.contiguous_format)
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from server.errors import ConflictError, LeaseTakenError, NotFoundError, StoreError
@@ -204,7 +205,15 @@ async def _streamed(pieces: AsyncGenerator[bytes, None]) -> Response:
 
 def _joined(records: Iterable[BaseModel]) -> bytes:
     # One by one: the interpreter turns to the event loop between two, and not while it writes one.
-    return b",".join(record.model_dump_json().encode() for record in records)
+    return b",".join(map(_as_json, records))
+
+
+def _as_json(record: BaseModel) -> bytes:
+    """Return a record as JSON, in which a number that is infinite or none is null."""
+    text = record.model_dump_json()
+    if "NaN" in text or "Infinity" in text:
+        return to_json(record.model_dump(mode="json"), inf_nan_mode="null")
+    return text.encode()
 
 
 def _run_view(run: RunRecord, status: str) -> RunView:

@@ -45,5 +45,6 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # a file too many is no reason to end a run
             newest = checkpoint_path(self._folder, round_number)
             older = sorted(path for path in self._folder.glob("round-*.safetensors") if path.name < newest.name)
-            for path in older[: 1 - CHECKPOINTS_KEPT]:
+            # Whoever was killed while it wrote has left a file of another name.
+            for path in [*older[: 1 - CHECKPOINTS_KEPT], *self._folder.glob("round-*.tmp")]:
                 path.unlink()

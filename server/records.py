@@ -100,7 +100,8 @@ class RoundRecord(Record):
     started_time: float = 0.0
     ended_time: float | None = None
     phase_seconds: dict[str, float] = {}
-    """Time by phase: select, train, apply, evaluate, commit; of the commit, the checkpoint alone. In a simulation, on its own clock."""
+    """Time by phase: select, train, apply, evaluate, commit; of the commit, the checkpoint alone. In a simulation, on its own clock, on
+    which computing takes no time."""
 
 
 class EventRecord(Record):

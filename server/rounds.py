@@ -1,9 +1,9 @@
 """The rounds of one run: select, train, aggregate, apply, evaluate, commit. Deployed and simulated runs differ in their `Cohort` alone.
 
 State is durable before it is announced: a round is stored open, with its clients, before they are asked; its model is a renamed file
-before the round is committed in one transaction. A run that is taken up again, after a pause or a crash, asks the clients of its open
-round once more. They draw the same random numbers, so they bring the same contributions, and the run ends with the model it would have
-had (law L3).
+before the round is committed in one transaction. (The store and the checkpoints of a simulation hold that back for a moment, and the news
+with it.) A run that is taken up again, after a pause or a crash, asks the clients of its open round once more. They draw the same random
+numbers, so they bring the same contributions, and the run ends with the model it would have had (law L3).
 
 Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, Algorithm 1;
 Bonawitz et al., "Towards Federated Learning at Scale: System Design", MLSys 2019, section 2.2 (over-selection, quorum, deadline).

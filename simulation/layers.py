@@ -98,7 +98,9 @@ class StackedModule:
 
     def _layers_of(self, module: nn.Module, prefix: str) -> Iterator[_Layer]:
         if type(module) is nn.Sequential:
-            for name, part in module.named_children():
+            # Not `named_children`, which leaves out a layer that comes a second time.
+            for name, part in module._modules.items():
+                assert part is not None
                 yield from self._layers_of(part, f"{prefix}{name}.")
         else:
             names = {name.removeprefix(prefix): name for name in self._tensors if name.startswith(prefix)}
@@ -242,7 +244,10 @@ def _by_autograd(compute: Callable[[nn.Module, Own, Tensor], Tensor]) -> Form:
 
         def pull(grad: Tensor, is_wanted: bool) -> tuple[Tensor | None, Own]:
             found = torch.autograd.grad(outputs, [*leaves.values(), *([source] if is_wanted else [])], grad)
-            return found[-1] if is_wanted else None, dict(zip(leaves, found, strict=False))
+            # A copy, because it may share its memory with itself or with another gradient, and what comes down is written to.
+            return found[-1].clone(memory_format=torch.contiguous_format) if is_wanted else None, dict(
+                zip(leaves, found, strict=False)
+            )
 
         return outputs.detach(), pull
 
@@ -252,7 +257,9 @@ def _by_autograd(compute: Callable[[nn.Module, Own, Tensor], Tensor]) -> Form:
 _pointwise = _by_autograd(lambda layer, own, inputs: layer(inputs))
 _one_by_one = _by_autograd(lambda layer, own, inputs: _as_each(layer(_as_one(inputs)), len(inputs)))
 _under_vmap = _by_autograd(
-    lambda layer, own, inputs: vmap(lambda own, inputs: functional_call(layer, own, (inputs,)))(dict(own), inputs)
+    lambda layer, own, inputs: vmap(lambda own, inputs: functional_call(layer, own, (inputs,)))(
+        dict(own), inputs.clone()
+    )
 )
 
 _FORMS: Mapping[type[nn.Module], Form] = {

@@ -6,7 +6,8 @@ A simulation that is killed loses at most what it computed since. It computes th
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ COMMIT_SECONDS = 0.2
 class Ledger(SqliteStore):
     """A store that holds rounds back for a moment, and the checkpoint of the last of them. Its work is done on the event loop.
 
-    Whatever else is asked of it comes after them.
+    Whatever is read, and whatever is said of a run, comes after them.
     """
 
     tell: Callable[[RoundRecord], None] = staticmethod(lambda _: None)
@@ -34,9 +35,7 @@ class Ledger(SqliteStore):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._run: RunRecord | None = None
-        self._held: dict[int, RoundRecord] = {}
-        self._events: list[EventRecord] = []
+        self._held = _Held()
         self._next_commit = 0.0
 
     def checkpoints(self, folder: Path) -> Checkpoints:
@@ -46,13 +45,12 @@ class Ledger(SqliteStore):
 
     async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
         """Insert or replace a round that is open, and append events, with the next commit."""
-        self._held[record.number] = record
-        self._events += events
+        self._held = self._held.with_(None, record, events)
 
     async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
         """Commit a round, or hold it back if the last commit was just now."""
-        self._run = run
-        await self.put_round(record, *events)
+        self._held = self._held.with_(run, record, events)
+        self._checkpoints.adopt(run.round_number)
         if time.monotonic() >= self._next_commit:
             await self.flush()
 
@@ -70,21 +68,20 @@ class Ledger(SqliteStore):
 
     async def flush(self) -> None:
         """Make durable what is held back. What cannot be is lost with the error."""
-        if not self._held:
+        held, self._held = self._held, _Held()
+        if not held.rounds:
             return
-        run, records, events = self._run, list(self._held.values()), self._events
-        self._run, self._held, self._events = None, {}, []
 
         def put_all(connection: sqlite3.Connection) -> None:
-            for record in records:
+            for record in held.rounds.values():
                 put_records(connection, None, record, ())
-            put_records(connection, run, None, events)
+            put_records(connection, held.run, None, held.events)
 
         # A model first: a run never stands at a round without one.
-        with self._checkpoints.flushed():
+        with self._checkpoints.flushed(held.run):
             await self._write(put_all)
         self._next_commit = time.monotonic() + COMMIT_SECONDS
-        for record in records:
+        for record in held.rounds.values():
             if record.state is RoundState.COMMITTED:
                 self.tell(record)
 
@@ -97,27 +94,42 @@ class Ledger(SqliteStore):
             return work()
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What waits for the next commit: a value, so that whatever interrupts finds all of a round in it or nothing."""
+
+    run: RunRecord | None = None
+    rounds: Mapping[int, RoundRecord] = field(default_factory=dict)
+    events: tuple[EventRecord, ...] = ()
+
+    def with_(self, run: RunRecord | None, record: RoundRecord, events: Sequence[EventRecord]) -> "_Held":
+        return _Held(run or self.run, {**self.rounds, record.number: record}, (*self.events, *events))
+
+
 class _HeldCheckpoints(Checkpoints):
-    """Checkpoints of which only the last before each commit is written."""
+    """Checkpoints of which only that of the last round before each commit is written."""
 
     def __init__(self, folder: Path, is_synced: bool) -> None:
         super().__init__(folder, is_synced)
-        self._held: tuple[RunRecord, int, Model] | None = None
+        self._models: dict[int, Model] = {}
 
     def write(self, run: RunRecord, round_number: int, model: Model) -> None:
-        """Hold a model back until `flush`, in the place of the one before it."""
-        self._held = (run, round_number, model)
+        """Hold a model back: its round is not committed yet, so it takes the place of no other."""
+        self._models[round_number] = model
+
+    def adopt(self, round_number: int) -> None:
+        """Forget the models of earlier rounds than this one, which is held back itself now."""
+        self._models = {number: model for number, model in self._models.items() if number >= round_number}
 
     def prune(self, round_number: int) -> None:
         """Do nothing: there is nothing new to replace the old until `flushed`."""
 
     @contextlib.contextmanager
-    def flushed(self) -> Iterator[None]:
-        """Write what is held back, and delete what it replaces when the context has ended well."""
-        held, self._held = self._held, None
-        if held is None:
+    def flushed(self, run: RunRecord | None) -> Iterator[None]:
+        """Write the model of the run's last round, and delete what it replaces when the context has ended well."""
+        if run is None:
             yield
             return
-        super().write(*held)
+        super().write(run, run.round_number, self._models[run.round_number])
         yield
-        super().prune(held[1])
+        super().prune(run.round_number)

@@ -3,7 +3,7 @@
 Rounds, aggregation, evaluation and store are the server's own; training is the client's own.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -59,19 +59,25 @@ class SerialCohort(SimulatedCohort):
     ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
         work = Work()
         for part in _parts(order, client_ids):
-            for result in await work.do(partial(self._evaluate, order, part)):
+            for result in await work.do(partial(self._evaluate, order, part, work.check)):
                 yield result
 
     def _train(self, order: Order, client_ids: Sequence[str], report: Report) -> list[tuple[str, Result | Refused]]:
         number, vector = order.round_number, order.model.vector
         return [(client_id, self._worker.train(client_id, number, vector, report)) for client_id in client_ids]
 
-    def _evaluate(self, order: Order, client_ids: Sequence[str]) -> list[tuple[str, Evaluation | Refused]]:
-        return [(client_id, self._worker.evaluate(client_id, order.model.vector)) for client_id in client_ids]
+    def _evaluate(
+        self, order: Order, client_ids: Sequence[str], check: Callable[[], None]
+    ) -> list[tuple[str, Evaluation | Refused]]:
+        found: list[tuple[str, Evaluation | Refused]] = []
+        for client_id in client_ids:
+            check()
+            found.append((client_id, self._worker.evaluate(client_id, order.model.vector)))
+        return found
 
 
 def _parts(order: Order, client_ids: Sequence[str]) -> list[list[str]]:
-    """Cut clients into parts that are done without a word between: to wake another thread can take as long as a small client."""
+    """Cut clients into parts whose contributions wait until all of a part are there."""
     return blocks_of(client_ids, max(1, AHEAD_BYTES // order.model.vector.nbytes))
 
 

@@ -96,7 +96,7 @@ def simulate(
     Args:
         spec: The run's spec, as it would be submitted, or the path of its file.
         folder: Where state and results go.
-        on_round: Called with each committed round, also with those of an earlier process.
+        on_round: Called with each round once it is durable, short ones several at a time; also with those of an earlier process.
         setting: Fields of `Setting`: `data`, `clients`, `partition`, `engine`, `held_out` and `own_data`; and of `Resources`: `device`,
             `threads`, `workers`, `block` and `ray_address`.
 
@@ -159,6 +159,7 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
         try:
             _claim(folder, spec, setting, has_begun=bool(await store.runs()))
             sites = _sites(spec, setting)
+            await asyncio.sleep(0)  # Ctrl-C takes effect where the event loop comes round
             own_data = load(parse_source(setting.own_data)) if setting.own_data else None
             rounds = await _all_rounds(store)
             for record in rounds:
@@ -167,6 +168,7 @@ async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound
             await _set_clock(store, rounds)
             client_count = len(sites)
             cohort = build(engine, spec, sites, setting)
+            await asyncio.sleep(0)
             # Most engines have copied it.
             del sites
             try:

@@ -58,10 +58,11 @@ class StackedLearner:
         self._measures = vmap(lambda output, target: dict(learner.measure(output[None], target[None])))
 
     @torch.no_grad()
-    def measure(self, state: State, data: Examples) -> dict[str, Tensor]:
-        """Return the loss and the reported measures of each example, float64 (examples,)."""
+    def measure(self, state: State, data: Examples, report: Callable[[], None]) -> dict[str, Tensor]:
+        """Return the loss and the reported measures of each example, float64 (examples,). `report` as in `fit`, called once a batch."""
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, len(data), EVALUATION_BATCH_SIZE):
+            report()
             rows = slice(start, start + EVALUATION_BATCH_SIZE)
             inputs, targets = data.inputs[rows], data.targets[rows]
             outputs = functional_call(self._plain, dict(state), (inputs,))

@@ -84,7 +84,8 @@ class VectorizedCohort(SimulatedCohort):
     ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
         found: Mapping[str, Evaluation | Refused]
         try:
-            found = await Work().do(partial(self._evaluate, order, client_ids))
+            work = Work()
+            found = await work.do(partial(self._evaluate, order, client_ids, work.check))
         except Exception as error:
             log.exception("clients %s: unexpected error", ", ".join(client_ids))
             found = _failed(client_ids, error)
@@ -95,12 +96,14 @@ class VectorizedCohort(SimulatedCohort):
         """Return an empty sum on the device."""
         return WeightedMean(grid, size) if self._device.type == "cpu" else DeviceMean(grid, size, self._device)
 
-    def _weights(self, order: Order, client_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, Outcome]]:
+    def _weights(
+        self, order: Order, client_ids: Sequence[str], report: Callable[[], None]
+    ) -> tuple[dict[str, int], dict[str, Outcome]]:
         """Return the weight of each client that can take part, and what the others say."""
         spec, weights = order.spec, {}
         refusals: dict[str, Outcome] = {}
         by_quality = spec.weight_by == "quality"
-        held_out = self._evaluate(order, client_ids) if by_quality else {}
+        held_out = self._evaluate(order, client_ids, report) if by_quality else {}
         for client_id in client_ids:
             count = len(self._training.ranges[client_id])
             try:
@@ -119,8 +122,9 @@ class VectorizedCohort(SimulatedCohort):
         self, order: Order, client_ids: Sequence[str], binding: Binding, report: Callable[[], None]
     ) -> dict[str, Outcome]:
         """Return what each client brings, or says."""
+        report()
         begin, local = time.perf_counter(), order.spec.local
-        weights, outcomes = self._weights(order, client_ids)
+        weights, outcomes = self._weights(order, client_ids, report)
         if not weights:
             return outcomes
         plan = draw_plan(list(weights), self._training.ranges, local, Round(order.spec.seed, order.round_number))
@@ -135,7 +139,7 @@ class VectorizedCohort(SimulatedCohort):
             outcomes[client_id] = Arrival(client_id, binding, weights[client_id], size, metrics, seconds, change)
         return outcomes
 
-    def _evaluate(self, order: Order, client_ids: Sequence[str]) -> dict[str, Evaluation]:
+    def _evaluate(self, order: Order, client_ids: Sequence[str], report: Callable[[], None]) -> dict[str, Evaluation]:
         ranges = [self._held_out.ranges[client_id] for client_id in client_ids]
         counts = torch.tensor([len(own) for own in ranges])
         if not counts.sum():
@@ -143,7 +147,8 @@ class VectorizedCohort(SimulatedCohort):
         rows = torch.cat([torch.arange(own.start, own.stop) for own in ranges]).to(self._device)
         owners = torch.repeat_interleave(torch.arange(len(ranges)), counts).to(self._device)
         means: dict[str, list[float]] = {}
-        for name, values in self._stacked.measure(self._state(order), self._held_out.data.select(rows)).items():
+        measured = self._stacked.measure(self._state(order), self._held_out.data.select(rows), report)
+        for name, values in measured.items():
             sums = torch.zeros(len(ranges), dtype=torch.float64, device=self._device).index_add_(0, owners, values)
             means[name] = (sums.cpu() / counts).tolist()
         return {

@@ -1,6 +1,7 @@
 """What an engine computes for a round, in this process: a simulation's event loop does it itself, between two looks at who calls."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -35,6 +36,8 @@ class Work:
                 continue
             except asyncio.CancelledError:
                 self._is_over.set()
-                await asyncio.wait([doing])
+                while not doing.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([doing])
                 doing.exception()  # nobody wants to know
                 raise

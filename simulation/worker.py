@@ -1,4 +1,4 @@
-"""One resident trainer and the data of all clients: what the serial engine has in a thread, and others in processes and Ray actors.
+"""One resident trainer and the data of all clients: what the serial engine has, and others in processes and Ray actors.
 
 It calls the code that a deployed client calls, so that results are the same to the bit (law L2).
 """

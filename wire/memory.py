@@ -59,7 +59,10 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Do as `keep_freed_memory` while the context is open; at its end the system gets back what is free."""
+    """Do as `keep_freed_memory` while the context is open; at its end the system gets back what is free, and later all large blocks.
+
+    Contexts must not be open at the same time: the first to end ends it for all.
+    """
     keep_freed_memory()
     try:
         yield

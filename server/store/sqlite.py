@@ -1,6 +1,6 @@
 """The embedded store: one SQLite file, in write-ahead mode, for a coordinator with a sync to disk at every commit.
 
-One thread owns the connection, so that calls take place one after the other and the event loop never waits for a disk.
+One thread owns the connection, so that calls take place one after the other and a coordinator's event loop never waits for a disk.
 Other processes may open the same file; SQLite's locks order their transactions, and the lease says who serves.
 
 Source: SQLite documentation, "Write-Ahead Logging", https://www.sqlite.org/wal.html

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models import MODELS, Examples
 from models.classifier import Classifier
@@ -45,3 +46,25 @@ def test_learners_of_classes_have_no_loss_or_measures_of_their_own(name: str) ->
     learner = MODELS[name].learner
     assert issubclass(learner, Classifier)
     assert (learner.loss, learner.measure) == (Classifier.loss, Classifier.measure)
+
+
+class Smoothed(Scores):
+    """A classifier with a loss of its own."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets, label_smoothing=0.2)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets, label_smoothing=0.2, reduction="none")
+
+
+@pytest.mark.parametrize("learner", [Scores, Smoothed])
+def test_losses_and_gradient_are_autograds_own(learner: type[Classifier]) -> None:
+    torch.manual_seed(1)
+    outputs, targets, weights = torch.randn(4, 3), torch.tensor([2, 0, 0, 1]), torch.tensor([0.5, 0.25, 0.25, 0.0])
+    made = learner(torch.device("cpu"))
+    losses, gradient = made.losses_and_gradient(outputs, targets, weights)
+    leaf = outputs.clone().requires_grad_()
+    expected = made.losses(leaf, targets)
+    torch.testing.assert_close(losses, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(torch.dot(expected, weights), leaf)[0])

@@ -1,6 +1,8 @@
 """Lists of the REST API, however long: they are written off the event loop, and in pieces that make one list."""
 
 import asyncio
+import json
+import math
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -103,3 +105,15 @@ async def test_openapi_names_what_lists_hold(coordinator: Coordinator) -> None:
     for path, name in (("/runs", "RunView"), ("/runs/{run_id}/rounds", "RoundRecord"), ("/clients", "ClientView")):
         content = paths[f"/api/v1{path}"]["get"]["responses"]["200"]["content"]
         assert content["application/json"]["schema"]["items"] == {"$ref": f"#/components/schemas/{name}"}
+
+
+async def test_number_that_json_does_not_have_is_null(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
+    odd = RoundRecord(
+        run_id="r1", number=ROUND_COUNT + 1, state=RoundState.OPEN, metrics={"loss": math.nan, "rate": -math.inf}
+    )
+    await coordinator.store.put_round(odd)
+    text = (await api.get(f"/runs/r1/rounds?after={ROUND_COUNT}")).text
+    # Python's own reader would take NaN for a number.
+    (found,) = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert found["metrics"] == {"loss": None, "rate": None}
+    assert found["number"] == odd.number

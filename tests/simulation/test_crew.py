@@ -1,6 +1,9 @@
 """Seats whose workers die: who is given up, what the round does then, and what is left at the end."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import numpy as np
 from client.training import Result
 from models import Evaluation
 from simulation.cohort import Refused
-from simulation.crew import DEATHS, CrewCohort
+from simulation.crew import AHEAD_BYTES, DEATHS, CrewCohort, Seat
 from simulation.errors import WorkerLostError
 from tests.simulation.federations import federation, play, sites
 from wire.spec import RunSpec
@@ -82,3 +85,25 @@ async def test_client_under_whose_evaluation_workers_die_costs_no_other_result(t
     assert len(record.contributions) == 6
     assert record.metrics == {"loss": 1.0}
     assert sum(seat.replaced for seat in cohort.seats) >= DEATHS
+
+
+async def test_works_are_done_no_further_ahead_than_contributions_may_wait() -> None:
+    cohort = FragileCohort(configured(), trains=True, evaluates=True)
+    most, may_end, are_begun = 2 * len(cohort.seats), threading.Event(), threading.Event()
+    begun: list[int] = []
+
+    def work(number: int, seat: Seat) -> int:
+        begun.append(number)
+        if len(begun) == most:
+            are_begun.set()
+        assert number or may_end.wait(20)
+        return number
+
+    done = cohort._in_order([partial(work, number) for number in range(10)], AHEAD_BYTES)
+    first = asyncio.ensure_future(anext(done))
+    assert await asyncio.to_thread(are_begun.wait, 20)
+    await asyncio.sleep(0.1)
+    assert begun == list(range(most))
+    may_end.set()
+    assert [await first, *[number async for number in done]] == list(range(10))
+    cohort.close()

@@ -118,6 +118,40 @@ def test_outputs_and_gradients_equal_each_clients_own(
         torch.testing.assert_close(found[name], grad)
 
 
+class Summed(nn.Module):
+    """A module whose gradient is one number for all its inputs, in the same place of memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.sum(-1, keepdim=True) * self.scale
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param([Summed()], id="gradient-that-is-expanded"),
+        pytest.param([Shift(1, 4), nn.Linear(4, 2)], id="gradient-that-is-a-parameters-too"),
+        pytest.param([relu := nn.ReLU(), nn.Linear(4, 4), relu, nn.Linear(4, 2)], id="layer-that-comes-twice"),
+    ],
+)
+def test_gradients_that_share_memory_are_not_written_over(after: list[nn.Module]) -> None:
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), *after).double()
+    inputs = torch.randn(1, 1, 4, dtype=torch.float64)
+    expected = module(inputs[0])
+    pull = torch.randn(expected.shape, dtype=torch.float64)
+    expected_grads = torch.autograd.grad(expected, list(module.parameters()), pull)
+    stacked = StackedModule(module)
+    outputs, back = stacked({name: value[None] for name, value in module.named_parameters()}, inputs)
+    torch.testing.assert_close(outputs[0], expected)
+    found = back(pull[None])
+    for (name, _), grad in zip(module.named_parameters(), expected_grads, strict=True):
+        torch.testing.assert_close(found[name][0], grad)
+
+
 def test_stand_ins_keep_the_parameters_and_draw_no_dropout_by_themselves() -> None:
     module = nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 2))
     before = dict(module.named_parameters())

@@ -110,6 +110,15 @@ async def test_close_commits_what_is_held_back(scene: Scene) -> None:
     assert scene.told == [1, 2]
 
 
+async def test_model_of_a_round_that_was_not_committed_takes_the_place_of_no_other(scene: Scene) -> None:
+    await scene.commit(1, 2)
+    # As Ctrl-C between the two leaves it.
+    scene.checkpoints.write(make_run(round_number=2), 3, scene.model)
+    await scene.ledger.close()
+    assert (await scene.durable())[0] == 2
+    assert scene.files == [checkpoint_path(scene.folder, number) for number in (1, 2)]
+
+
 async def test_flush_that_fails_leaves_the_run_at_its_last_commit_with_its_model(scene: Scene) -> None:
     await scene.commit(1, 2, 3)
     with closing(sqlite3.connect(scene.folder / "simulation.sqlite")) as other:

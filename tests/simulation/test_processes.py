@@ -161,13 +161,18 @@ def test_ctrl_c_during_training_ends_quietly_and_leaves_no_process(tmp_path: Pat
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
-        [sys.executable, "-c", slow, str(tmp_path / "out")], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", slow, str(tmp_path / "out")],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     parent = psutil.Process(process.pid)
     while len(workers := workers_of(parent)) < 2 or not all(worker.cpu_times().user > 1 for worker in workers):
         assert process.poll() is None
         psutil.wait_procs([parent], timeout=0.1)
-    os.kill(process.pid, signal.SIGINT)
+    # As a terminal does it: to all of them.
+    os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT
     # The script's own KeyboardInterrupt, and no word of a worker's.

@@ -63,6 +63,22 @@ ledger.Ledger.put_round = put_or_die
 ledger.COMMIT_SECONDS = float(sys.argv[4])
 choral.simulate(SPEC, sys.argv[1], engine=sys.argv[3], **SETTING)
 """
+LATE_CTRL_C = """
+import signal, sys
+import choral
+from server.model import ModelShop
+from simulation import ledger
+from tests.simulation.test_simulate import SETTING, SPEC
+next_model, made = ModelShop.next, []
+def next_or_end(self, *arguments):
+    made.append(arguments)
+    if len(made) == 3:
+        signal.raise_signal(signal.SIGINT)
+    return next_model(self, *arguments)
+ModelShop.next = next_or_end
+ledger.COMMIT_SECONDS = 1e9
+choral.simulate(SPEC, sys.argv[1], engine="serial", **SETTING)
+"""
 AT_ONCE, AT_THE_END = "0", "1e9"
 """Seconds between commits: round 2 is durable in round 3, or not."""
 
@@ -214,6 +230,20 @@ def test_simulate_with_another_trace_than_the_folders_is_refused(tmp_path: Path)
     trace.write_text("seconds_per_example\n0.6\n")
     with pytest.raises(SimulationError, match=r"trace_sha256 must be that of the simulation that it holds"):
         choral.simulate(spec, tmp_path / "out", **SETTING)
+
+
+def test_ctrl_c_between_a_rounds_sum_and_its_commit_leaves_the_round_before_it(tmp_path: Path) -> None:
+    setting = SETTING | {"engine": "serial"}
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE_CTRL_C, str(tmp_path / "cut")],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        timeout=60,
+    )
+    assert ended.returncode == -signal.SIGINT, ended.stderr
+    assert committed_rounds(tmp_path / "cut") == 2
+    undisturbed = choral.simulate(SPEC, tmp_path / "undisturbed", **setting)
+    assert choral.simulate(SPEC, tmp_path / "cut", **setting).run.model_sha256 == undisturbed.run.model_sha256
 
 
 def committed_rounds(folder: Path) -> int:

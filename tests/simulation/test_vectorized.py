@@ -17,6 +17,7 @@ from server.aggregation import WeightedMean
 from server.cohort import Order
 from server.inbox import Arrival, Ballot, Binding, Inbox
 from server.model import ModelShop
+from simulation.cohort import Refused
 from simulation.reasons import reason_against
 from simulation.resources import Resources
 from simulation.serial import SerialCohort
@@ -24,6 +25,7 @@ from simulation.stacked import Trained
 from simulation.vectorized import VectorizedCohort
 from tests.simulation.federations import CNN, MLP, SGD, SIZES, SOFTMAX, federation, play, sites
 from wire.errors import SpecError
+from wire.federation_pb2 import RefusalReason
 from wire.memory import VectorPool
 from wire.spec import RunSpec
 
@@ -164,7 +166,7 @@ configured = federation(CNN)
 cohort, model = VectorizedCohort(configured, sites()), ModelShop(configured).initial()
 order, binding = Order("run", 1, 0, configured, model, 6), Binding("run", 1, model.sha256, model.layout.sha256)
 cohort._train(order, dict.fromkeys(sites(), 1), binding, lambda: None)
-cohort._evaluate(order, list(sites()))
+cohort._evaluate(order, list(sites()), lambda: None)
 found = {"torch._dynamo", "sympy"} & set(sys.modules)
 assert not found, found
 """
@@ -236,6 +238,44 @@ async def test_round_that_closes_early_stops_the_block(monkeypatch: pytest.Monke
     await asyncio.wait([training], timeout=2)
     assert training.cancelled()
     assert inbox.count == 0
+
+
+async def test_error_of_a_block_is_that_of_its_clients_and_not_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured, names = federation(), sorted(sites())
+    cohort = VectorizedCohort(configured, sites(), Resources(block=3))
+    model = ModelShop(configured).initial()
+    order = Order("run", 1, 0, configured, model, len(names))
+    fit, calls = cohort._stacked.fit, []
+
+    def fail_once(*arguments: Any) -> Trained:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("odd")
+        return fit(*arguments)
+
+    monkeypatch.setattr(cohort._stacked, "fit", fail_once)
+    binding = Binding("run", 1, model.sha256, model.layout.sha256)
+    outcomes = [outcome async for outcome in cohort._outcomes(order, names, binding)]
+    assert [outcome.client_id for outcome in outcomes] == names
+    reason = RefusalReason.REFUSAL_REASON_CLIENT_ERROR
+    assert outcomes[:3] == [Refused(name, reason, "Unexpected RuntimeError('odd')") for name in names[:3]]
+    assert all(isinstance(outcome, Arrival) for outcome in outcomes[3:])
+
+
+async def test_error_of_an_evaluation_is_that_of_its_clients_and_not_the_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configured, names = federation(), sorted(sites())
+    cohort = VectorizedCohort(configured, sites())
+    model = ModelShop(configured).initial()
+
+    def fail(*arguments: Any) -> dict[str, torch.Tensor]:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(cohort._stacked, "measure", fail)
+    ballot = Ballot(names, cohort.changed)
+    await cohort.evaluate(Order("run", 1, 0, configured, model, len(names)), names, ballot)
+    assert ballot.failures == dict.fromkeys(names, "Unexpected RuntimeError('odd')")
 
 
 @pytest.mark.parametrize(
