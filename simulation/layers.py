@@ -4,7 +4,7 @@ Inputs are (clients, batch, ...), parameters (clients, ...). A layer without par
 care; a dense layer is a batched product, a convolution has a group for each client or is a product too. Whatever has no such form is
 computed under `torch.func.vmap`, whose calls cost much more.
 
-Each layer says itself how gradients go back through it, because to a stack of small models autograd's own work is a third of all.
+Each layer says itself how gradients go back through it: torch's kernels, called in the order, the layout and the memory that suit them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
