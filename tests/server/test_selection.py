@@ -28,9 +28,19 @@ def spec_of(**cohort: Any) -> RunSpec:
 
 
 def ranked(members: list[Member], spec: RunSpec, round_number: int) -> list[str]:
-    """Return the clients in the order of their seeds."""
-    ids = [member.client_id for member in members]
-    return sorted(ids, key=lambda client_id: derive_seed(spec.seed, "select", round_number, client_id))
+    """Return the clients in the order of their ranks, worked out one by one."""
+    keys = [derive_seed(spec.seed, purpose, round_number) for purpose in ("select", "select again")]
+
+    def rank(client_id: str) -> int:
+        value = derive_seed(0, "rank", client_id=client_id)
+        for key in keys:
+            value ^= key
+            for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+                value = ((value ^ value >> 33) * factor) % 2**64
+            value ^= value >> 33
+        return value
+
+    return sorted((member.client_id for member in members), key=rank)
 
 
 def test_choose_takes_the_best_ranks_of_the_round() -> None:
