@@ -79,6 +79,21 @@ ModelShop.next = next_or_end
 ledger.COMMIT_SECONDS = 1e9
 choral.simulate(SPEC, sys.argv[1], engine="serial", **SETTING)
 """
+EARLY_CTRL_C = """
+import signal, sys
+import choral
+from simulation import simulate
+from tests.simulation.test_simulate import SETTING, SPEC
+read, build = simulate._sites, simulate.build
+def read_then_end(*arguments):
+    signal.raise_signal(signal.SIGINT)
+    return read(*arguments)
+def build_and_tell(*arguments):
+    print("built")
+    return build(*arguments)
+simulate._sites, simulate.build = read_then_end, build_and_tell
+choral.simulate(SPEC, sys.argv[1], engine="serial", **SETTING)
+"""
 AT_ONCE, AT_THE_END = "0", "1e9"
 """Seconds between commits: round 2 is durable in round 3, or not."""
 
@@ -244,6 +259,16 @@ def test_ctrl_c_between_a_rounds_sum_and_its_commit_leaves_the_round_before_it(t
     assert committed_rounds(tmp_path / "cut") == 2
     undisturbed = choral.simulate(SPEC, tmp_path / "undisturbed", **setting)
     assert choral.simulate(SPEC, tmp_path / "cut", **setting).run.model_sha256 == undisturbed.run.model_sha256
+
+
+def test_ctrl_c_while_the_data_is_read_ends_before_anything_is_built(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", EARLY_CTRL_C, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, b""), ended.stderr
 
 
 def committed_rounds(folder: Path) -> int:
