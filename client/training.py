@@ -72,6 +72,7 @@ class Trainer:
         self.named = learner
         # The layout does not depend on the seed.
         self.layout = Layout.of(self._learner.init(0))
+        self.contribution_layout = self._learner.contribution_layout
 
     def check(self, data: LocalData) -> None:
         """Check that both parts of the data suit the learner. Raises `DataError`."""
@@ -107,13 +108,13 @@ class Trainer:
 
     def evaluate(self, vector: Vector, data: LocalData) -> Evaluation:
         """Measure a model on the held-out examples; of 0 examples if there are none."""
-        return self._learner.evaluate(self.layout.views(vector), data.held_out)
+        return self._learner.evaluate(self.layout.views(vector), data.held_out, data.training)
 
     def _weight(self, spec: RunSpec, state: State, data: LocalData) -> int:
         """Return the weight of a client's contribution, 1 to the cap."""
         if spec.weight_by == "examples":
             return min(len(data.training), spec.limits.weight_cap)
-        return weight_by_quality(spec, len(data.training), self._learner.evaluate(state, data.held_out))
+        return weight_by_quality(spec, len(data.training), self._learner.evaluate(state, data.held_out, data.training))
 
 
 def weight_by_quality(spec: RunSpec, example_count: int, held_out: Evaluation) -> int:

@@ -28,7 +28,7 @@ from models import DataError, TrainingStopped
 from wire import federation_pb2 as pb
 from wire.errors import ChoralError, LayoutError, TransferError
 from wire.spec import RunSpec, parse_spec
-from wire.tensors import Vector, vector_bytes, vector_from_bytes
+from wire.tensors import Layout, Vector, vector_bytes, vector_from_bytes
 
 log = logging.getLogger(__name__)
 
@@ -209,16 +209,16 @@ class Worker:
                 stop.set()
                 raise
         _, result, sha256 = self._kept
-        await self._deliver(task, result, sha256)
+        await self._deliver(task, result, sha256, trainer.contribution_layout)
 
-    async def _deliver(self, task: pb.Task, result: Result, sha256: bytes) -> None:
+    async def _deliver(self, task: pb.Task, result: Result, sha256: bytes, layout: Layout) -> None:
         data = vector_bytes(result.vector)
         header = pb.UploadHeader(
             task_id=task.task_id,
             run_id=task.run_id,
             round=task.round,
             base_sha256=task.base.sha256,
-            layout_sha256=task.base.layout_sha256,
+            layout_sha256=layout.sha256,
             encoding=pb.VECTOR_ENCODING_FLOAT32,
             total_bytes=len(data),
             sha256=sha256,

@@ -8,20 +8,19 @@ https://doi.org/10.1109/5.726791
 
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from models import tasks
 from models.classifier import Classifier
+from models.gradient import GradientParameters
 from models.images import FlatImages
 from models.learner import Examples
-from wire.validation import Strict
 
 Channels = Annotated[int, Field(ge=1)]
 
 
-class CNNParameters(Strict):
+class CNNParameters(GradientParameters):
     """Parameters of the learner `cnn`."""
 
     image: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 8, 8], min_length=3, max_length=3)
@@ -67,9 +66,7 @@ class CNNParameters(Strict):
 class CNN(Classifier):
     """Convolutional network that classifies images."""
 
-    def __init__(self, parameters: CNNParameters, device: torch.device) -> None:
-        self.parameters = parameters
-        super().__init__(device)
+    parameters: CNNParameters
 
     def build(self) -> nn.Module:
         """Return the blocks and the classifier as one `nn.Sequential`."""

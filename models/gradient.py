@@ -6,8 +6,10 @@ mu/2 * ||w - w_global||^2 to the loss.
 Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2. https://arxiv.org/abs/1812.06127
 """
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +17,38 @@ from torch.func import vmap
 
 from models.errors import unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
-from models.optimizers import Optimizer, ServerOptimizer, build_optimizer
+from models.optimizers import ServerOptimizer, build_optimizer
 from models.random_stream import RandomStream
 from wire.memory import VectorPool
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State, Vector
+from wire.validation import Strict
 
 EVALUATION_BATCH_SIZE = 256
+
+Step = Callable[[Examples], Tensor]
+"""Takes one step of training on a batch and returns its mean loss, a scalar without a gradient."""
+
+
+class GradientParameters(Strict):
+    """What every learner that trains by gradient descent takes, beside parameters of its own."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What layers compute in, by torch.autocast; parameters and their updates are float32 in either case."""
 
 
 class GradientLearner(ABC):
     """Keeps one module on one device and trains it from whatever state a round hands in.
 
     `build`, `loss` and `measure` are pure: nothing but their arguments decides what they return, so that an engine may call the module on
-    many clients' parameters at once.
+    many clients' parameters at once. A learner that needs more overrides `batch_loss` and `measure_batch`, or `begin`, and is then trained
+    one client at a time.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    parameters: GradientParameters
+
+    def __init__(self, parameters: GradientParameters, device: torch.device) -> None:
+        self.parameters = parameters
         self._device = device
         # Built where it will stay: on the meta device, which a coordinator uses, it takes no memory.
         with RandomStream(0).drawing(), device:
@@ -72,6 +89,28 @@ class GradientLearner(ABC):
     def check(self, data: Examples) -> None:
         """Check that `data` suits this learner. Raises `DataError`."""
 
+    def batch_loss(self, batch: Examples) -> Tensor:
+        """Return the mean loss of a batch in training, a scalar. Draws from torch's global generator, which follows from the run's seed."""
+        return self.loss(self._module(batch.inputs), batch.targets)
+
+    def measure_batch(self, batch: Examples) -> Mapping[str, Tensor]:
+        """Return the means over a batch of all that an evaluation reports, `loss` among them."""
+        outputs = self._module(batch.inputs)
+        return {"loss": self.loss(outputs, batch.targets), **self.measure(outputs, batch.targets)}
+
+    def weigh(self, batch: Examples) -> int:
+        """Return how many things the means of `measure_batch` are over: the examples, or for sequences of many lengths their codes."""
+        return len(batch)
+
+    def finish(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what an evaluation reports, from its means: for what is not a mean itself, such as a perplexity."""
+        return means
+
+    @property
+    def contribution_layout(self) -> Layout:
+        """The layout of the state."""
+        return self._layout
+
     def init(self, seed: int) -> State:
         """Return a new module's state, drawn from `seed` alone."""
         with RandomStream(seed).drawing():
@@ -90,8 +129,7 @@ class GradientLearner(ABC):
             raise unsuited(f"Training data: batches must have at least {fewest} examples", str(found))
         self._load(state)
         self._module.train()
-        anchor = [parameter.detach().clone() for parameter in self._module.parameters()] if local.proximal_mu else []
-        optimizer = build_optimizer(local.optimizer, self._module.parameters())
+        step = self.begin(local)
         losses: list[Tensor] = []
         stream = RandomStream(int(torch.randint(1 << 62, (), generator=generator)), self._device)
         for epoch in range(local.epochs):
@@ -99,13 +137,37 @@ class GradientLearner(ABC):
             batches = self._batches(len(data), local.batch_size, generator)
             for rows in batches:
                 batch = data.select(rows.to(self._device))
-                with stream.drawing():
-                    losses.append(self._step(optimizer, batch, local, anchor) * len(batch))
+                with stream.drawing(), self._autocast():
+                    losses.append(step(batch) * len(batch))
                 report((epoch + len(losses) / len(batches)) / local.epochs)
         metrics = {"train_loss": float(torch.stack(losses).sum()) / len(data)} if losses else {}
         return Contribution(self._change_since(state), len(data), metrics)
 
-    def apply(self, state: State, mean: State, server: ServerOptimizer) -> State:
+    def begin(self, local: LocalSpec) -> Step:
+        """Return what takes the steps of one fit, with whatever it keeps from one to the next."""
+        optimizer = build_optimizer(local.optimizer, self._module.parameters())
+        anchor = [parameter.detach().clone() for parameter in self._module.parameters()] if local.proximal_mu else []
+
+        def step(batch: Examples) -> Tensor:
+            losses: list[Tensor] = []
+
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                loss = self.batch_loss(batch)
+                objective = loss + self._pull(anchor, local.proximal_mu) if anchor else loss
+                objective.backward()  # type: ignore[no-untyped-call]
+                if local.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(self._module.parameters(), local.clip_norm)
+                losses.append(loss.detach())
+                return objective.detach()
+
+            # torch types the closure's result as a float, which would have to wait for the device in each step.
+            optimizer.step(closure)  # type: ignore[arg-type]
+            return losses[0]
+
+        return step
+
+    def apply(self, state: State, mean: State, server: ServerOptimizer, weight_total: int) -> State:
         """Take the server step on the mean change of the parameters.
 
         Buffers, such as the statistics of batch norm, have no gradient: they move by their mean change itself.
@@ -114,42 +176,32 @@ class GradientLearner(ABC):
         return {name: trained[name] if name in trained else state[name].add_(mean[name]) for name in mean}
 
     @torch.no_grad()
-    def evaluate(self, state: State, data: Examples) -> Evaluation:
-        """Return the means of the loss and of `measure` over `data`."""
+    def evaluate(self, state: State, data: Examples, training: Examples | None = None) -> Evaluation:
+        """Return the means over `data` of all that `measure_batch` reports."""
         if len(data) == 0:
             return Evaluation(0, {})
         self._load(state)
         self._module.eval()
         totals: dict[str, Tensor] = {}
-        for start in range(0, len(data), EVALUATION_BATCH_SIZE):
-            rows = slice(start, start + EVALUATION_BATCH_SIZE)
-            inputs, targets = data.inputs[rows], data.targets[rows]
-            outputs = self._module(inputs)
-            for name, mean in {"loss": self.loss(outputs, targets), **self.measure(outputs, targets)}.items():
-                total = mean.double().cpu() * len(inputs)
-                totals[name] = totals[name] + total if name in totals else total
-        return Evaluation(len(data), {name: float(total) / len(data) for name, total in totals.items()})
+        weight_total = 0
+        with RandomStream(0, self._device).drawing(), self._autocast():
+            for batch in _evaluation_batches(data):
+                weight = self.weigh(batch)
+                weight_total += weight
+                for name, mean in self.measure_batch(batch).items():
+                    total = mean.double().cpu() * weight
+                    totals[name] = totals[name] + total if name in totals else total
+        return Evaluation(len(data), self.finish({name: float(total) / weight_total for name, total in totals.items()}))
 
-    def _step(self, optimizer: Optimizer, batch: Examples, local: LocalSpec, anchor: list[Tensor]) -> Tensor:
-        losses: list[Tensor] = []
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        is_wanted = self.parameters.precision == "bfloat16"
+        return torch.autocast(self._device.type, torch.bfloat16) if is_wanted else contextlib.nullcontext()
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = self.loss(self._module(batch.inputs), batch.targets)
-            objective = loss
-            if anchor:
-                pairs = zip(self._module.parameters(), anchor, strict=True)
-                distance = torch.stack([(parameter - start).square().sum() for parameter, start in pairs]).sum()
-                objective = loss + 0.5 * local.proximal_mu * distance
-            objective.backward()  # type: ignore[no-untyped-call]
-            if local.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self._module.parameters(), local.clip_norm)
-            losses.append(loss.detach())
-            return objective.detach()
-
-        # torch types the closure's result as a float, which would have to wait for the device in each step.
-        optimizer.step(closure)  # type: ignore[arg-type]
-        return losses[0]
+    def _pull(self, anchor: list[Tensor], mu: float) -> Tensor:
+        """Return mu/2 * ||w - anchor||^2."""
+        pairs = zip(self._module.parameters(), anchor, strict=True)
+        distance = torch.stack([(parameter - start).square().sum() for parameter, start in pairs]).sum()
+        return 0.5 * mu * distance
 
     def _batches(self, count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
         """Return a random order of 0 to count - 1 in batches."""
@@ -171,3 +223,9 @@ class GradientLearner(ABC):
         for name, view in self._layout.views(change).items():
             view.sub_(state[name])
         return change
+
+
+def _evaluation_batches(data: Examples) -> Iterator[Examples]:
+    for start in range(0, len(data), EVALUATION_BATCH_SIZE):
+        rows = slice(start, start + EVALUATION_BATCH_SIZE)
+        yield Examples(data.inputs[rows], data.targets[rows])

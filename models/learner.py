@@ -8,14 +8,14 @@ https://arxiv.org/abs/1602.05629
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from models.optimizers import ServerOptimizer
 from wire.spec import LocalSpec
-from wire.tensors import State, Vector
+from wire.tensors import Layout, State, Vector
 
 Report = Callable[[float], None]
 """Called during a fit with the done part, 0 to 1, at least once a batch. Raises `TrainingStopped` to end the fit."""
@@ -55,7 +55,7 @@ class Contribution:
     """What one client gives to one round.
 
     Attributes:
-        vector: float32 (parameters,) in the order of the learner's layout.
+        vector: float32 (coordinates,) in the order of the learner's `contribution_layout`.
         example_count: Examples trained on, 1 or more.
         metrics: What training measured, by name.
     """
@@ -75,6 +75,10 @@ class Evaluation:
 
 class Learner(Protocol):
     """A model and how it learns. Resident: built once in a process and used for many rounds, by one thread at a time."""
+
+    @property
+    def contribution_layout(self) -> Layout:
+        """What a contribution holds: the state's own layout for a change of the state, another one for statistics."""
 
     def init(self, seed: int) -> State:
         """Return the initial state: name to tensor. Floating tensors travel, others stay where they are."""
@@ -99,8 +103,48 @@ class Learner(Protocol):
             report: Called as training goes on.
         """
 
-    def apply(self, state: State, mean: State, server: ServerOptimizer) -> State:
-        """Return the next state from the mean of the contributions. May change the tensors of both arguments in place."""
+    def apply(self, state: State, mean: State, server: ServerOptimizer, weight_total: int) -> State:
+        """Return the next state from the contributions of a round. May change the tensors of all arguments in place.
 
-    def evaluate(self, state: State, data: Examples) -> Evaluation:
-        """Measure `state` on `data`, which is left unchanged. Draws nothing at random."""
+        Args:
+            state: float32 tensors of the layout.
+            mean: The weighted mean of the contributions, float32 tensors of `contribution_layout`.
+            server: The server step.
+            weight_total: The sum of their weights: `mean * weight_total` is the weighted sum.
+        """
+
+    def evaluate(self, state: State, data: Examples, training: Examples | None = None) -> Evaluation:
+        """Measure `state` on `data`, which is left unchanged. Draws nothing at random that is not the same each time.
+
+        Args:
+            state: float32 tensors of the layout.
+            data: Examples that were not trained on; may be none.
+            training: The same client's training data, for what a model keeps local; None where there is none, as on a coordinator.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """What is wanted of a generative model.
+
+    Attributes:
+        count: Samples, 1 or more.
+        generator: Source of every random draw.
+        prompt: What text begins with, int64 codes (time,); None to begin with nothing.
+        length: Codes of text to add.
+        temperature: Divides the logits of text: below 1 safer, above 1 bolder; above 0.
+    """
+
+    count: int
+    generator: torch.Generator
+    prompt: Tensor | None = None
+    length: int = 200
+    temperature: float = 1.0
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A learner that can make examples like those that it was trained on."""
+
+    def sample(self, state: State, request: SampleRequest) -> Tensor:
+        """Return samples, (count, ...): like the inputs it is trained on, float32 features or int64 codes."""

@@ -8,18 +8,16 @@ https://doi.org/10.1162/neco.1997.9.8.1735
 
 from collections.abc import Mapping
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from models import tasks
 from models.errors import unsuited
-from models.gradient import GradientLearner
+from models.gradient import GradientLearner, GradientParameters
 from models.learner import Examples
-from wire.validation import Strict
 
 
-class LSTMParameters(Strict):
+class LSTMParameters(GradientParameters):
     """Parameters of the learner `lstm`."""
 
     vocabulary: int = Field(default=256, ge=2, le=1 << 20)
@@ -57,9 +55,7 @@ class NextCharacter(nn.Module):
 class LSTM(GradientLearner):
     """Next-character model on windows of text."""
 
-    def __init__(self, parameters: LSTMParameters, device: torch.device) -> None:
-        self.parameters = parameters
-        super().__init__(device)
+    parameters: LSTMParameters
 
     def build(self) -> nn.Module:
         """Return the network."""

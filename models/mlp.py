@@ -10,19 +10,18 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import nn
 
 from models import tasks
 from models.classifier import Classifier
+from models.gradient import GradientParameters
 from models.learner import Examples
-from wire.validation import Strict
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
 
 
-class MLPParameters(Strict):
+class MLPParameters(GradientParameters):
     """Parameters of the learner `mlp`."""
 
     inputs: list[Annotated[int, Field(ge=1)]] = Field(default=[64], min_length=1, max_length=4)
@@ -42,9 +41,7 @@ class MLPParameters(Strict):
 class MLP(Classifier):
     """Multilayer perceptron that classifies vectors or small images."""
 
-    def __init__(self, parameters: MLPParameters, device: torch.device) -> None:
-        self.parameters = parameters
-        super().__init__(device)
+    parameters: MLPParameters
 
     def build(self) -> nn.Module:
         """Return the layers as one `nn.Sequential`."""

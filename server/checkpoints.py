@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+from models.saved import LEARNER_KEY
 from server.errors import StoreError
 from server.model import Model, read_checkpoint, write_checkpoint
 from server.records import RunRecord
@@ -26,7 +27,12 @@ class Checkpoints:
 
     def write(self, run: RunRecord, round_number: int, model: Model) -> None:
         """Keep the model after a round of `run`. Raises `StoreError`; no other round's file was changed."""
-        header = {"run": run.run_id, "round": str(round_number), "spec_sha256": run.spec.sha256}
+        header = {
+            LEARNER_KEY: run.spec.learner.model_dump_json(),
+            "run": run.run_id,
+            "round": str(round_number),
+            "spec_sha256": run.spec.sha256,
+        }
         write_checkpoint(checkpoint_path(self._folder, round_number), model, header, self._is_synced)
 
     def read(self, run: RunRecord, layout: Layout) -> Model:

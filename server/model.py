@@ -1,8 +1,8 @@
 """The global model of a run: made from its spec, moved by the mean of a round, and kept as a checkpoint.
 
 A checkpoint is a safetensors file: the model's tensors under their own names, the server optimizer's under `optimizer/`, and a header
-with run, round, spec hash and layout, and with the SHA-256 of the model and of whatever lies beside it. It is written to a temporary name,
-fsynced and renamed, so that a file with its final name is whole.
+with learner, run, round, spec hash and layout, and with the SHA-256 of the model and of whatever lies beside it. It is written to a
+temporary name, fsynced and renamed, so that a file with its final name is whole.
 """
 
 import contextlib
@@ -19,13 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models import Evaluation, Examples, Learner, ServerOptimizer, build_learner
+from models.saved import OPTIMIZER_PREFIX
 from server.errors import StoreError
 from wire.memory import VectorPool
 from wire.seeds import derive_seed
 from wire.spec import RunSpec
 from wire.tensors import Layout, Vector, vector_bytes
-
-OPTIMIZER_PREFIX = "optimizer/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +72,20 @@ class ModelShop:
         constants = {name: tensor for name, tensor in state.items() if name not in travelling}
         return Model.of(layout.flatten(state), layout, {}, constants)
 
-    def next(self, model: Model, mean: Vector) -> Model:
-        """Return the model after the server step on `mean`, which is used up. `model` is left unchanged."""
+    @property
+    def contribution_layout(self) -> Layout:
+        """What a contribution to this run holds."""
+        return self._learner.contribution_layout
+
+    def next(self, model: Model, mean: Vector, weight_total: int) -> Model:
+        """Return the model after the server step on a round's mean, which is used up. `model` is left unchanged."""
         optimizer = ServerOptimizer(
             self._spec.server.optimizer, {name: slot.clone() for name, slot in model.slots.items()}
         )
         vector = self.vectors.take(model.layout.size)
         np.copyto(vector, model.vector)
         state = model.layout.views(vector)
-        result = self._learner.apply(state, model.layout.views(mean), optimizer)
+        result = self._learner.apply(state, self.contribution_layout.views(mean), optimizer, weight_total)
         if any(result[name].data_ptr() != tensor.data_ptr() for name, tensor in state.items() if tensor.numel()):
             vector = model.layout.flatten(result)
         return Model.of(vector, model.layout, optimizer.slots(), model.constants)

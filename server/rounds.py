@@ -170,8 +170,9 @@ class Rounds:
     async def _train(self, order: Order, selected: list[str], shop: ModelShop) -> Inbox:
         """Ask the clients and return the inbox, closed, with what they brought."""
         self._status.enter("train", order.round_number)
-        binding = Binding(order.run_id, order.round_number, order.model.sha256, order.model.layout.sha256)
-        inbox = Inbox(binding, selected, self._empty_sum(order), self._site.cohort.changed, shop.vectors)
+        layout = shop.contribution_layout
+        binding = Binding(order.run_id, order.round_number, order.model.sha256, layout.sha256)
+        inbox = Inbox(binding, selected, self._empty_sum(order, layout.size), self._site.cohort.changed, shop.vectors)
         enough = order.enough
         with self._timed("train"):
             async with task_group() as group:
@@ -184,10 +185,10 @@ class Rounds:
                 asking.cancel()
         return inbox
 
-    def _empty_sum(self, order: Order) -> WeightedMean:
+    def _empty_sum(self, order: Order, size: int) -> WeightedMean:
         """Return the sum of the round before, cleared, if it suits."""
         if self._total is None or self._total.grid != order.grid:
-            self._total = self._site.cohort.empty_sum(order.grid, order.model.layout.size)
+            self._total = self._site.cohort.empty_sum(order.grid, size)
         else:
             self._total.clear()
         return self._total
@@ -240,7 +241,8 @@ class Rounds:
         """Turn the sum into the next model, evaluate it, and commit the round."""
         self._status.enter("apply", record.number)
         with self._timed("apply"):
-            model = await asyncio.to_thread(lambda: shop.next(order.model, inbox.take_total().mean()))
+            total = inbox.take_total()
+            model = await asyncio.to_thread(lambda: shop.next(order.model, total.mean(), total.weight_total))
         parts = sorted(inbox.contributions.items())
         record = record.with_(
             state=RoundState.COMMITTED,

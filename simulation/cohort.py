@@ -73,6 +73,7 @@ class SimulatedCohort(Cohort, ABC):
             learner.check(data.training)
             if len(data.held_out):
                 learner.check(data.held_out)
+        self._contribution_bytes = learner.contribution_layout.byte_count
         self._training_counts = {client_id: len(data.training) for client_id, data in sorted(sites.items())}
         self._held_out_counts = {client_id: len(data.held_out) for client_id, data in sites.items()}
         behaviour = spec.simulation
@@ -174,7 +175,7 @@ class SimulatedCohort(Cohort, ABC):
                 order.attempt,
                 self._training_counts[client_id],
                 spec.local.epochs,
-                model.vector.nbytes,
+                model.vector.nbytes + self._contribution_bytes,
             )
             begin = population.next_presence(client_id, now)
             falls = population.dropout_seconds(client_id, order.round_number, order.attempt, seconds)

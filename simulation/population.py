@@ -67,10 +67,10 @@ class Population:
             attempt: At this round, from 0.
             example_count: Examples that it trains on.
             epochs: Passes over them.
-            byte_count: Size of the model, which is that of the contribution too.
+            byte_count: What goes over its link: the model down and the contribution up.
         """
         pace = self._pace(client_id)
-        seconds = 2 * byte_count / pace.bytes_per_second + example_count * epochs * pace.seconds_per_example
+        seconds = byte_count / pace.bytes_per_second + example_count * epochs * pace.seconds_per_example
         return seconds * self._jitter(f"train jitter {attempt}", client_id, round_number)
 
     def evaluate_seconds(self, client_id: str, round_number: int, example_count: int, byte_count: int) -> float:

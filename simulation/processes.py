@@ -139,8 +139,8 @@ class ProcessesCohort(CrewCohort):
         try:
             pooled = PooledSites.copied(sites, self._allocate)
             inputs, targets, held_out_inputs, held_out_targets = self._shared
-            size = Layout.of(build_learner(spec.learner, "meta").init(0)).size
-            model = self._share((size,), torch.float32)
+            learner = build_learner(spec.learner, "meta")
+            model = self._share((Layout.of(learner.init(0)).size,), torch.float32)
             self._common = Common(
                 spec,
                 pooled.kind,
@@ -150,7 +150,11 @@ class ProcessesCohort(CrewCohort):
                 self._share((1,), torch.int64),
             )
             places = [
-                Place(device, resources.threads or 1, self._share((SLOTS, size), torch.float32))
+                Place(
+                    device,
+                    resources.threads or 1,
+                    self._share((SLOTS, learner.contribution_layout.size), torch.float32),
+                )
                 for device in resources.devices()
             ]
             return [_ProcessSeat(self._common, place) for place in places]

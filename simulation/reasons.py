@@ -27,6 +27,9 @@ _LAYERS = (
 )
 """Layers whose output for one client depends on its own examples alone, one by one, and that have a form for many, or a rule for vmap."""
 
+_STEPS = ("fit", "begin", "batch_loss", "evaluate", "measure_batch", "weigh", "finish")
+"""What the engine does itself for many clients at once; a learner that does it otherwise is not the engine's."""
+
 
 def reason_against(spec: RunSpec, device: torch.device) -> str:
     """Return why the vectorized engine cannot train a spec as the serial one would, or nothing when it can.
@@ -38,8 +41,10 @@ def reason_against(spec: RunSpec, device: torch.device) -> str:
         return f"device {device.type} has no float64, in which results are gathered"
     learner = build_learner(spec.learner, "meta")
     name = spec.learner.name
-    if not isinstance(learner, GradientLearner) or type(learner).fit is not GradientLearner.fit:
+    if not isinstance(learner, GradientLearner) or any(_overrides(learner, step) for step in _STEPS):
         return f"learner {name} does not train by the steps that all learners with gradients share"
+    if learner.parameters.precision != "float32":
+        return f"learner {name} computes in {learner.parameters.precision}"
     with RandomStream(0).drawing(), torch.device("meta"):
         module = learner.build()
     if any(isinstance(part, nn.LSTM) for part in module.modules()):
@@ -56,6 +61,10 @@ def reason_against(spec: RunSpec, device: torch.device) -> str:
     if (optimizer := spec.local.optimizer.name) not in ELEMENTWISE:
         return f"optimizer {optimizer} does not treat each parameter by itself"
     return ""
+
+
+def _overrides(learner: GradientLearner, name: str) -> bool:
+    return getattr(type(learner), name) is not getattr(GradientLearner, name)
 
 
 def gradient_learner(spec: RunSpec, device: torch.device) -> GradientLearner:

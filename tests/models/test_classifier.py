@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from models import MODELS, Examples
 from models.classifier import Classifier
-from models.gradient import GradientLearner
+from models.gradient import GradientLearner, GradientParameters
 
 
 class Scores(Classifier):
@@ -26,7 +26,7 @@ class Scores(Classifier):
 
 
 def test_evaluate_gives_cross_entropy_and_accuracy_of_the_logits() -> None:
-    learner = Scores(torch.device("cpu"))
+    learner = Scores(GradientParameters(), torch.device("cpu"))
     odds = torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 0.5], [1.0, 1.0, 6.0]])
     found = learner.evaluate(learner.init(1), Examples(odds.log(), torch.tensor([1, 0, 1])))
     # Of the odds, the right classes have 2 of 4, 3 of 4.5 and 1 of 8; the last one is not the largest.
@@ -37,7 +37,7 @@ def test_evaluate_gives_cross_entropy_and_accuracy_of_the_logits() -> None:
 @pytest.mark.parametrize("losses", [Classifier.losses, GradientLearner.losses])
 def test_losses_are_those_of_each_example(losses: Callable[[Classifier, Tensor, Tensor], Tensor]) -> None:
     odds = torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 0.5], [1.0, 1.0, 6.0]])
-    found = losses(Scores(torch.device("cpu")), odds.log(), torch.tensor([1, 0, 1]))
+    found = losses(Scores(GradientParameters(), torch.device("cpu")), odds.log(), torch.tensor([1, 0, 1]))
     assert found.tolist() == pytest.approx([math.log(2), math.log(1.5), math.log(8)])
 
 
@@ -62,7 +62,7 @@ class Smoothed(Scores):
 def test_losses_and_gradient_are_autograds_own(learner: type[Classifier]) -> None:
     torch.manual_seed(1)
     outputs, targets, weights = torch.randn(4, 3), torch.tensor([2, 0, 0, 1]), torch.tensor([0.5, 0.25, 0.25, 0.0])
-    made = learner(torch.device("cpu"))
+    made = learner(GradientParameters(), torch.device("cpu"))
     losses, gradient = made.losses_and_gradient(outputs, targets, weights)
     leaf = outputs.clone().requires_grad_()
     expected = made.losses(leaf, targets)

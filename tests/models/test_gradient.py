@@ -220,7 +220,7 @@ def test_apply_moves_statistics_by_their_mean_and_parameters_by_the_server_step(
     layout = Layout.of(state)
     vector, mean = layout.flatten(state), np.full(layout.size, 0.25, dtype=np.float32)
     optimizer = ServerOptimizer(server)
-    found = dict(learner.apply(layout.views(vector), layout.views(mean), optimizer))
+    found = dict(learner.apply(layout.views(vector), layout.views(mean), optimizer, 1))
     assert list(found) == [entry.name for entry in layout.entries]
     torch.testing.assert_close(found["2.running_var"], state["2.running_var"] + 0.25, rtol=0, atol=0)
     assert not torch.equal(found["1.bias"], state["1.bias"] + 0.25)

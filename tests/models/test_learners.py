@@ -200,6 +200,6 @@ def test_apply_with_plain_sgd_adds_the_mean_to_the_bit(learner: Learner) -> None
     mean = np.random.default_rng(1).normal(size=layout.size).astype(np.float32)
     expected = vector + mean
     found = learner.apply(
-        layout.views(vector), layout.views(mean), ServerOptimizer(Named(name="sgd", learning_rate=1.0))
+        layout.views(vector), layout.views(mean), ServerOptimizer(Named(name="sgd", learning_rate=1.0)), 1
     )
     assert layout.flatten(found).tobytes() == expected.tobytes()

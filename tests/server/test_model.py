@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models import build_learner
+from models.saved import OPTIMIZER_PREFIX
 from server.checkpoints import checkpoint_path
 from server.cohort import Order
 from server.errors import StoreError
-from server.model import OPTIMIZER_PREFIX, Model, ModelShop, read_checkpoint, write_checkpoint
+from server.model import Model, ModelShop, read_checkpoint, write_checkpoint
 from tests.server.cohorts import Act, Bring, Scene, spec
 from wire.spec import RunSpec
 
@@ -34,7 +35,7 @@ def cnn_spec() -> RunSpec:
 def stepped(shop: ModelShop, model: Model, seed: int) -> Model:
     """Return the model after a server step on a drawn mean."""
     mean = np.random.default_rng(seed).normal(size=model.layout.size).astype(np.float32)
-    return shop.next(model, mean)
+    return shop.next(model, mean, 1)
 
 
 def assert_same(found: Model, expected: Model) -> None:

@@ -43,7 +43,7 @@ def traced(folder: Path, *lines: str) -> str:
 def answers(asked: Population, name: str, number: int = 3, attempt: int = 1, time: float = 5000.0) -> tuple[Any, ...]:
     """Return something of everything that depends on a draw."""
     return (
-        asked.train_seconds(name, number, attempt, 100, 1, 1000),
+        asked.train_seconds(name, number, attempt, 100, 1, 2000),
         asked.evaluate_seconds(name, number, 100, 1000),
         asked.dropout_seconds(name, number, attempt, 60.0),
         asked.presence(name, time),
@@ -65,8 +65,8 @@ def test_clients_without_any_behaviour_take_no_time_and_are_always_there() -> No
 def test_train_seconds_are_download_work_and_upload() -> None:
     asked = population(seconds_per_example=constant(0.5), bytes_per_second=constant(1000))
     # 4,000 bytes down and up at 1,000 a second; 10 examples of half a second, three times.
-    assert asked.train_seconds("client-0000", 1, 0, 10, 3, 4000) == 4 + 15 + 4
-    assert asked.train_seconds("client-0000", 1, 0, 10, 0, 4000) == 8
+    assert asked.train_seconds("client-0000", 1, 0, 10, 3, 8000) == 4 + 15 + 4
+    assert asked.train_seconds("client-0000", 1, 0, 10, 0, 8000) == 8
 
 
 def test_evaluate_seconds_are_download_and_a_third_of_the_work() -> None:
@@ -106,11 +106,11 @@ def test_each_client_draws_its_own_link_once_and_apart_from_its_speed() -> None:
         "bytes_per_second": {"name": "uniform", "low": 1, "high": 2},
     }
     asked = population(**spec)
-    rates = np.array([2 / asked.train_seconds(name, 1, 0, 0, 1, 1) for name in NAMES])
+    rates = np.array([2 / asked.train_seconds(name, 1, 0, 0, 1, 2) for name in NAMES])
     speeds = np.array([asked.train_seconds(name, 1, 0, 1, 1, 0) for name in NAMES])
     assert rates.mean() == pytest.approx(1.5, rel=0.02)
     assert np.corrcoef(rates, speeds)[0, 1] == pytest.approx(0, abs=0.04)
-    assert [2 / asked.train_seconds(name, 5, 1, 0, 1, 1) for name in NAMES] == rates.tolist()
+    assert [2 / asked.train_seconds(name, 5, 1, 0, 1, 2) for name in NAMES] == rates.tolist()
 
 
 def test_jitter_is_a_lognormal_factor_of_median_1_for_each_client_round_and_attempt() -> None:
@@ -219,8 +219,8 @@ def test_traced_clients_are_those_of_the_trace(tmp_path: Path) -> None:
         "client-0009,,,0,1",
     )
     asked = population(names=NAMES[:2], seconds_per_example=constant(2), bytes_per_second=constant(10), trace=path)
-    assert asked.train_seconds("client-0000", 1, 0, 10, 1, 1000) == 1 + 5 + 1
-    assert asked.train_seconds("client-0001", 1, 0, 10, 1, 1000) == 20 + 20 + 20
+    assert asked.train_seconds("client-0000", 1, 0, 10, 1, 2000) == 1 + 5 + 1
+    assert asked.train_seconds("client-0001", 1, 0, 10, 1, 2000) == 20 + 20 + 20
     assert asked.presence("client-0000", 15.0) == Presence(is_present=True, since=10, until=20)
     assert [asked.next_presence("client-0000", time) for time in (0.0, 12.0, 30.0, 60.0)] == [10, 12, 40, math.inf]
     assert asked.next_presence("client-0001", 5.0) == math.inf

@@ -1,0 +1,56 @@
+"""Saved models: a checkpoint or the model of a finished run, read back as a learner's name and its tensors.
+
+A saved model is a safetensors file. Its header names the learner with its parameters, so that the file alone tells what it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from models.errors import LearnerError
+from wire.spec import Named
+
+LEARNER_KEY = "learner"
+"""Key of the header: the learner and its parameters, JSON."""
+
+OPTIMIZER_PREFIX = "optimizer/"
+"""What the names of the server optimizer's own tensors begin with: they are in a checkpoint, and no part of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """What a saved model holds.
+
+    Attributes:
+        learner: Name and parameters of its learner.
+        state: The learner's state, on the CPU.
+    """
+
+    learner: Named
+    state: Mapping[str, Tensor] = field(repr=False)
+
+
+def read_saved(path: Path) -> SavedModel:
+    """Read a saved model. Nothing in the file can run.
+
+    Raises:
+        LearnerError: The file is no safetensors file, or does not name its learner.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            names = [name for name in file.keys() if not name.startswith(OPTIMIZER_PREFIX)]  # noqa: SIM118 - it is no mapping
+            state = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise LearnerError(f"Saved model {path}: must be a readable safetensors file, got: {error}.") from error
+    try:
+        return SavedModel(Named.model_validate_json(header.get(LEARNER_KEY, "")), state)
+    except ValidationError as error:
+        raise LearnerError(
+            f"Saved model {path}: the header must name the learner, got {header.get(LEARNER_KEY, 'none')!r:.200}. "
+            "Take a model that a run of this release has saved."
+        ) from error
