@@ -243,7 +243,7 @@ def test_clients_draw_a_device_each_from_a_trace_without_names(tmp_path: Path) -
     path = traced(tmp_path, "seconds_per_example,bytes_per_second", "1,100", "2,200", "4,")
     asked = population(bytes_per_second=constant(400), trace=path)
     speeds = np.array([asked.train_seconds(name, 1, 0, 1, 1, 0) for name in NAMES])
-    rates = np.array([2 / asked.train_seconds(name, 1, 0, 0, 1, 1) for name in NAMES])
+    rates = np.array([2 / asked.train_seconds(name, 1, 0, 0, 1, 2) for name in NAMES])
     assert rates == pytest.approx(speeds * 100)
     assert [np.mean(speeds == speed) for speed in (1, 2, 4)] == pytest.approx([1 / 3] * 3, abs=0.03)
     other = population(1, bytes_per_second=constant(400), trace=path)
