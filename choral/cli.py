@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from choral.commands import demo, join, partition, runs, serve, simulate, specs
+from choral.commands import demo, join, partition, runs, serve, simulate, specs, zoo
 from wire import RELEASE
 from wire.errors import ChoralError
 
@@ -17,6 +17,8 @@ EXTRAS = {
     "server": {"fastapi", "psutil", "redis", "starlette", "uvicorn"},
     "simulation": {"matplotlib"},
     "ray": {"ray"},
+    "bayes": {"pgmpy"},
+    "llm": {"peft", "transformers"},
 }
 """Packages by the extra of Choral's that brings them, as they are imported. A test compares this with pyproject.toml."""
 
@@ -35,7 +37,7 @@ app.add_typer(runs.app, name="runs")
 app.command("clients")(runs.clients)
 app.command("simulate")(simulate.simulate)
 app.command("partition")(partition.partition)
-app.command("models")(specs.models)
+app.add_typer(zoo.app, name="models")
 app.add_typer(specs.app, name="spec")
 
 

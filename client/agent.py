@@ -15,7 +15,7 @@ from client.errors import ConnectionLostError, RejectedError
 from client.identity import load_identity
 from client.policy import Policy
 from client.worker import Link, Site, Worker
-from models import MODELS
+from models import learners
 from wire import RELEASE
 from wire import federation_pb2 as pb
 from wire.identity import client_id_of
@@ -158,7 +158,7 @@ def _hello(config: AgentConfig, data: LocalData) -> pb.Hello:
     return pb.Hello(
         name=config.name,
         capabilities=pb.Capabilities(
-            learners=[name for name in MODELS if config.policy.allows(name)],
+            learners=[name for name in learners() if config.policy.allows(name)],
             device=str(config.device),
             thread_count=config.thread_count,
         ),

@@ -3,7 +3,8 @@
 from models.errors import DataError, LearnerError, TrainingStopped, unsuited
 from models.learner import Contribution, Evaluation, Examples, Learner
 from models.optimizers import ServerOptimizer, warm_up
-from models.zoo import MODELS, build_learner, check_spec
+from models.own import add_own
+from models.zoo import MODELS, build_learner, check_spec, learners
 
 __all__ = [
     "MODELS",
@@ -15,8 +16,10 @@ __all__ = [
     "LearnerError",
     "ServerOptimizer",
     "TrainingStopped",
+    "add_own",
     "build_learner",
     "check_spec",
+    "learners",
     "unsuited",
     "warm_up",
 ]

@@ -66,6 +66,8 @@ class CNNParameters(GradientParameters):
 class CNN(Classifier):
     """Convolutional network that classifies images."""
 
+    task = "classify"
+    data = "images"
     parameters: CNNParameters
 
     def build(self) -> nn.Module:

@@ -9,7 +9,7 @@ Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 202
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,12 @@ class GradientLearner(ABC):
     many clients' parameters at once. A learner that needs more overrides `batch_loss` and `measure_batch`, or `begin`, and is then trained
     one client at a time.
     """
+
+    task: ClassVar[str] = ""
+    """What it learns to do, in a word or two, such as "classify"."""
+
+    data: ClassVar[str] = ""
+    """What data suits it, in a few words, such as "images"."""
 
     parameters: GradientParameters
 

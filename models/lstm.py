@@ -55,6 +55,8 @@ class NextCharacter(nn.Module):
 class LSTM(GradientLearner):
     """Next-character model on windows of text."""
 
+    task = "predict the next character"
+    data = "text"
     parameters: LSTMParameters
 
     def build(self) -> nn.Module:

@@ -41,6 +41,8 @@ class MLPParameters(GradientParameters):
 class MLP(Classifier):
     """Multilayer perceptron that classifies vectors or small images."""
 
+    task = "classify"
+    data = "vectors, small images"
     parameters: MLPParameters
 
     def build(self) -> nn.Module:

@@ -1,5 +1,6 @@
 """The zoo: learners by name, built from the parameters of a spec."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from models.learner import Learner
 from models.lstm import LSTM, LSTMParameters
 from models.mlp import MLP, MLPParameters
 from models.optimizers import check_optimizer
+from models.own import own_learners, parameters_of
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
 
@@ -28,6 +30,21 @@ class Model:
         """First line of the learner's docstring."""
         return (self.learner.__doc__ or "").strip().splitlines()[0]
 
+    @property
+    def explanation(self) -> str:
+        """What the file says of its family: equations and source."""
+        return (sys.modules[self.learner.__module__].__doc__ or "").strip()
+
+    @property
+    def task(self) -> str:
+        """What it learns to do."""
+        return str(getattr(self.learner, "task", ""))
+
+    @property
+    def data(self) -> str:
+        """What data suits it."""
+        return str(getattr(self.learner, "data", ""))
+
 
 MODELS: dict[str, Model] = {
     "mlp": Model(MLP, MLPParameters),
@@ -36,14 +53,27 @@ MODELS: dict[str, Model] = {
 }
 
 
+def learners() -> dict[str, Model]:
+    """Return all learners by name: the zoo's, those of installed packages and this site's own.
+
+    Raises:
+        LearnerError: One that is not the zoo's cannot be loaded, or has the name of another.
+    """
+    own = own_learners()
+    if taken := sorted(own.keys() & MODELS.keys()):
+        raise LearnerError(f"Learner {taken[0]}: name must not be that of a learner of the zoo. Rename the class.")
+    return MODELS | {name: Model(learner, parameters_of(learner)) for name, learner in own.items()}
+
+
 def build_learner(named: Named, device: torch.device | str = "cpu") -> Learner:
     """Build the learner that a spec names, on `device`.
 
     Raises:
         LearnerError: The name is unknown, a parameter breaks a rule, or the model is larger than torch or the machine can hold.
     """
-    if (model := MODELS.get(named.name)) is None:
-        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(MODELS))}, got {named.name!r}.")
+    # The zoo's come first: to look for others takes a moment, and they cannot take a name of the zoo's.
+    if (model := MODELS.get(named.name) or (known := learners()).get(named.name)) is None:
+        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(known))}, got {named.name!r}.")
     try:
         parameters = model.parameters.model_validate(named.parameters)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from choral.commands.own import Own, add_all
 from choral.rest import Rest, RestError
 from models import check_spec
 from wire.spec import read_spec
@@ -38,11 +39,13 @@ def submit(
     token: Token = "",
     tls_ca: TlsCa = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run until it ends.")] = False,
+    own: Own = None,
 ) -> None:
     """Submit a run.
 
     Example: choral submit run.yaml --watch
     """
+    add_all(own)
     spec = read_spec(path)
     check_spec(spec)
     with Rest(url, token, tls_ca) as rest:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from choral.commands.own import Own, add_all
 from choral.loading import load_visibly
 from models import Examples
 from server.errors import ConfigurationError
@@ -38,6 +39,7 @@ def serve(
     token: Annotated[
         str, typer.Option(envvar="CHORAL_TOKEN", help="Bearer token of the REST API.", show_default=False)
     ] = "",
+    own: Own = None,
 ) -> None:
     """Run a coordinator: it waits for clients and for runs, and plays them.
 
@@ -46,6 +48,7 @@ def serve(
     # Here, because the packages of a coordinator may be missing where only the others' are installed.
     from server.coordinator import CoordinatorConfig
 
+    add_all(own)
     keep_freed_slices()
     config = CoordinatorConfig(
         folder=folder,

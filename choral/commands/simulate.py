@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from choral.commands.own import Own, add_all
 from server.records import RoundRecord
 from simulation.history import seconds_of, simulated_seconds_of
 from simulation.simulate import RESULTS
@@ -51,11 +52,13 @@ def simulate(
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join. Default: one of its own on this machine.")
     ] = None,
+    own: Own = None,
 ) -> None:
     """Simulate a federation on this machine. Cut off, the same command goes on from the last round.
 
     Example: choral simulate run.yaml --clients 100 --partition dirichlet,alpha=0.3
     """
+    add_all(own)
     total = read_spec(spec).rounds
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())

@@ -13,7 +13,6 @@ import torch
 import typer.main
 
 from choral import cli
-from models import MODELS
 from tests.choral.command_line import WIDTH, Choral, sentence
 from tests.federation import Process
 from wire.errors import SpecError
@@ -198,33 +197,7 @@ def test_usage_error_is_told_apart(choral: Choral) -> None:
     assert "Missing argument" in outcome.err
 
 
-# Models and specs.
-
-
-def test_models_as_json_lists_every_learner_with_its_parameters(choral: Choral) -> None:
-    listed = json.loads(choral("models", "--json").out)
-    assert listed.keys() == MODELS.keys()
-    for name, model in MODELS.items():
-        assert listed[name]["summary"] == model.summary
-        assert listed[name]["parameters"].keys() == model.parameters.model_fields.keys()
-        for parameter in listed[name]["parameters"].values():
-            assert parameter.keys() == {"type", "default", "meaning"}
-            assert parameter["meaning"]
-    assert listed["mlp"]["parameters"]["hidden"] == {
-        "type": "list of integer, at least 1",
-        "default": [64],
-        "meaning": MODELS["mlp"].parameters.model_fields["hidden"].description,
-    }
-
-
-def test_models_shows_every_learner_and_parameter(choral: Choral) -> None:
-    outcome = choral("models")
-    assert outcome.code == 0
-    words = outcome.out.replace("│", " ").split()
-    for name, model in MODELS.items():
-        assert f"{name}:" in words
-        assert set(model.parameters.model_fields) <= set(words)
-    assert max(len(line) for line in outcome.lines) <= WIDTH
+# Specs.
 
 
 def test_spec_check_good_spec_says_what_it_is(choral: Choral, tmp_path: Path) -> None:

@@ -257,3 +257,51 @@ def test_init_and_fit_draw_the_same_whatever_other_threads_draw() -> None:
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(lambda _: drawn(), range(40)))
     assert found == {expected}
+
+
+def test_fit_without_epochs_contributes_nothing(digits: Examples) -> None:
+    learner = build_learner(SOFTMAX)
+    contribution = fit(learner, learner.init(5), digits, epochs=0)
+    assert not contribution.vector.any()
+    assert contribution.metrics == {}
+
+
+def test_fit_reports_after_each_batch_up_to_one(digits: Examples) -> None:
+    learner, fractions = build_learner(SOFTMAX), list[float]()
+    local, generator = LocalSpec(epochs=2, batch_size=16), torch.Generator().manual_seed(1)
+    learner.fit(learner.init(5), first(digits, 40), local, generator, fractions.append)
+    assert fractions == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+
+
+def test_evaluate_in_batches_is_the_mean_over_examples(digits: Examples) -> None:
+    learner = build_learner(SOFTMAX)
+    state, data = learner.init(5), first(digits, 300)
+    parts = [learner.evaluate(state, data.select(torch.arange(start, start + 50))) for start in range(0, 300, 50)]
+    for name, value in learner.evaluate(state, data).metrics.items():
+        assert value == pytest.approx(sum(part.metrics[name] for part in parts) / 6, rel=1e-5)
+
+
+def test_apply_with_plain_sgd_adds_the_mean_to_the_bit() -> None:
+    learner = build_learner(SOFTMAX)
+    layout = Layout.of(learner.init(5))
+    vector = layout.flatten(learner.init(5))
+    mean = np.random.default_rng(1).normal(size=layout.size).astype(np.float32)
+    expected = vector + mean
+    found = learner.apply(layout.views(vector), layout.views(mean), ServerOptimizer(sgd(1.0)), 1)
+    assert layout.flatten(found).tobytes() == expected.tobytes()
+
+
+def test_precision_bfloat16_computes_layers_so_and_keeps_parameters(digits: Examples) -> None:
+    data = first(digits, 64)
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        learner = build_learner(Named(name="mlp", hidden=[32], precision=precision))
+        state = learner.init(5)
+        found[precision] = fit(learner, state, data, batch_size=64, optimizer=sgd(0.1)).vector
+        losses[precision] = learner.evaluate(state, data).metrics["loss"]
+    # The gradient is the same but for the 8 bits that a bfloat16 keeps.
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], atol=0.02 * np.abs(found["float32"]).max())
+    assert (found["bfloat16"] != found["float32"]).any()
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+    assert losses["bfloat16"] != losses["float32"]

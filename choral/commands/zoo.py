@@ -1,0 +1,204 @@
+"""`choral models`: what there is to train, what each learner takes, and whether a learner of one's own is sound."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from pydantic_core import to_jsonable_python
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from choral.commands.own import Own, add_all
+from choral.examples import example_of
+from models import LearnerError, add_own, build_learner, learners
+from models.zoo import MODELS, Model
+from wire.spec import CohortSpec, Named, RunSpec, read_spec
+from wire.tensors import Layout
+
+app = typer.Typer(help="List the learners, show one, check one of your own.\n\nExample: choral models")
+
+
+@app.callback(invoke_without_command=True)
+def models(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    own: Own = None,
+) -> None:
+    """List the learners: what they are for, how large, and which engines of a simulation can train them.
+
+    Example: choral models
+    """
+    add_all(own)
+    if context.invoked_subcommand:
+        return
+    rows = {name: described(name, model) for name, model in learners().items()}
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("learner", "task", "data", "parameters", "engines", "what it is"):
+        table.add_column(heading, justify="right" if heading == "parameters" else "left", overflow="fold")
+    for name, row in rows.items():
+        engines = " ".join(engine[0] for engine in row["engines"])
+        count = f"{row['parameter_count']:,}" if row["parameter_count"] else "-"
+        table.add_row(name, row["task"], row["data"], count, engines, escape(row["summary"]))
+    console = Console()
+    console.print(table)
+    for name, row in rows.items():
+        if row["needs"]:
+            console.print(f"{name}: {escape(row['needs'])}", highlight=False)
+    console.print(
+        "\nchoral models show NAME: its parameters.  choral models spec NAME > run.yaml: a spec to begin with."
+    )
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="A learner's name.")], own: Own = None) -> None:
+    """Show a learner: what it is, its parameters with defaults and ranges, and a spec to copy.
+
+    Example: choral models show cnn
+    """
+    add_all(own)
+    if (model := learners().get(name)) is None:
+        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(learners()))}, got {name!r}.")
+    console = Console()
+    console.print(f"[bold]{name}[/bold]: {escape(model.summary)}\n")
+    console.print(escape(model.explanation), highlight=False, soft_wrap=True)
+    table = Table("parameter", "type", "default", "meaning", expand=True)
+    for parameter, row in described_parameters(model).items():
+        table.add_row(parameter, escape(row["type"]), escape(json.dumps(row["default"])), escape(row["meaning"]))
+    console.print(table)
+    if name in MODELS:
+        console.print("A spec to copy; its first line is the command that runs it:\n")
+        typer.echo(example_of(name).text)
+
+
+@app.command("spec")
+def spec(name: Annotated[str, typer.Argument(help="A learner of the zoo.")]) -> None:
+    """Print a spec that trains a learner of the zoo, to begin with.
+
+    Example: choral models spec cnn > run.yaml
+    """
+    if name not in MODELS:
+        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(MODELS))}, got {name!r}.")
+    typer.echo(example_of(name).text, nl=False)
+
+
+@app.command("check")
+def check(
+    learner: Annotated[str, typer.Argument(help="PATH:CLASS of a learner of your own, or a learner's name.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data that suits it: KIND[:PATH][,key=value...]. Default: its example's, or digits."),
+    ] = None,
+    spec_path: Annotated[
+        Path | None,
+        typer.Option("--spec", help="A spec that trains it. Default: its default parameters, SGD 0.1, batches of 16."),
+    ] = None,
+) -> None:
+    """Check that a learner does what every learner must: the checks that the zoo's own pass.
+
+    Example: choral models check ./mine.py:MyLearner --data digits
+    """
+    from choral.conformance import CHECKS, Nonconforming, case_of
+
+    name = add_own(learner) if ":" in learner else learner
+    example = example_of(name) if name in MODELS else None
+    first = example.spec if example else _first_spec(name)
+    case = case_of(read_spec(spec_path) if spec_path else first, data or (example.data if example else "digits"))
+    if case.spec.learner.name != name:
+        raise LearnerError(f"Spec {spec_path}: learner must be {name}, got {case.spec.learner.name}.")
+    for quiet in ("client", "server"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
+    torch.set_num_threads(1)
+    failed = 0
+    for rule, run in CHECKS.items():
+        try:
+            run(case)
+            typer.echo(f"ok      {rule}")
+        except Nonconforming as error:
+            failed += 1
+            typer.echo(f"FAILED  {rule}: {error}")
+        except Exception as error:  # noqa: BLE001 - a learner of the user's may raise anything
+            failed += 1
+            typer.echo(f"FAILED  {rule}: {type(error).__name__}: {error}")
+    typer.echo(f"{name}: {len(CHECKS) - failed} of {len(CHECKS)} checks passed.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _first_spec(name: str) -> RunSpec:
+    return RunSpec.model_validate(
+        {
+            "name": "check",
+            "learner": Named(name=name),
+            "rounds": 2,
+            "cohort": CohortSpec(size=2),
+            "local": {"batch_size": 16},
+        }
+    )
+
+
+def described(name: str, model: Model) -> dict[str, Any]:
+    """Return what `choral models --json` says of a learner."""
+    example = example_of(name).spec if name in MODELS else None
+    named = example.learner if example else Named(name=name)
+    count, needs = 0, ""
+    try:
+        count = Layout.of(build_learner(named, "meta").init(0)).size
+    except (LearnerError, ImportError) as error:
+        needs = str(error)
+    return {
+        "summary": model.summary,
+        "task": model.task,
+        "data": model.data,
+        "parameter_count": count,
+        "needs": needs,
+        "engines": ["serial", "processes", "ray", *(["vectorized"] if example and not _against(example) else [])],
+        "parameters": described_parameters(model),
+    }
+
+
+def _against(spec: RunSpec) -> str:
+    from simulation.reasons import reason_against
+
+    try:
+        return reason_against(spec, torch.device("cpu"))
+    except (LearnerError, ImportError) as error:
+        return str(error)
+
+
+def described_parameters(model: Model) -> dict[str, dict[str, Any]]:
+    """Return type, default and meaning of each parameter of a learner."""
+    schema = model.parameters.model_json_schema()
+    definitions = schema.get("$defs", {})
+    return {
+        key: {
+            "type": type_in_words(value, definitions),
+            "default": to_jsonable_python(value.get("default")),
+            "meaning": " ".join(str(value.get("description", "")).split()),
+        }
+        for key, value in schema["properties"].items()
+    }
+
+
+def type_in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """Return a type and its range, such as "integer, at least 1"."""
+    if "$ref" in schema:
+        return type_in_words(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in schema:
+        return " or ".join(type_in_words(choice, definitions) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    text = "nothing" if schema.get("type") == "null" else str(schema.get("type", "any"))
+    if "items" in schema:
+        text = f"list of {type_in_words(schema['items'], definitions)}"
+    ranges = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    return ", ".join([text, *(f"{words} {schema[key]:g}" for key, words in ranges.items() if key in schema)])

@@ -1,0 +1,34 @@
+"""Every learner of the zoo does what every learner must: who is registered is tested here, without being named."""
+
+from functools import cache
+
+import pytest
+
+from choral.conformance import CHECKS, Case, case_of
+from choral.examples import example_of
+from models import MODELS
+from wire.spec import Named
+
+VARIANTS = {
+    "mlp-batch-norm": Named(
+        name="mlp", inputs=[1, 8, 8], hidden=[16, 16], activation="tanh", batch_norm=True, dropout=0.2
+    ),
+    "cnn-average": Named(name="cnn", channels=[4], pooling="average", hidden=16, batch_norm=True, dropout=0.2),
+    "cnn-two-convolutions": Named(name="cnn", channels=[[4, 8]], padding="valid", feature_dropout=0.1),
+    "mlp-bfloat16": Named(name="mlp", inputs=[1, 8, 8], precision="bfloat16"),
+}
+"""Options that change how a learner trains, by a name of their own."""
+
+
+@cache
+def case_named(name: str) -> Case:
+    variant = VARIANTS.get(name)
+    example = example_of(variant.name if variant else name)
+    changes = {"learner": variant} if variant else {}
+    return case_of(example.spec.model_copy(update=changes), example.data)
+
+
+@pytest.mark.parametrize("rule", CHECKS)
+@pytest.mark.parametrize("name", [*MODELS, *VARIANTS])
+def test_learner_does_what_every_learner_must(name: str, rule: str) -> None:
+    CHECKS[rule](case_named(name))
