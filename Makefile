@@ -9,7 +9,7 @@ STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check format stubs bench clean
+.PHONY: help demo test test-slow check format stubs docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ format: $(INSTALLED) ## Format the code and mend what ruff can mend
 
 stubs: $(INSTALLED) ## Generate wire/federation_pb2* from the contract
 	$(call generate,.)
+
+docs: $(INSTALLED) ## Make docs/zoo.md from the code
+	$(BIN)/python -m choral.zoo_page docs/zoo.md
 
 bench: $(INSTALLED) ## Measure a round, then simulations
 	$(BIN)/python -m benchmarks.round
