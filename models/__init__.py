@@ -1,13 +1,14 @@
 """The zoo: one file per family of learners, what a learner is, and the optimizers they use."""
 
 from models.errors import DataError, LearnerError, TrainingStopped, unsuited
-from models.learner import Contribution, Evaluation, Examples, Learner
+from models.learner import PADDING, Contribution, Evaluation, Examples, Learner, Timeline
 from models.optimizers import ServerOptimizer, warm_up
 from models.own import add_own
 from models.zoo import MODELS, build_learner, check_spec, learners
 
 __all__ = [
     "MODELS",
+    "PADDING",
     "Contribution",
     "DataError",
     "Evaluation",
@@ -15,6 +16,7 @@ __all__ = [
     "Learner",
     "LearnerError",
     "ServerOptimizer",
+    "Timeline",
     "TrainingStopped",
     "add_own",
     "build_learner",

@@ -21,17 +21,44 @@ Report = Callable[[float], None]
 """Called during a fit with the done part, 0 to 1, at least once a batch. Raises `TrainingStopped` to end the fit."""
 
 
+PADDING = -1
+"""Ends a sequence of codes that is shorter than the longest one beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Where windows that overlap lie in time, so that none is held out whose targets others train on.
+
+    Attributes:
+        series: The series that each window was cut from, int64 (examples,). Windows of two series share nothing.
+        steps: The step of its series at which a window's targets begin, int64 (examples,).
+        horizon: Steps that targets span, at least 1: those of one series that begin fewer steps apart overlap.
+    """
+
+    series: Tensor
+    steps: Tensor
+    horizon: int
+
+    def select(self, rows: Tensor) -> "Timeline":
+        """Return the places of the windows at `rows`, int64 (rows,)."""
+        return Timeline(self.series[rows], self.steps[rows], self.horizon)
+
+
 @dataclass(frozen=True, slots=True)
 class Examples:
     """Local data in memory.
 
+    Codes of sequences shorter than the longest end in `PADDING`; float series end in NaN.
+
     Attributes:
         inputs: (examples, ...), float32 features or int64 codes.
-        targets: (examples, ...), int64 classes or codes, or float32 values.
+        targets: (examples, ...), int64 classes or codes, or float32 values; int64 (examples, 0) where there are none.
+        timeline: Where the examples lie in time if they are windows that overlap, until they are split; else None.
     """
 
     inputs: Tensor
     targets: Tensor
+    timeline: Timeline | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -43,11 +70,12 @@ class Examples:
 
     def select(self, rows: Tensor) -> "Examples":
         """Return the examples at `rows`, int64 (rows,), as copies."""
-        return Examples(self.inputs[rows], self.targets[rows])
+        timeline = None if self.timeline is None else self.timeline.select(rows)
+        return Examples(self.inputs[rows], self.targets[rows], timeline)
 
     def to(self, device: torch.device) -> "Examples":
         """Return the examples on `device`."""
-        return Examples(self.inputs.to(device), self.targets.to(device))
+        return Examples(self.inputs.to(device), self.targets.to(device), self.timeline)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from models.errors import DataError
-from models.learner import Examples
+from models.learner import Examples, Timeline
 from wire.seeds import derive_generator
 
 
@@ -25,7 +27,10 @@ class LocalData:
 
 
 def split(examples: Examples, held_out_fraction: float, seed: int, kind: str = "memory") -> LocalData:
-    """Deal `examples` at random into two parts: the same parts for the same count, fraction and seed.
+    """Deal `examples` into two parts: the same parts for the same examples, fraction and seed.
+
+    At random; but of windows with a timeline, the last ones of each series are held out, and windows whose targets overlap theirs are
+    dropped. A series too short for both parts is only trained on.
 
     Args:
         examples: At least one; left unchanged.
@@ -42,11 +47,36 @@ def split(examples: Examples, held_out_fraction: float, seed: int, kind: str = "
             "Give the part to hold out, such as 0.2."
         )
     count = len(examples)
-    held_out_count = max(1, round(count * held_out_fraction)) if held_out_fraction else 0
-    if held_out_count >= count:
+    if examples.timeline is None:
+        order = torch.randperm(count, generator=derive_generator(seed, "hold-out"))
+        held_out_count = _part(count, held_out_fraction)
+        training, held_out = order[held_out_count:], order[:held_out_count]
+    else:
+        training, held_out = _in_time(examples.timeline, held_out_fraction)
+    if len(training) == 0 or (held_out_fraction and len(held_out) == 0):
         raise DataError(
             f"Data of kind {kind}: held_out_fraction must leave at least 1 example to train on, "
             f"got {held_out_fraction} of {count}. Lower it, or add examples."
         )
-    order = torch.randperm(count, generator=derive_generator(seed, "hold-out"))
-    return LocalData(kind, examples.select(order[held_out_count:]), examples.select(order[:held_out_count]))
+    return LocalData(kind, _chosen(examples, training), _chosen(examples, held_out))
+
+
+def _in_time(timeline: Timeline, held_out_fraction: float) -> tuple[Tensor, Tensor]:
+    """Return the windows to train on and those to hold out, ascending: no target of one part is a target of the other."""
+    series, steps = timeline.series.numpy(), timeline.steps.numpy()
+    order = np.lexsort((steps, series))
+    is_training, is_held_out = np.ones(len(order), dtype=bool), np.zeros(len(order), dtype=bool)
+    for rows in np.split(order, np.flatnonzero(np.diff(series[order])) + 1):
+        last = rows[len(rows) - _part(len(rows), held_out_fraction) :]
+        is_early = steps[rows] <= steps[last].min(initial=np.iinfo(np.int64).max) - timeline.horizon
+        if is_early.any():
+            is_training[rows], is_held_out[last] = is_early, True
+    return torch.from_numpy(np.flatnonzero(is_training)), torch.from_numpy(np.flatnonzero(is_held_out))
+
+
+def _part(count: int, fraction: float) -> int:
+    return max(1, round(count * fraction)) if fraction else 0
+
+
+def _chosen(examples: Examples, rows: Tensor) -> Examples:
+    return Examples(examples.inputs[rows], examples.targets[rows])
