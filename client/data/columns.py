@@ -1,6 +1,6 @@
-"""Columns of a table as arrays: features as float32, classes as int64."""
+"""Columns of a table as arrays: numbers as float32, classes and codes as int64."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,22 @@ class Table:
             f"{self.subject}, {self.name_row(row)}, column {column!r}: value must be {rule}, got {found}. {advice}"
         )
 
+    def require(self, option: str, names: Iterable[str]) -> None:
+        """Check that all `names`, which `option` gave, are columns. Raises `DataError`."""
+        present = self.cells.column_names
+        if absent := set(names).difference(present):
+            found = ", ".join(map(repr, present))
+            raise DataError(
+                f"{self.subject}: {option} must name columns of the file, got {min(absent)!r}. They are {found}."
+            )
 
-def read_feature(table: Table, name: str) -> npt.NDArray[np.float32]:
+
+def read_numbers(table: Table, name: str) -> npt.NDArray[np.float32]:
     """Return a column of finite numbers, float32 (rows,). Raises `DataError`, naming the first row that has none."""
     column = _plain(table, name)
     if not _is_numeric(column.type):
         row = next((row for row, value in enumerate(column) if not _spells_number(value.as_py())), 0)
-        raise table.refusal(row, name, "a number", "Mend it, or list the features without this column.")
+        raise table.refusal(row, name, "a number", "Mend it, or name the columns to take without this one.")
     values = column.cast(pa.float64(), safe=False).to_numpy()  # missing values become NaN
     with np.errstate(over="ignore"):
         floats: npt.NDArray[np.float32] = values.astype(np.float32)
@@ -72,6 +81,15 @@ def read_classes(table: Table, name: str, classes: tuple[str, ...] | None) -> np
         raise classes_wanted(f"{table.subject}, column {name!r}", column.unique().to_pylist())
     if classes is not None or not _is_numeric(column.type):
         raise table.refusal(0, name, "an integer or text", "Choose another target, or export it as text.")
+    return _class_numbers(table, name, column)
+
+
+def read_codes(table: Table, name: str) -> npt.NDArray[np.int64]:
+    """Return a column of integers from 0, int64 (rows,). Raises `DataError`, naming the first row that has none."""
+    column = _plain(table, name)
+    _refuse_first(table, name, column.is_null().to_numpy(), "present")
+    if not _is_numeric(column.type):
+        raise table.refusal(0, name, "an integer", "Number its values alike at every site, or list other features.")
     return _class_numbers(table, name, column)
 
 

@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from wire.errors import ChoralError
+from wire.validation import Strict
+
+Chosen = TypeVar("Chosen", bound=Strict)
 
 
 def _split_text(value: object) -> object:
@@ -33,6 +36,18 @@ Distinct = AfterValidator(_refuse_repeated)
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Joined, Distinct]
 """Distinct names in order; text joins them by `|`."""
+
+Switch = Annotated[bool, Field(strict=False)]
+"""True or false; text says so."""
+
+
+def refuse_beside(options: Chosen, switch: str, *others: str) -> Chosen:
+    """Return `options`. Raises `ValueError` where `switch` is on and one of the `others` is given too."""
+    if getattr(options, switch):
+        for other in others:
+            if other in options.model_fields_set:
+                raise ValueError(f"{other} must be left out beside {switch}=true, got both")
+    return options
 
 
 def read_pairs(subject: str, pairs: Iterable[str], refusal: type[ChoralError]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Image folders: one folder a class, read with Pillow."""
+"""Image folders: one folder a class, or images without classes, read with Pillow."""
 
 import struct
 import warnings
@@ -40,22 +40,32 @@ def load_images(path: Path, options: ImagesOptions) -> Examples:
     """Read every image below `path`, in the order of class numbers, then of file names. Hidden files are passed over.
 
     Returns:
-        Inputs float32 (images, channels, height, width) from 0 to 1, targets int64 (images,).
+        Inputs float32 (images, channels, height, width) from 0 to 1, targets int64 (images,), or (images, 0) with `unlabelled`.
 
     Raises:
         DataError: A class folder is missing, unknown or empty, a file is no usable image, or sizes differ with no `size`.
     """
     require_folder("Image folder", path)
     images: list[Pixels] = []
-    targets: list[int] = []
-    for number, folder in sorted(_class_folders(path, options.classes).items()):
-        for file in _image_files(folder):
-            pixels = _read(file, options)
-            if images and pixels.shape != images[0].shape:
-                raise _other_size(file, pixels, images[0])
-            images.append(pixels)
-            targets.append(number)
+    targets: list[list[int] | int] = []
+    for target, file in _labelled_files(path, options):
+        pixels = _read(file, options)
+        if images and pixels.shape != images[0].shape:
+            raise _other_size(file, pixels, images[0])
+        images.append(pixels)
+        targets.append(target)
     return Examples(torch.from_numpy(np.stack(images)), torch.tensor(targets, dtype=torch.int64))
+
+
+def _labelled_files(path: Path, options: ImagesOptions) -> Iterator[tuple[list[int] | int, Path]]:
+    """Yield the target of each image, [] for none, and its file."""
+    if options.unlabelled:
+        for file in _image_files("Image folder", path):
+            yield [], file
+        return
+    for number, folder in sorted(_class_folders(path, options.classes).items()):
+        for file in _image_files("Class folder", folder):
+            yield number, file
 
 
 def _class_folders(path: Path, classes: tuple[str, ...] | None) -> dict[int, Path]:
@@ -96,16 +106,16 @@ def _numbered_folders(path: Path, folders: dict[str, Path]) -> dict[int, Path]:
     return numbered
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _image_files(subject: str, folder: Path) -> list[Path]:
     files = visible_entries(folder)
     if not files:
         raise DataError(
-            f"Class folder {folder}: folder must hold at least 1 image, got none. Add images, or remove the class."
+            f"{subject} {folder}: folder must hold at least 1 image, got none. Add images, or remove the folder."
         )
     for file in files:
         if file.suffix.lower() not in SUFFIXES or not file.is_file():
             raise DataError(
-                f"Class folder {folder}: folder must hold only images ({', '.join(sorted(SUFFIXES))}), "
+                f"{subject} {folder}: folder must hold only images ({', '.join(sorted(SUFFIXES))}), "
                 f"got {file.name!r}. Move it."
             )
     return files

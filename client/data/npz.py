@@ -14,8 +14,9 @@ from client.data.fields import reason, shown
 from client.data.keys import Keys, require_key
 from client.data.options import NpzOptions
 from client.data.paths import require_file
+from client.data.sequences import require_padded
 from models.errors import DataError
-from models.learner import Examples
+from models.learner import PADDING, Examples
 
 Array = npt.NDArray[Any]
 
@@ -35,15 +36,16 @@ def load_npz(path: Path, options: NpzOptions) -> Examples:
     """Read two arrays of a NumPy archive. Objects are refused, so nothing in the file can run.
 
     Returns:
-        Inputs float32, or int64 with `codes`, in the shape they have; targets int64 in the shape they have.
+        Inputs float32, or int64 with `codes`, in the shape they have. Targets int64 in the shape they have; with `values` float32
+        and (examples, 1) where they have one axis; with `unlabelled` int64 (examples, 0).
 
     Raises:
         DataError: The file is no such archive, an array is missing or of another kind, the lengths differ, or a value
             cannot be used.
     """
     require_file("NPZ file", path)
-    inputs, targets = _read(path, options.inputs, options.targets)
     subject = f"NPZ file {path}"
+    inputs, targets = _arrays(path, options)
     if inputs.ndim < 2 or targets.ndim < 1:
         raise DataError(
             f"{subject}: inputs must have the axes (examples, ...) and targets (examples,) or more, "
@@ -54,10 +56,14 @@ def load_npz(path: Path, options: NpzOptions) -> Examples:
             f"{subject}: inputs and targets must be equally many and at least 1, got {len(inputs)} and {len(targets)}. "
             "Save one target for each input."
         )
+    if options.values and targets.ndim == 1:
+        targets = targets[:, None]
+    as_targets = _as_floats if options.values else _as_integers
     as_inputs = _as_integers if options.codes else _as_floats
+    has_sequences = options.ragged and not options.unlabelled
     return Examples(
-        torch.from_numpy(as_inputs(f"{subject}, array {options.inputs!r}", inputs)),
-        torch.from_numpy(_as_integers(f"{subject}, array {options.targets!r}", targets)),
+        torch.from_numpy(as_inputs(f"{subject}, array {options.inputs!r}", inputs, options.ragged)),
+        torch.from_numpy(as_targets(f"{subject}, array {options.targets!r}", targets, has_sequences)),
     )
 
 
@@ -70,13 +76,23 @@ def npz_keys(path: Path, options: NpzOptions) -> Keys:
     require_file("NPZ file", path)
     subject = f"NPZ file {path}"
     name = require_key(subject, options.key)
-    targets, keys = _read(path, options.targets, name)
-    if keys.shape != targets.shape[:1] or keys.dtype.kind not in "iuU":
+    # Targets take less memory.
+    examples, keys = _read(path, options.inputs if options.unlabelled else options.targets, name)
+    if keys.shape != examples.shape[:1] or keys.dtype.kind not in "iuU":
         raise DataError(
-            f"{subject}, array {name!r}: key must hold one integer or text for each of {len(targets)} examples, "
+            f"{subject}, array {name!r}: key must hold one integer or text for each of {len(examples)} examples, "
             f"got {keys.dtype} of shape {keys.shape}. Save it so."
         )
     return keys if keys.dtype.kind == "U" else _as_integers(f"{subject}, array {name!r}", keys)
+
+
+def _arrays(path: Path, options: NpzOptions) -> tuple[Array, Array]:
+    """Return inputs and targets; without labels, targets of no columns."""
+    if options.unlabelled:
+        (inputs,) = _read(path, options.inputs)
+        return inputs, np.empty((*inputs.shape[:1], 0), dtype=np.int64)
+    inputs, targets = _read(path, options.inputs, options.targets)
+    return inputs, targets
 
 
 def _read(path: Path, *names: str) -> list[Array]:
@@ -101,22 +117,29 @@ def _read(path: Path, *names: str) -> list[Array]:
         ) from error
 
 
-def _as_floats(subject: str, values: Array) -> npt.NDArray[np.float32]:
+def _as_floats(subject: str, values: Array, is_ragged: bool = False) -> npt.NDArray[np.float32]:
     _require_numbers(subject, values)
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(values, dtype=np.float32)
-    _refuse(subject, values, ~np.isfinite(floats), "finite in float32")
+    is_wrong = ~np.isfinite(floats)
+    if is_ragged:
+        require_padded(subject, np.isnan(floats), "NaN")
+        is_wrong &= ~np.isnan(floats)
+    _refuse(subject, values, is_wrong, "finite in float32")
     return floats
 
 
-def _as_integers(subject: str, values: Array) -> npt.NDArray[np.int64]:
+def _as_integers(subject: str, values: Array, is_ragged: bool = False) -> npt.NDArray[np.int64]:
     _require_numbers(subject, values)
     if values.dtype.kind == "f":
         is_whole = (values == np.floor(values)) & (np.abs(values) < 2.0**63)
         _refuse(subject, values, ~is_whole, "whole numbers within 64 bits")
     if values.dtype.kind == "u":
         _refuse(subject, values, values > np.iinfo(np.int64).max, "whole numbers within 64 bits")
-    return np.ascontiguousarray(values, dtype=np.int64)
+    integers = np.ascontiguousarray(values, dtype=np.int64)
+    if is_ragged and values.ndim > 1:  # not one class an example
+        require_padded(subject, integers == PADDING, str(PADDING))
+    return integers
 
 
 def _require_numbers(subject: str, values: Array) -> None:

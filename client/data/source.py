@@ -86,14 +86,10 @@ def load(source: DataSource) -> Examples:
                 from client.data.images import load_images
 
                 return load_images(source.path, source.options)
-            case CsvOptions():
-                from client.data.table import load_csv
+            case CsvOptions() | ParquetOptions():
+                from client.data.table import load_table
 
-                return load_csv(source.path, source.options)
-            case ParquetOptions():
-                from client.data.table import load_parquet
-
-                return load_parquet(source.path, source.options)
+                return load_table(source.path, source.options)
             case NpzOptions():
                 return load_npz(source.path, source.options)
             case TextOptions():
@@ -123,17 +119,13 @@ def load_keys(source: DataSource) -> Keys:
                 return digit_keys(source.options)
             case ImagesOptions():
                 raise DataError(
-                    f"Image folder {source.path}: data must have a natural key for a partition by key, got a folder a class "
-                    "and no more. Save the images as NPZ with an array of keys, or choose another partition."
+                    f"Image folder {source.path}: data must have a natural key for a partition by key, got images and no "
+                    "more. Save the images as NPZ with an array of keys, or choose another partition."
                 )
-            case CsvOptions():
-                from client.data.table import csv_keys
+            case CsvOptions() | ParquetOptions():
+                from client.data.table import table_keys
 
-                return csv_keys(source.path, source.options)
-            case ParquetOptions():
-                from client.data.table import parquet_keys
-
-                return parquet_keys(source.path, source.options)
+                return table_keys(source.path, source.options)
             case NpzOptions():
                 return npz_keys(source.path, source.options)
             case TextOptions():

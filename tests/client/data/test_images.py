@@ -45,6 +45,20 @@ def test_load_images_listed_classes_are_numbered_by_position(tmp_path: Path) -> 
     assert examples.targets.tolist() == [0, 1, 2]
 
 
+def test_load_images_unlabelled_folder_holds_the_images_themselves(tmp_path: Path) -> None:
+    save(tmp_path / "b.png", GREY)
+    save(tmp_path / "a.png", 255 - GREY)
+    examples = load(parse_source(f"images:{tmp_path},unlabelled=true"))
+    assert (examples.targets.dtype, examples.targets.shape) == (torch.int64, (2, 0))
+    np.testing.assert_allclose(examples.inputs[:, 0].numpy() * 255, np.stack([255 - GREY, GREY]), rtol=1e-6)
+
+
+def test_load_images_unlabelled_folder_of_folders_or_of_none_is_refused(tmp_path: Path) -> None:
+    refuses(tmp_path, re.escape(f"Image folder {tmp_path}: folder must hold at least 1 image, got"), ",unlabelled=true")
+    save(tmp_path / "cat" / "a.png")
+    refuses(tmp_path, r"Image folder .*: folder must hold only images \(.*\), got 'cat'", ",unlabelled=true")
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp", "gif"])
 def test_load_images_every_format_is_read(tmp_path: Path, suffix: str) -> None:
     save(tmp_path / "0" / f"a.{suffix}", np.full((9, 5), 128, dtype=np.uint8))

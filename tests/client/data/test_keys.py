@@ -115,7 +115,5 @@ def test_load_keys_npz_without_keys_is_refused(
 
 
 def test_load_keys_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match="data must have a natural key for a partition by key, got a folder a class and no"
-    ):
+    with pytest.raises(DataError, match="data must have a natural key for a partition by key, got images and no more"):
         load_keys(parse_source(f"images:{tmp_path}"))

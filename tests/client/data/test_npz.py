@@ -3,10 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from client.data import load, parse_source
+from client.data import load, load_keys, parse_source
 from models.errors import DataError
 
 GOOD = np.array([[1, 2], [3, 4]])
@@ -39,6 +42,103 @@ def test_load_npz_keeps_the_shape_of_inputs_in_fortran_order(tmp_path: Path) -> 
     examples = load(parse_source(f"npz:{path}"))
     np.testing.assert_array_equal(examples.inputs.numpy(), values)
     assert examples.targets.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        pytest.param(np.array([0, 1]), [[0], [1]], id="one"),
+        pytest.param(np.array([[0.5], [1.5]]), [[0.5], [1.5]], id="column"),
+        pytest.param(np.arange(4.0).reshape(2, 2), [[0, 1], [2, 3]], id="several"),
+    ],
+)
+def test_load_npz_values_are_float32_with_an_axis_of_their_own(
+    tmp_path: Path, targets: npt.NDArray[Any], expected: list[list[float]]
+) -> None:
+    examples = load(parse_source(f"npz:{save(tmp_path, x=GOOD, y=targets)},values=true"))
+    assert examples.targets.dtype == torch.float32
+    assert examples.targets.tolist() == expected
+
+
+def test_load_npz_unlabelled_needs_no_targets(tmp_path: Path) -> None:
+    source = parse_source(f"npz:{save(tmp_path, x=GOOD, k=[5, 6])},unlabelled=true,ragged=true,key=k")
+    examples = load(source)
+    assert (examples.targets.dtype, examples.targets.shape) == (torch.int64, (2, 0))
+    assert load_keys(source).tolist() == [5, 6]
+
+
+def test_load_npz_ragged_sequences_end_in_nan_or_padding(tmp_path: Path) -> None:
+    sequences = np.array([[[1, 2], [3, 4]], [[5, 6], [np.nan, np.nan]]])
+    tags = [[7, 8], [9, -1]]
+    path = save(tmp_path, x=sequences, y=tags)
+    examples = load(parse_source(f"npz:{path},ragged=true"))
+    np.testing.assert_array_equal(examples.inputs.numpy(), sequences)
+    assert examples.targets.tolist() == tags
+    codes = load(parse_source(f"npz:{path},ragged=true,codes=true,inputs=y"))
+    assert codes.inputs.tolist() == tags
+    values = load(parse_source(f"npz:{path},ragged=true,values=true,targets=x"))
+    np.testing.assert_array_equal(values.targets.numpy(), sequences)
+
+
+def test_load_npz_ragged_classes_are_one_an_example(tmp_path: Path) -> None:
+    path = save(tmp_path, x=[[1, np.nan], [2, 3]], y=[0, 1])
+    assert load(parse_source(f"npz:{path},ragged=true")).targets.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("options", ["", ",codes=true"])
+def test_load_npz_ragged_sequences_without_steps_are_refused(tmp_path: Path, options: str) -> None:
+    path = save(tmp_path, x=GOOD[:, :0], y=[0, 1])
+    with pytest.raises(DataError, match=r"row 0 .* sequence must have at least 1 step"):
+        load(parse_source(f"npz:{path},ragged=true{options}"))
+
+
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    holes=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=3),
+    codes=st.booleans(),
+)
+def test_load_npz_ragged_any_padding_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], holes: list[tuple[int, int]], codes: bool
+) -> None:
+    inputs = np.where(np.arange(4) < np.array(lengths)[:, None], 1.0, -1 if codes else np.nan)
+    for row, step in holes:
+        inputs[row % len(lengths), step] = inputs[0, 3]
+    path = save(tmp_path_factory.getbasetemp(), x=inputs, y=np.zeros(len(lengths)))
+    source = parse_source(f"npz:{path},ragged=true,codes={codes}")
+    found = [row.tolist().count(1.0) for row in inputs]
+    if all(count and (row[:count] == 1).all() for row, count in zip(inputs, found, strict=True)):
+        np.testing.assert_array_equal(load(source).inputs.numpy(), inputs)
+        return
+    with pytest.raises(DataError, match=r"row \d+ \(the first is 0\): (sequence|-1|NaN) must"):
+        load(source)
+
+
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        pytest.param(
+            {"x": [[1, 2], [NAN, 3]]}, "", "NaN must stand at the end of a sequence alone, got a value", id="nan"
+        ),
+        pytest.param({"x": [[1, 2], [NAN, NAN]]}, "", "sequence must have at least 1 step, got NaN alone", id="empty"),
+        pytest.param({"x": [[[1, 2]], [[3, NAN]]]}, "", "NaN must fill a step, got a part of one. Mend", id="part"),
+        pytest.param({"x": [[1, 2], [np.inf, NAN]]}, "", "values must be finite in float32, got inf", id="infinite"),
+        pytest.param({"x": [[1, 2], [-1, 3]]}, ",codes=true", "-1 must stand at the end of a sequence", id="codes"),
+        pytest.param({"x": [[1, 2], [-1, -1]]}, ",codes=true", "sequence must have at least 1 step", id="no-codes"),
+        pytest.param({"x": GOOD, "y": [[1, 2], [-1, 3]]}, "", "-1 must stand at the end of a sequence", id="targets"),
+        pytest.param({"x": GOOD, "y": [1, NAN]}, ",values=true", "sequence must have at least 1 step", id="value"),
+    ],
+)
+def test_load_npz_ragged_padding_elsewhere_is_refused(
+    tmp_path: Path, arrays: dict[str, Any], options: str, message: str
+) -> None:
+    path = save(tmp_path, **{"y": np.arange(2), **arrays})
+    name = "y" if "y" in arrays else "x"
+    subject = re.escape(f"NPZ file {path}, array {name!r}, row 1 (the first is 0)")
+    with pytest.raises(DataError, match=f"^{subject}: {re.escape(message)}"):
+        load(parse_source(f"npz:{path},ragged=true{options}"))
 
 
 @pytest.mark.parametrize(

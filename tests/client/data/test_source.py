@@ -28,7 +28,7 @@ def test_parse_source_images_reads_numbers() -> None:
 
 def test_parse_source_csv_keeps_the_order_of_classes() -> None:
     source = parse_source("csv:./patients.csv,target=outcome,classes=malignant|benign")
-    assert source.options == CsvOptions(target="outcome", classes=("malignant", "benign"))
+    assert source.options == CsvOptions(target=("outcome",), classes=("malignant", "benign"))
 
 
 def test_parse_source_npz_reads_switch() -> None:
@@ -42,7 +42,7 @@ def test_parse_source_space_before_a_key_is_dropped() -> None:
 def test_parse_source_commas_and_colons_in_a_path_and_a_name_belong_to_them() -> None:
     source = parse_source("csv:C:/a,b/c=d.csv,target=Age, years,classes=x=1|y")
     assert source.path == Path("C:/a,b/c=d.csv")
-    assert source.options == CsvOptions(target="Age, years", classes=("x=1", "y"))
+    assert source.options == CsvOptions(target=("Age, years",), classes=("x=1", "y"))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,20 @@ def test_parse_source_commas_and_colons_in_a_path_and_a_name_belong_to_them() ->
         pytest.param("digits:a.npz", "path must be left out for digits, got 'a.npz'", id="path-for-digits"),
         pytest.param("csv,target=y", "path must be given for csv, got none. Write csv:PATH", id="no-path"),
         pytest.param("npz:", "path must be given for npz", id="empty-path"),
-        pytest.param("csv:a.csv", "target is required. The keys of csv are target, classes, features", id="no-target"),
+        pytest.param(
+            "csv:a.csv",
+            "target must name a column, got none; or add unlabelled=true. The keys of csv are target, classes",
+            id="no-target",
+        ),
+        pytest.param("csv:a.csv,target=a|b", r"target must be one column of classes, got a\|b; or add v", id="targets"),
+        pytest.param(
+            "csv:a,unlabelled=true,target=y", "target must be left out beside unlabelled=true, got both", id="no-label"
+        ),
+        pytest.param(
+            "csv:a,target=y,values=true,classes=a", "classes must be left out beside values=true", id="values"
+        ),
+        pytest.param("npz:a,unlabelled=true,values=true", "values must be left out beside unlabelled", id="npz-values"),
+        pytest.param("images:a,unlabelled=true,classes=a", "classes must be left out beside unlab", id="image-classes"),
         pytest.param(
             "text:a,size=3", "size is not a key that exists here. The keys of text are window", id="unknown-key"
         ),
