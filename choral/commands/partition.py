@@ -35,7 +35,7 @@ def partition(
         "partition.png"
     ),
 ) -> None:
-    """Deal one data set to the clients of a simulation, and draw clients by classes.
+    """Deal one data set to the clients of a simulation, and draw clients by classes; their sizes alone where there are no classes.
 
     Example: choral partition --data digits --clients 20 --partition dirichlet,alpha=0.3 --seed 7 --output partition.png
     """
@@ -44,8 +44,7 @@ def partition(
     examples = load(source)
     keys = load_keys(source) if isinstance(chosen, ByKey) else None
     parts = partitions.partition(examples, chosen, clients, seed, keys)
-    name = source.kind if source.kind == "digits" else source.path.name
-    title = f"{chosen}\n{_counted(len(parts.rows), 'client')} of {name}, seed {seed}"
+    title = f"{chosen}\n{_counted(len(parts.rows), 'client')} of {source.name}, seed {seed}"
     draw_partition(output, examples, parts, title)
     _show(Console(), examples, parts)
     typer.echo(f"{output}: the picture")

@@ -1,7 +1,7 @@
 """Options of each kind of data, as `parse_source` reads them from text."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -10,6 +10,23 @@ from wire.validation import Strict
 
 BLOCK_COUNT = 14
 
+Role = Literal[
+    "hamlet/HAMLET",
+    "henry-v/KING HENRY V",
+    "othello/IAGO",
+    "measure-for-measure/DUKE VINCENTIO",
+    "othello/OTHELLO",
+    "timon-of-athens/TIMON",
+    "edward-iii/KING EDWARD",
+    "henry-iv-part-2/FALSTAFF",
+    "richard-ii/KING RICHARD II",
+    "antony-and-cleopatra/MARK ANTONY",
+    "titus-andronicus/TITUS ANDRONICUS",
+    "king-lear/KING LEAR",
+]
+"""A role of the embedded Shakespeare: its play and its name."""
+
+Letter = Annotated[str, Field(pattern="^[a-z]$")]
 Window = Annotated[int, Field(ge=1, le=1_000_000, strict=False)]
 
 Block = Annotated[int, Field(ge=0, lt=BLOCK_COUNT, strict=False)]
@@ -20,6 +37,22 @@ class DigitsOptions(Strict):
 
     blocks: Annotated[tuple[Block, ...], Joined, Distinct] = tuple(range(BLOCK_COUNT))
     """Form blocks to take, 0 to 13, joined by `|`. Default: all."""
+
+
+class ShakespeareOptions(Strict):
+    """Options of `shakespeare`: the embedded speeches of 12 roles, about 10,000 bytes each, which need no path."""
+
+    roles: Annotated[tuple[Role, ...], Joined, Distinct] = get_args(Role)
+    """Roles to take, such as hamlet/HAMLET, joined by `|`. Default: all."""
+    window: Annotated[int, Field(ge=1, lt=10_000, strict=False)] = 80
+    """Bytes in one example."""
+
+
+class PronunciationsOptions(Strict):
+    """Options of `pronunciations`: the embedded 3,000 English spellings and how they are pronounced, which need no path."""
+
+    letters: Annotated[tuple[Letter, ...], Joined, Distinct] = tuple("abcdefghijklmnopqrstuvwxyz")
+    """First letters of the spellings to take, joined by `|`. Default: all."""
 
 
 def _number(value: object) -> object:
@@ -110,14 +143,29 @@ class TextOptions(Strict):
     """Bytes in one example."""
 
 
-Options = DigitsOptions | ImagesOptions | CsvOptions | ParquetOptions | NpzOptions | TextOptions
+class PairsOptions(Strict):
+    """Options of `pairs`: a UTF-8 file, a source and its target on each line with a tab between."""
+
+    source_symbols: Names | None = None
+    """Symbols in the order of their numbers, joined by `|`, that spaces separate in a source. Default: it is read as bytes."""
+    target_symbols: Names | None = None
+    """The same for targets."""
+    key: Switch = False
+    """Whether a third part of each line says whose the pair is: for partitions by key."""
+
+
+EmbeddedOptions = DigitsOptions | ShakespeareOptions | PronunciationsOptions
+Options = EmbeddedOptions | ImagesOptions | CsvOptions | ParquetOptions | NpzOptions | TextOptions | PairsOptions
 
 OPTIONS: Mapping[str, type[Options]] = {
     "digits": DigitsOptions,
+    "shakespeare": ShakespeareOptions,
+    "pronunciations": PronunciationsOptions,
     "images": ImagesOptions,
     "csv": CsvOptions,
     "parquet": ParquetOptions,
     "npz": NpzOptions,
     "text": TextOptions,
+    "pairs": PairsOptions,
 }
 """The options of each kind of data."""

@@ -1,12 +1,13 @@
 """Where local data comes from, as one text: KIND[:PATH][,key=value...].
 
 Such as `digits,blocks=0|3`, `images:./scans,size=28`, `csv:./patients.csv,target=outcome,classes=benign|malignant`,
-`parquet:./patients.parquet,target=outcome`, `npz:./site.npz` and `text:./plays,window=80`.
+`parquet:./patients.parquet,target=outcome`, `npz:./site.npz`, `text:./plays,window=80` and
+`pairs:./english-german.txt`. Part of Choral are `digits`, `shakespeare` and `pronunciations`.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +24,27 @@ from client.data.options import (
     ImagesOptions,
     NpzOptions,
     Options,
+    PairsOptions,
     ParquetOptions,
+    PronunciationsOptions,
+    ShakespeareOptions,
     TextOptions,
 )
+from client.data.pairs import load_pairs, pair_keys
+from client.data.pronunciations import PRONUNCIATIONS_FILE, load_pronunciations, pronunciation_keys
+from client.data.shakespeare import SHAKESPEARE_FILE, load_shakespeare, shakespeare_keys
 from client.data.split import LocalData, split
 from client.data.text import load_text, text_keys
 from models.errors import DataError
 from models.learner import Examples
 from wire.validation import explain
+
+EMBEDDED: Mapping[str, Path] = {
+    "digits": DIGITS_FILE,
+    "shakespeare": SHAKESPEARE_FILE,
+    "pronunciations": PRONUNCIATIONS_FILE,
+}
+"""The file of each kind that is part of Choral and takes no path."""
 
 _HEAD = re.compile(r"(?P<kind>[^:,]*)(?::(?P<path>.*))?", re.DOTALL)
 
@@ -48,6 +62,11 @@ class DataSource:
     kind: str
     path: Path
     options: Options
+
+    @property
+    def name(self) -> str:
+        """What people call the data: the name of its file, or its kind where it is part of Choral."""
+        return self.kind if self.kind in EMBEDDED else self.path.name
 
 
 def parse_source(text: str) -> DataSource:
@@ -82,6 +101,10 @@ def load(source: DataSource) -> Examples:
         match source.options:
             case DigitsOptions():
                 return load_digits(source.options)
+            case ShakespeareOptions():
+                return load_shakespeare(source.options)
+            case PronunciationsOptions():
+                return load_pronunciations(source.options)
             case ImagesOptions():
                 from client.data.images import load_images
 
@@ -94,6 +117,8 @@ def load(source: DataSource) -> Examples:
                 return load_npz(source.path, source.options)
             case TextOptions():
                 return load_text(source.path, source.options)
+            case PairsOptions():
+                return load_pairs(source.path, source.options)
 
 
 @contextlib.contextmanager
@@ -108,7 +133,9 @@ def _packages_of(kind: str) -> Iterator[None]:
 
 
 def load_keys(source: DataSource) -> Keys:
-    """Read the natural key of each example of `load`, in its order: form blocks of digits, a column, an array, or file names of text.
+    """Read the natural key of each example of `load`, in its order.
+
+    It is a form block of digits, a role, a first letter; else what the source names, or the file of a text.
 
     Raises:
         DataError: The data has no natural key, the source names none, or it cannot be used.
@@ -117,6 +144,10 @@ def load_keys(source: DataSource) -> Keys:
         match source.options:
             case DigitsOptions():
                 return digit_keys(source.options)
+            case ShakespeareOptions():
+                return shakespeare_keys(source.options)
+            case PronunciationsOptions():
+                return pronunciation_keys(source.options)
             case ImagesOptions():
                 raise DataError(
                     f"Image folder {source.path}: data must have a natural key for a partition by key, got images and no "
@@ -130,6 +161,8 @@ def load_keys(source: DataSource) -> Keys:
                 return npz_keys(source.path, source.options)
             case TextOptions():
                 return text_keys(source.path, source.options)
+            case PairsOptions():
+                return pair_keys(source.path, source.options)
 
 
 def load_local(text: str, held_out_fraction: float, seed: int) -> LocalData:
@@ -139,10 +172,12 @@ def load_local(text: str, held_out_fraction: float, seed: int) -> LocalData:
 
 
 def _path(subject: str, kind: str, path: str | None) -> Path:
-    if kind == "digits":
+    if kind in EMBEDDED:
         if path is not None:
-            raise DataError(f"{subject}: path must be left out for digits, got {shown(path)}. They are part of Choral.")
-        return DIGITS_FILE
+            raise DataError(
+                f"{subject}: path must be left out for {kind}, got {shown(path)}. The data is part of Choral."
+            )
+        return EMBEDDED[kind]
     if not path:
         raise DataError(f"{subject}: path must be given for {kind}, got none. Write {kind}:PATH.")
     return Path(path)

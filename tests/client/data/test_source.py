@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from client.data import load, load_local, parse_source
 from client.data.digits import DIGITS_FILE
 from client.data.options import OPTIONS, CsvOptions, DigitsOptions, ImagesOptions, NpzOptions, TextOptions
+from client.data.source import EMBEDDED
 from models.errors import DataError
 
 
@@ -48,7 +49,7 @@ def test_parse_source_commas_and_colons_in_a_path_and_a_name_belong_to_them() ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("", "kind must be one of digits, images, csv, parquet, npz, text, got ''", id="empty"),
+        pytest.param("", "kind must be one of digits, shakespeare, .*, pairs, got ''", id="empty"),
         pytest.param("excel:a.xls", "kind must be one of .*, got 'excel'", id="unknown-kind"),
         pytest.param(
             "digits,blocks", r"text must read KIND\[:PATH\]\[,key=value...\], got 'digits,blocks'", id="no-value"
@@ -70,6 +71,7 @@ def test_parse_source_commas_and_colons_in_a_path_and_a_name_belong_to_them() ->
         ),
         pytest.param("npz:a,unlabelled=true,values=true", "values must be left out beside unlabelled", id="npz-values"),
         pytest.param("images:a,unlabelled=true,classes=a", "classes must be left out beside unlab", id="image-classes"),
+        pytest.param("pronunciations,letters=A", "letters.0 must match pattern .*, got 'A'", id="no-letter"),
         pytest.param(
             "text:a,size=3", "size is not a key that exists here. The keys of text are window", id="unknown-key"
         ),
@@ -90,7 +92,30 @@ def test_parse_source_broken_rule_names_text_key_and_value(text: str, message: s
         parse_source(text)
 
 
-KEYS = ("blocks", "size", "channels", "classes", "target", "features", "inputs", "targets", "codes", "window", "x")
+KEYS = (
+    "blocks",
+    "size",
+    "channels",
+    "classes",
+    "target",
+    "features",
+    "inputs",
+    "targets",
+    "codes",
+    "window",
+    "x",
+    "values",
+    "unlabelled",
+    "ragged",
+    "columns",
+    "mean",
+    "scale",
+    "horizon",
+    "roles",
+    "letters",
+    "spans",
+    "key",
+)
 VALUES = st.one_of(
     st.text(alphabet="0123456789|,=", max_size=8), st.sampled_from(["true", "a|b", "nan", "1e9"]), st.text(max_size=6)
 )
@@ -115,19 +140,20 @@ def test_parse_source_any_text_is_parsed_or_refused_with_a_data_error(text: str)
     assert isinstance(source.options, OPTIONS[source.kind])
 
 
-@pytest.mark.parametrize("kind", ["images", "csv", "parquet", "npz", "text"])
+REQUIRED = {"csv": ",target=y", "parquet": ",target=y"}
+
+
+@pytest.mark.parametrize("kind", ["images", "csv", "parquet", "npz", "text", "pairs"])
 def test_load_path_with_nothing_there_is_refused(tmp_path: Path, kind: str) -> None:
-    target = ",target=y" if kind in ("csv", "parquet") else ""
     path = tmp_path / "none"
     with pytest.raises(DataError, match=f"{re.escape(str(path))}: path must exist, got nothing there"):
-        load(parse_source(f"{kind}:{path}{target}"))
+        load(parse_source(f"{kind}:{path}{REQUIRED.get(kind, '')}"))
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz", "pairs"])
 def test_load_folder_where_a_file_is_wanted_is_refused(tmp_path: Path, kind: str) -> None:
-    target = "" if kind == "npz" else ",target=y"
     with pytest.raises(DataError, match=f"{re.escape(str(tmp_path))}: path must be a file, got a folder"):
-        load(parse_source(f"{kind}:{tmp_path}{target}"))
+        load(parse_source(f"{kind}:{tmp_path}{REQUIRED.get(kind, '')}"))
 
 
 def test_load_file_where_a_folder_is_wanted_is_refused(tmp_path: Path) -> None:
@@ -149,10 +175,18 @@ def test_load_local_reads_and_splits() -> None:
     assert torch.equal(data.training.inputs, again.training.inputs)
 
 
-def test_load_digits_imports_neither_pillow_nor_pyarrow() -> None:
-    code = "import sys; from client.data import load_local; load_local('digits', 0, 0); print({'PIL', 'pyarrow'} & {*sys.modules})"
+@pytest.mark.parametrize("kind", EMBEDDED)
+def test_load_embedded_imports_neither_pillow_nor_pyarrow(kind: str) -> None:
+    code = f"import sys; from client.data import load_local; load_local({kind!r}, 0, 0); print({{'PIL', 'pyarrow'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("kind", EMBEDDED)
+def test_embedded_file_has_its_notices(kind: str) -> None:
+    file = EMBEDDED[kind]
+    for notice in (file.with_name("NOTICE"), Path(__file__).parents[3] / "NOTICE"):
+        assert f"{file.name}\n" in notice.read_text(encoding="utf-8")
 
 
 def test_load_without_the_package_that_reads_it_names_the_package(
