@@ -59,7 +59,7 @@ def partition(
 
     Args:
         examples: The data set, left unchanged. For schemes that deal by class, targets are int64 classes, (examples,).
-        scheme: How, or its text, such as "dirichlet,alpha=0.3".
+        scheme: How, or its text, such as "dirichlet,alpha=0.3". Windows that overlap in time are dealt by key alone.
         client_count: Clients; None for as many as there are keys.
         seed: Seed of every draw, 0 to 2**63 - 1.
         keys: Whose each example is, (examples,), for `by-key`; other schemes pass over it.
@@ -71,6 +71,12 @@ def partition(
         scheme = parse_scheme(scheme)
     if not 0 <= seed < 2**63:
         raise _refusal(scheme, f"seed must be from 0 to {2**63 - 1}, got {seed}. Choose another.")
+    if examples.timeline is not None and not isinstance(scheme, ByKey):
+        raise _refusal(
+            scheme,
+            f"windows that overlap in time must be dealt by-key, got {scheme.kind}, which would give one client the values that "
+            "another forecasts. Choose by-key.",
+        )
     generator = np.random.Generator(np.random.Philox(derive_seed(seed, "partition")))
     if isinstance(scheme, ByKey):
         owners, client_count = _deal_by_key(scheme, examples, client_count, keys, generator)
@@ -91,7 +97,8 @@ def local_data(
     Args:
         examples: What `parts` was made of; each client's are copied.
         parts: Which examples each client holds.
-        held_out_fraction: Part that each client holds out, 0 to below 1, drawn by the partition's seed and the identity.
+        held_out_fraction: Part that each client holds out, 0 to below 1, as `client.data.split` does by the partition's seed and the
+            identity.
         kind: What the examples were read from.
 
     Raises:

@@ -32,7 +32,10 @@ def join(
         "client-state"
     ),
     name: Annotated[str, typer.Option(help="A name for people; default: the host's.")] = "",
-    held_out: Annotated[float, typer.Option(help="Part of the data that is held out for evaluation.")] = 0.2,
+    held_out: Annotated[
+        float,
+        typer.Option(help="Part of the data that is held out for evaluation: at random; of series, what came last."),
+    ] = 0.2,
     split_seed: Annotated[int, typer.Option(help="Seed of that split.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     threads: Annotated[

@@ -26,7 +26,7 @@ def partition(
         typer.Option(
             "--partition",
             help="iid; by-key; dirichlet,alpha=A[,over=clients]; shards,per_client=K; or power-law,exponent=E. "
-            "All take minimum=M, the fewest examples of a client.",
+            "All take minimum=M, the fewest examples of a client. Series are dealt by-key alone.",
         ),
     ] = "iid",
     clients: Annotated[int | None, typer.Option(help="Clients; by-key without it: one for each key.")] = None,

@@ -28,7 +28,9 @@ def simulate(
             "ray (workers on a cluster), or auto, which chooses and says why."
         ),
     ] = "auto",
-    held_out: Annotated[float, typer.Option(help="Part of each client's data that is held out.")] = 0.2,
+    held_out: Annotated[
+        float, typer.Option(help="Part of each client's data that is held out, as by choral join.")
+    ] = 0.2,
     own_data: Annotated[
         str | None, typer.Option("--own-data", help="The coordinator's own data, for evaluate.on: coordinator.")
     ] = None,

@@ -37,6 +37,12 @@ Distinct = AfterValidator(_refuse_repeated)
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Joined, Distinct]
 """Distinct names in order; text joins them by `|`."""
 
+Numbers = Annotated[tuple[Annotated[float, Field(strict=False)], ...], Joined]
+"""Finite numbers in order; text joins them by `|`."""
+
+Scales = Annotated[tuple[Annotated[float, Field(gt=0, strict=False)], ...], Joined]
+"""Numbers above 0 in order; text joins them by `|`."""
+
 Switch = Annotated[bool, Field(strict=False)]
 """True or false; text says so."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from client.data.fields import Distinct, Joined, Names, Switch, refuse_beside
+from client.data.fields import Distinct, Joined, Names, Numbers, Scales, Switch, refuse_beside
 from wire.validation import Strict
 
 BLOCK_COUNT = 14
@@ -53,6 +53,17 @@ class PronunciationsOptions(Strict):
 
     letters: Annotated[tuple[Letter, ...], Joined, Distinct] = tuple("abcdefghijklmnopqrstuvwxyz")
     """First letters of the spellings to take, joined by `|`. Default: all."""
+
+
+class SunspotsOptions(Strict):
+    """Options of `sunspots`: the embedded yearly sunspot numbers of 1700 to 2008, which need no path."""
+
+    window: Window = 24
+    """Years that one example looks back."""
+    horizon: Window = 1
+    """Years after them to forecast."""
+    spans: Annotated[int, Field(ge=1, strict=False)] = 5
+    """Spans of equal length that the years are cut into, the keys of partitions; no window crosses one."""
 
 
 def _number(value: object) -> object:
@@ -154,18 +165,55 @@ class PairsOptions(Strict):
     """Whether a third part of each line says whose the pair is: for partitions by key."""
 
 
-EmbeddedOptions = DigitsOptions | ShakespeareOptions | PronunciationsOptions
-Options = EmbeddedOptions | ImagesOptions | CsvOptions | ParquetOptions | NpzOptions | TextOptions | PairsOptions
+class SeriesOptions(Strict):
+    """Options of `series`: a CSV file as of `csv`, with a row for each step in the order of time."""
+
+    columns: Names
+    """Columns of numbers to look back on and to forecast, joined by `|`."""
+    window: Window = 24
+    """Steps that one example looks back."""
+    horizon: Window = 1
+    """Steps after them to forecast."""
+    key: str | None = Field(default=None, min_length=1)
+    """Column that says whose a row is, such as a station: no window crosses from one to another, and partitions go by it."""
+    mean: Numbers | None = None
+    """Subtracted from each column, joined by `|`; the same at every site. Default: nothing."""
+    scale: Scales | None = None
+    """What each column is then divided by, joined by `|`; the same at every site. Default: 1."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        for name, numbers in (("mean", self.mean), ("scale", self.scale)):
+            if numbers is not None and len(numbers) != len(self.columns):
+                raise ValueError(f"{name} must be {len(self.columns)} numbers, one a column, got {len(numbers)}")
+        if self.key in self.columns:
+            raise ValueError(f"columns must not name the key, got {self.key!r}; leave it out")
+        return self
+
+
+EmbeddedOptions = DigitsOptions | ShakespeareOptions | PronunciationsOptions | SunspotsOptions
+Options = (
+    EmbeddedOptions
+    | ImagesOptions
+    | CsvOptions
+    | ParquetOptions
+    | NpzOptions
+    | TextOptions
+    | PairsOptions
+    | SeriesOptions
+)
 
 OPTIONS: Mapping[str, type[Options]] = {
     "digits": DigitsOptions,
     "shakespeare": ShakespeareOptions,
     "pronunciations": PronunciationsOptions,
+    "sunspots": SunspotsOptions,
     "images": ImagesOptions,
     "csv": CsvOptions,
     "parquet": ParquetOptions,
     "npz": NpzOptions,
     "text": TextOptions,
     "pairs": PairsOptions,
+    "series": SeriesOptions,
 }
 """The options of each kind of data."""

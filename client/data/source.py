@@ -1,8 +1,8 @@
 """Where local data comes from, as one text: KIND[:PATH][,key=value...].
 
 Such as `digits,blocks=0|3`, `images:./scans,size=28`, `csv:./patients.csv,target=outcome,classes=benign|malignant`,
-`parquet:./patients.parquet,target=outcome`, `npz:./site.npz`, `text:./plays,window=80` and
-`pairs:./english-german.txt`. Part of Choral are `digits`, `shakespeare` and `pronunciations`.
+`parquet:./patients.parquet,target=outcome`, `npz:./site.npz`, `text:./plays,window=80`, `pairs:./english-german.txt` and
+`series:./load.csv,columns=power|temperature,horizon=24`. Part of Choral are `digits`, `shakespeare`, `pronunciations` and `sunspots`.
 """
 
 import contextlib
@@ -27,13 +27,16 @@ from client.data.options import (
     PairsOptions,
     ParquetOptions,
     PronunciationsOptions,
+    SeriesOptions,
     ShakespeareOptions,
+    SunspotsOptions,
     TextOptions,
 )
 from client.data.pairs import load_pairs, pair_keys
 from client.data.pronunciations import PRONUNCIATIONS_FILE, load_pronunciations, pronunciation_keys
 from client.data.shakespeare import SHAKESPEARE_FILE, load_shakespeare, shakespeare_keys
 from client.data.split import LocalData, split
+from client.data.sunspots import SUNSPOTS_FILE, load_sunspots, sunspot_keys
 from client.data.text import load_text, text_keys
 from models.errors import DataError
 from models.learner import Examples
@@ -43,6 +46,7 @@ EMBEDDED: Mapping[str, Path] = {
     "digits": DIGITS_FILE,
     "shakespeare": SHAKESPEARE_FILE,
     "pronunciations": PRONUNCIATIONS_FILE,
+    "sunspots": SUNSPOTS_FILE,
 }
 """The file of each kind that is part of Choral and takes no path."""
 
@@ -105,6 +109,8 @@ def load(source: DataSource) -> Examples:
                 return load_shakespeare(source.options)
             case PronunciationsOptions():
                 return load_pronunciations(source.options)
+            case SunspotsOptions():
+                return load_sunspots(source.options)
             case ImagesOptions():
                 from client.data.images import load_images
 
@@ -113,6 +119,10 @@ def load(source: DataSource) -> Examples:
                 from client.data.table import load_table
 
                 return load_table(source.path, source.options)
+            case SeriesOptions():
+                from client.data.series import load_series
+
+                return load_series(source.path, source.options)
             case NpzOptions():
                 return load_npz(source.path, source.options)
             case TextOptions():
@@ -135,7 +145,7 @@ def _packages_of(kind: str) -> Iterator[None]:
 def load_keys(source: DataSource) -> Keys:
     """Read the natural key of each example of `load`, in its order.
 
-    It is a form block of digits, a role, a first letter; else what the source names, or the file of a text.
+    It is a form block of digits, a role, a first letter, a span of years; else what the source names, or the file of a text.
 
     Raises:
         DataError: The data has no natural key, the source names none, or it cannot be used.
@@ -148,6 +158,8 @@ def load_keys(source: DataSource) -> Keys:
                 return shakespeare_keys(source.options)
             case PronunciationsOptions():
                 return pronunciation_keys(source.options)
+            case SunspotsOptions():
+                return sunspot_keys(source.options)
             case ImagesOptions():
                 raise DataError(
                     f"Image folder {source.path}: data must have a natural key for a partition by key, got images and no "
@@ -157,6 +169,10 @@ def load_keys(source: DataSource) -> Keys:
                 from client.data.table import table_keys
 
                 return table_keys(source.path, source.options)
+            case SeriesOptions():
+                from client.data.series import series_keys
+
+                return series_keys(source.path, source.options)
             case NpzOptions():
                 return npz_keys(source.path, source.options)
             case TextOptions():

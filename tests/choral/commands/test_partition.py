@@ -47,6 +47,14 @@ def test_partition_by_key_of_an_archive_reads_the_array(choral: Choral, folder: 
     assert outcome.lines[3].split() == ["examples", "3", "5", "7"]
 
 
+def test_partition_of_series_is_dealt_by_key_and_shows_sizes(choral: Choral, folder: Path) -> None:
+    outcome = choral("partition", "--data", "sunspots,spans=4", "--partition", "by-key")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.lines[0] == "4 clients, 213 examples"
+    assert outcome.lines[3].split() == ["examples", "53", "53", "54"]
+    assert (folder / "partition.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_partition_of_text_says_nothing_of_classes(choral: Choral, folder: Path) -> None:
     (folder / "play.txt").write_text("x" * 101)
     outcome = choral("partition", "--data", "text:play.txt,window=10", "--clients", "1")
@@ -62,6 +70,11 @@ def test_partition_of_text_says_nothing_of_classes(choral: Choral, folder: Path)
             ("--data", "digits", "--partition", "dirichlet,alpha=0"),
             "Partition 'dirichlet,alpha=0': alpha must be greater than 0, got '0'.",
             id="alpha",
+        ),
+        pytest.param(
+            ("--data", "sunspots", "--clients", "2"),
+            "Partition 'iid,minimum=2': windows that overlap in time must be dealt by-key, got iid",
+            id="series",
         ),
         pytest.param(("--data", "shapes"), "Data source 'shapes': kind must be one of digits, ", id="data"),
         pytest.param(("--data", "digits"), "Partition 'iid,minimum=2': clients must be given, got none.", id="clients"),

@@ -49,7 +49,7 @@ def test_parse_source_commas_and_colons_in_a_path_and_a_name_belong_to_them() ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("", "kind must be one of digits, shakespeare, .*, pairs, got ''", id="empty"),
+        pytest.param("", "kind must be one of digits, shakespeare, .*, pairs, series, got ''", id="empty"),
         pytest.param("excel:a.xls", "kind must be one of .*, got 'excel'", id="unknown-kind"),
         pytest.param(
             "digits,blocks", r"text must read KIND\[:PATH\]\[,key=value...\], got 'digits,blocks'", id="no-value"
@@ -71,7 +71,13 @@ def test_parse_source_commas_and_colons_in_a_path_and_a_name_belong_to_them() ->
         ),
         pytest.param("npz:a,unlabelled=true,values=true", "values must be left out beside unlabelled", id="npz-values"),
         pytest.param("images:a,unlabelled=true,classes=a", "classes must be left out beside unlab", id="image-classes"),
+        pytest.param("sunspots:a.csv", "path must be left out for sunspots, got 'a.csv'", id="path-for-sunspots"),
         pytest.param("pronunciations,letters=A", "letters.0 must match pattern .*, got 'A'", id="no-letter"),
+        pytest.param("series:a", "columns is required. The keys of series are columns, window", id="no-columns"),
+        pytest.param("series:a,columns=a|k,key=k", "columns must not name the key, got 'k'; leave it", id="column-key"),
+        pytest.param("series:a,columns=a|b,mean=1", "mean must be 2 numbers, one a column, got 1", id="one-mean"),
+        pytest.param("series:a,columns=a,scale=0", "scale.0 must be greater than 0, got '0'", id="scale"),
+        pytest.param("series:a,columns=a,mean=nan", "mean.0 must be a finite number, got 'nan'", id="mean"),
         pytest.param(
             "text:a,size=3", "size is not a key that exists here. The keys of text are window", id="unknown-key"
         ),
@@ -140,17 +146,17 @@ def test_parse_source_any_text_is_parsed_or_refused_with_a_data_error(text: str)
     assert isinstance(source.options, OPTIONS[source.kind])
 
 
-REQUIRED = {"csv": ",target=y", "parquet": ",target=y"}
+REQUIRED = {"csv": ",target=y", "parquet": ",target=y", "series": ",columns=x"}
 
 
-@pytest.mark.parametrize("kind", ["images", "csv", "parquet", "npz", "text", "pairs"])
+@pytest.mark.parametrize("kind", ["images", "csv", "parquet", "npz", "text", "pairs", "series"])
 def test_load_path_with_nothing_there_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "none"
     with pytest.raises(DataError, match=f"{re.escape(str(path))}: path must exist, got nothing there"):
         load(parse_source(f"{kind}:{path}{REQUIRED.get(kind, '')}"))
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet", "npz", "pairs"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz", "pairs", "series"])
 def test_load_folder_where_a_file_is_wanted_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match=f"{re.escape(str(tmp_path))}: path must be a file, got a folder"):
         load(parse_source(f"{kind}:{tmp_path}{REQUIRED.get(kind, '')}"))
