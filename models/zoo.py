@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from models.cnn import CNN, CNNParameters
 from models.errors import LearnerError
+from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
 from models.learner import Learner
 from models.lstm import LSTM, LSTMParameters
 from models.mlp import MLP, MLPParameters
@@ -50,6 +51,8 @@ MODELS: dict[str, Model] = {
     "mlp": Model(MLP, MLPParameters),
     "cnn": Model(CNN, CNNParameters),
     "lstm": Model(LSTM, LSTMParameters),
+    "evolution": Model(EvolutionStrategy, EvolutionParameters),
+    "genetic": Model(GeneticAlgorithm, GeneticParameters),
 }
 
 
