@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from models.errors import unsuited
+from models.errors import LearnerError, unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer, build_optimizer
 from models.random_stream import RandomStream
@@ -60,14 +60,29 @@ class GradientLearner(ABC):
         with RandomStream(0).drawing(), device:
             # Channels last: torch's convolutions and pools are faster so. Other tensors than those of images stay as they are.
             self._module = self.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's annotations lack it alone
-        self._layout = Layout.of(self._module.state_dict())
+        self._frozen = self.frozen_names()
+        self._trained, self._resting = self._freeze()
+        if not self._trained:
+            raise LearnerError(
+                f"Learner: at least one parameter must be trained, got {len(self._frozen)} tensors frozen."
+            )
+        self._layout = Layout.of(self._travelling(self._module))
         self._vectors = VectorPool()
-        self._needs_pairs = any(isinstance(part, nn.BatchNorm1d) for part in self._module.modules())
+        self._needs_pairs = any(
+            isinstance(part, nn.BatchNorm1d) for part in self._module.modules() if part not in self._resting
+        )
         self._buffers = frozenset(name for name, _ in self._module.named_buffers())
 
     @abstractmethod
     def build(self) -> nn.Module:
         """Return a new module, initialised from torch's global generator."""
+
+    def frozen_names(self) -> frozenset[str]:
+        """Return the names in the module's state dict that are neither trained nor travel: none. They keep what `build` gave them.
+
+        Called once, when the module is built. Every machine of a run must find the same values there, as in a base that all have.
+        """
+        return frozenset()
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -114,13 +129,13 @@ class GradientLearner(ABC):
 
     @property
     def contribution_layout(self) -> Layout:
-        """The layout of the state."""
+        """The layout of the state, without what is frozen."""
         return self._layout
 
     def init(self, seed: int) -> State:
-        """Return a new module's state, drawn from `seed` alone."""
+        """Return a new module's state without what is frozen, drawn from `seed` alone."""
         with RandomStream(seed).drawing():
-            return {name: tensor.detach() for name, tensor in self.build().state_dict().items()}
+            return self._travelling(self.build())
 
     def fit(
         self, state: State, data: Examples, local: LocalSpec, generator: torch.Generator, report: Report
@@ -135,6 +150,8 @@ class GradientLearner(ABC):
             raise unsuited(f"Training data: batches must have at least {fewest} examples", str(found))
         self._load(state)
         self._module.train()
+        for part in self._resting:
+            part.eval()
         step = self.begin(local)
         losses: list[Tensor] = []
         stream = RandomStream(int(torch.randint(1 << 62, (), generator=generator)), self._device)
@@ -151,8 +168,8 @@ class GradientLearner(ABC):
 
     def begin(self, local: LocalSpec) -> Step:
         """Return what takes the steps of one fit, with whatever it keeps from one to the next."""
-        optimizer = build_optimizer(local.optimizer, self._module.parameters())
-        anchor = [parameter.detach().clone() for parameter in self._module.parameters()] if local.proximal_mu else []
+        optimizer = build_optimizer(local.optimizer, self._trained)
+        anchor = [parameter.detach().clone() for parameter in self._trained] if local.proximal_mu else []
 
         def step(batch: Examples) -> Tensor:
             losses: list[Tensor] = []
@@ -163,7 +180,7 @@ class GradientLearner(ABC):
                 objective = loss + self._pull(anchor, local.proximal_mu) if anchor else loss
                 objective.backward()  # type: ignore[no-untyped-call]
                 if local.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(self._module.parameters(), local.clip_norm)
+                    nn.utils.clip_grad_norm_(self._trained, local.clip_norm)
                 losses.append(loss.detach())
                 return objective.detach()
 
@@ -205,7 +222,7 @@ class GradientLearner(ABC):
 
     def _pull(self, anchor: list[Tensor], mu: float) -> Tensor:
         """Return mu/2 * ||w - anchor||^2."""
-        pairs = zip(self._module.parameters(), anchor, strict=True)
+        pairs = zip(self._trained, anchor, strict=True)
         distance = torch.stack([(parameter - start).square().sum() for parameter, start in pairs]).sum()
         return 0.5 * mu * distance
 
@@ -218,6 +235,25 @@ class GradientLearner(ABC):
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 
+    def _travelling(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the part of a module's state dict that is not frozen."""
+        return {name: tensor.detach() for name, tensor in module.state_dict().items() if name not in self._frozen}
+
+    def _freeze(self) -> tuple[list[nn.Parameter], frozenset[nn.Module]]:
+        """Freeze what is named; return the parameters that are trained, and the modules that have nothing but frozen tensors.
+
+        Those stay in evaluation mode: batch norm keeps its statistics, and features are the same each time.
+        """
+        for name, parameter in self._module.named_parameters():
+            if name in self._frozen:
+                parameter.requires_grad_(False)
+        resting = []
+        for prefix, part in self._module.named_modules():
+            names = [f"{prefix}.{name}" if prefix else name for name in part.state_dict()]
+            if names and self._frozen.issuperset(names):
+                resting.append(part)
+        return [parameter for parameter in self._module.parameters() if parameter.requires_grad], frozenset(resting)
+
     def _load(self, state: State) -> None:
         own = self._module.state_dict()
         with torch.no_grad():
@@ -225,7 +261,7 @@ class GradientLearner(ABC):
                 own[entry.name].copy_(state[entry.name])
 
     def _change_since(self, state: State) -> Vector:
-        change = self._layout.flatten(self._module.state_dict(), out=self._vectors.take(self._layout.size))
+        change = self._layout.flatten(self._travelling(self._module), out=self._vectors.take(self._layout.size))
         for name, view in self._layout.views(change).items():
             view.sub_(state[name])
         return change

@@ -45,6 +45,8 @@ def reason_against(spec: RunSpec, device: torch.device) -> str:
         return f"learner {name} does not train by the steps that all learners with gradients share"
     if learner.parameters.precision != "float32":
         return f"learner {name} computes in {learner.parameters.precision}"
+    if frozen := learner.frozen_names():
+        return f"learner {name} has {len(frozen)} frozen tensors, which have no axis of clients"
     with RandomStream(0).drawing(), torch.device("meta"):
         module = learner.build()
     if any(isinstance(part, nn.LSTM) for part in module.modules()):

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from client.data import LocalData
-from models import DataError, Examples
+from models import MODELS, DataError, Examples, mlp
+from models.zoo import Model
 from server.aggregation import WeightedMean
 from server.cohort import Order
 from server.inbox import Arrival, Ballot, Binding, Inbox
 from server.model import ModelShop
 from simulation.cohort import Refused
+from simulation.engines import choose
 from simulation.reasons import reason_against
 from simulation.resources import Resources
 from simulation.serial import SerialCohort
@@ -297,6 +299,21 @@ def test_spec_that_would_not_agree_is_refused(learner: dict[str, Any], local: di
         SpecError, match=rf"^Run spec: the vectorized engine cannot train it: .*{reason}.*Take the serial"
     ):
         VectorizedCohort(configured, sites())
+
+
+class Half(mlp.MLP):
+    """A network whose first layer is frozen."""
+
+    def frozen_names(self) -> frozenset[str]:
+        return frozenset({"1.weight", "1.bias"})
+
+
+def test_spec_of_a_learner_with_frozen_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "half", Model(Half, mlp.MLPParameters))
+    configured = federation(MLP | {"name": "half"})
+    with pytest.raises(SpecError, match="learner half has 2 frozen tensors, which have no axis of clients"):
+        VectorizedCohort(configured, sites())
+    assert choose("auto", configured, Resources(device="cpu"))[0] != "vectorized"
 
 
 def test_sites_whose_data_does_not_suit_the_learner_are_refused() -> None:
