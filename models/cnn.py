@@ -1,6 +1,6 @@
 """Convolutional network for images: blocks of convolution, activation and pooling, then a dense classifier.
 
-    block_i:  x <- pool_2(relu(norm(conv_i(x))))        logits = W dropout(relu(V vec(x)))
+    block_i:  x <- pool_2(act(norm(conv_i(x))))        logits = W dropout(act(V vec(x)))
 
 Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998, section II.
 https://doi.org/10.1109/5.726791
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from models import tasks
+from models.activations import ACTIVATIONS, ActivationName
 from models.classifier import Classifier
 from models.gradient import GradientParameters
 from models.images import FlatImages
@@ -39,6 +40,8 @@ class CNNParameters(GradientParameters):
     """Width of a dense layer before the classifier; 0: none."""
     classes: int = Field(default=10, ge=2)
     """Number of classes."""
+    activation: ActivationName = "relu"
+    """Activation after each convolution and the dense layer before the classifier."""
     batch_norm: bool = False
     """Batch normalisation after each convolution."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -73,6 +76,7 @@ class CNN(Classifier):
     def build(self) -> nn.Module:
         """Return the blocks and the classifier as one `nn.Sequential`."""
         channels, height, width = self.parameters.image
+        activation = ACTIVATIONS[self.parameters.activation]
         layers: list[nn.Module] = []
         kernel, padding = self.parameters.kernel, self.parameters.padding
         margin = kernel - 1 if padding == "valid" else 0
@@ -81,7 +85,7 @@ class CNN(Classifier):
                 layers.append(nn.Conv2d(channels, out_channels, kernel, padding=padding))
                 if self.parameters.batch_norm:
                     layers.append(nn.BatchNorm2d(out_channels))
-                layers.append(nn.ReLU())  # (batch, out_channels, height, width)
+                layers.append(activation())  # (batch, out_channels, height, width)
                 channels, height, width = out_channels, height - margin, width - margin
             layers.append(nn.MaxPool2d(2) if self.parameters.pooling == "max" else nn.AvgPool2d(2))
             height, width = height // 2, width // 2
@@ -91,7 +95,7 @@ class CNN(Classifier):
             layers.append(nn.Dropout(self.parameters.feature_dropout))
         features = channels * height * width
         if self.parameters.hidden:
-            layers += [nn.Linear(features, self.parameters.hidden), nn.ReLU()]  # (batch, hidden)
+            layers += [nn.Linear(features, self.parameters.hidden), activation()]  # (batch, hidden)
             features = self.parameters.hidden
         if self.parameters.dropout:
             layers.append(nn.Dropout(self.parameters.dropout))

@@ -7,18 +7,16 @@ https://doi.org/10.1038/323533a0
 """
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
 
 from models import tasks
+from models.activations import ACTIVATIONS, ActivationName
 from models.classifier import Classifier
 from models.gradient import GradientParameters
 from models.learner import Examples
-
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
 
 
 class MLPParameters(GradientParameters):
@@ -30,7 +28,7 @@ class MLPParameters(GradientParameters):
     """Width of each hidden layer; none gives softmax regression."""
     classes: int = Field(default=10, ge=2)
     """Number of classes."""
-    activation: Literal["relu", "tanh", "sigmoid", "gelu"] = "relu"
+    activation: ActivationName = "relu"
     """Activation after each hidden layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Part of the hidden units that is dropped in training."""

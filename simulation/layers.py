@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from models.activations import Gaussian, Step
 from models.images import FlatImages
 from simulation.patches import MEMORY_ORDER, PatchConvolution, convolved, is_plain
 
@@ -272,5 +273,5 @@ _FORMS: Mapping[type[nn.Module], Form] = {
     FlatImages: _flatten,
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _one_by_one,
-    **dict.fromkeys((nn.Tanh, nn.Sigmoid, nn.GELU), _pointwise),
+    **dict.fromkeys((nn.Tanh, nn.Sigmoid, nn.GELU, nn.LeakyReLU, Step, Gaussian), _pointwise),
 }

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from models import build_learner
+from models.activations import Gaussian, Step
 from models.gradient import GradientLearner
 from models.random_stream import RandomStream
 from simulation.stacked import ELEMENTWISE
@@ -22,6 +23,9 @@ _LAYERS = (
     nn.Tanh,
     nn.Sigmoid,
     nn.GELU,
+    nn.LeakyReLU,
+    Step,
+    Gaussian,
     nn.MaxPool2d,
     nn.AvgPool2d,
 )

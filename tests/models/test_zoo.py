@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models import MODELS, DataError, Examples, LearnerError, build_learner, check_spec
+from models.activations import ACTIVATIONS
 from wire.errors import SpecError
 from wire.spec import Named, RunSpec, parse_spec
 from wire.tensors import Layout
@@ -31,7 +32,7 @@ def test_build_with_defaults_gives_a_learner_with_a_summary(name: str) -> None:
         ),
         pytest.param({"name": "mlp", "inputs": []}, r"inputs must have at least 1 item .*, got \[\]\.", id="no-inputs"),
         pytest.param(
-            {"name": "mlp", "activation": "step"}, r"activation must be 'relu', .*, got 'step'\.", id="activation"
+            {"name": "mlp", "activation": "swish"}, r"activation must be 'relu', .*, got 'swish'\.", id="activation"
         ),
         pytest.param({"name": "mlp", "dropout": 1.0}, r"dropout must be less than 1, got 1\.0\.", id="dropout"),
         pytest.param(
@@ -73,7 +74,11 @@ def test_build_parameter_that_breaks_a_rule_is_refused(named: dict[str, Any], me
 
 @pytest.mark.parametrize(
     ("name", "parameter", "choices"),
-    [("mlp", "activation", ["relu", "tanh", "sigmoid", "gelu"]), ("cnn", "pooling", ["max", "average"])],
+    [
+        ("mlp", "activation", list(ACTIVATIONS)),
+        ("cnn", "activation", list(ACTIVATIONS)),
+        ("cnn", "pooling", ["max", "average"]),
+    ],
 )
 def test_build_each_choice_gives_another_model(name: str, parameter: str, choices: list[str], images: Examples) -> None:
     shape = {"inputs": [1, 8, 8]} if name == "mlp" else {}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from models import build_learner
+from models.activations import ACTIVATIONS, Gaussian, Step
 from models.gradient import GradientLearner
 from simulation import layers
 from simulation.layers import MaskedDropout, StackedModule, _under_vmap
@@ -74,6 +75,7 @@ def drawn(*shape: int) -> Tensor:
             {},
             id="pointwise-and-nested",
         ),
+        pytest.param(nn.Sequential(nn.LeakyReLU(), nn.Linear(4, 3), Gaussian(), Step()), (4,), {}, id="more-pointwise"),
         pytest.param(
             nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.5), nn.Linear(4, 2)), (4,), {"1.mask": (4,)}, id="dropout"
         ),
@@ -165,7 +167,10 @@ def test_stand_ins_keep_the_parameters_and_draw_no_dropout_by_themselves() -> No
 @pytest.mark.parametrize(
     "named",
     [
-        pytest.param({"name": "mlp", "dropout": 0.5, "activation": "gelu"}, id="mlp"),
+        *(
+            pytest.param({"name": "mlp", "dropout": 0.5, "activation": activation}, id=f"mlp-{activation}")
+            for activation in ACTIVATIONS
+        ),
         pytest.param({"name": "cnn", "dropout": 0.5, "hidden": 8, "pooling": "average"}, id="cnn"),
     ],
 )

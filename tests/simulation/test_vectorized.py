@@ -53,7 +53,11 @@ async def disagreement(configured: RunSpec, folder: Path, block: int | None = No
         pytest.param(CNN, id="cnn"),
         pytest.param(CNN | {"pooling": "average", "hidden": 8, "kernel": 5}, id="cnn-average-hidden"),
         pytest.param(MLP | {"hidden": [16, 12], "dropout": 0.3, "activation": "gelu"}, id="mlp-dropout"),
+        pytest.param(MLP | {"hidden": [16, 12], "activation": "leaky_relu"}, id="mlp-leaky-relu"),
+        pytest.param(MLP | {"hidden": [16, 12], "activation": "gaussian"}, id="mlp-gaussian"),
+        pytest.param(MLP | {"activation": "step"}, id="mlp-step"),
         pytest.param(CNN | {"dropout": 0.5}, id="cnn-dropout"),
+        pytest.param(CNN | {"activation": "tanh", "hidden": 8}, id="cnn-tanh"),
         pytest.param(
             CNN | {"channels": [[4, 6]], "padding": "valid", "feature_dropout": 0.2},
             id="cnn-valid",
