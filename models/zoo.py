@@ -13,6 +13,7 @@ from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgo
 from models.learner import Learner
 from models.lstm import LSTM, LSTMParameters
 from models.mlp import MLP, MLPParameters
+from models.neurons import Perceptron, PerceptronParameters
 from models.optimizers import check_optimizer
 from models.own import own_learners, parameters_of
 from wire.spec import Named, RunSpec
@@ -48,6 +49,7 @@ class Model:
 
 
 MODELS: dict[str, Model] = {
+    "perceptron": Model(Perceptron, PerceptronParameters),
     "mlp": Model(MLP, MLPParameters),
     "cnn": Model(CNN, CNNParameters),
     "lstm": Model(LSTM, LSTMParameters),
