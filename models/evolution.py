@@ -154,7 +154,9 @@ class Evolution(ABC):
         """Return the mean fitness of variants (variants, parameters) over the examples, float32 (variants,)."""
 
         def fitness(vector: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(self._module, self._tensors(vector), (data.inputs,))  # (examples, classes)
+            outputs: Tensor = functional_call(
+                self._module, self._tensors(vector), (data.inputs,)
+            )  # (examples, classes)
             if self.parameters.objective == "accuracy":
                 return (outputs.argmax(dim=1) == data.targets).float().mean()
             return -functional.cross_entropy(outputs, data.targets)

@@ -9,16 +9,19 @@ Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 202
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import vmap
 
+from models.bases import BaseName
 from models.errors import LearnerError, unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer, build_optimizer
 from models.random_stream import RandomStream
+from models.transfer import chosen, read_tensors, taken_over
 from wire.memory import VectorPool
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State, Vector
@@ -35,6 +38,21 @@ class GradientParameters(Strict):
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in, by torch.autocast; parameters and their updates are float32 in either case."""
+    initialize_from: BaseName | None = None
+    """A base, NAME.safetensors in the folder of bases of each machine: its tensors of the same names and shapes are taken over."""
+    base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """What the base's file must have, so that all machines begin with the same."""
+    reset: list[str] = []
+    """Patterns of tensors that are drawn anew and not taken over, such as "9.*" for a last layer."""
+    freeze: list[str] = []
+    """Patterns of tensors that stay as they were taken over: they are not trained, and they do not travel."""
+
+    @model_validator(mode="after")
+    def _has_base(self) -> Self:
+        for key in ("base_sha256", "reset", "freeze"):
+            if getattr(self, key) and self.initialize_from is None:
+                raise ValueError(f"{key} must come with initialize_from, got none")
+        return self
 
 
 class GradientLearner(ABC):
@@ -56,10 +74,12 @@ class GradientLearner(ABC):
     def __init__(self, parameters: GradientParameters, device: torch.device) -> None:
         self.parameters = parameters
         self._device = device
+        base = parameters.initialize_from
+        self._base = read_tensors(base, parameters.base_sha256) if base is not None else {}
         # Built where it will stay: on the meta device, which a coordinator uses, it takes no memory.
         with RandomStream(0).drawing(), device:
             # Channels last: torch's convolutions and pools are faster so. Other tensors than those of images stay as they are.
-            self._module = self.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's annotations lack it alone
+            self._module = self._begun(self.build()).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's annotations lack it alone
         self._frozen = self.frozen_names()
         self._trained, self._resting = self._freeze()
         if not self._trained:
@@ -78,11 +98,11 @@ class GradientLearner(ABC):
         """Return a new module, initialised from torch's global generator."""
 
     def frozen_names(self) -> frozenset[str]:
-        """Return the names in the module's state dict that are neither trained nor travel: none. They keep what `build` gave them.
+        """Return the names in the module's state dict that are neither trained nor travel: those that `freeze` names.
 
         Called once, when the module is built. Every machine of a run must find the same values there, as in a base that all have.
         """
-        return frozenset()
+        return chosen(self.parameters.freeze, self._module.state_dict(), "freeze")
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -135,7 +155,7 @@ class GradientLearner(ABC):
     def init(self, seed: int) -> State:
         """Return a new module's state without what is frozen, drawn from `seed` alone."""
         with RandomStream(seed).drawing():
-            return self._travelling(self.build())
+            return self._travelling(self._begun(self.build()))
 
     def fit(
         self, state: State, data: Examples, local: LocalSpec, generator: torch.Generator, report: Report
@@ -234,6 +254,18 @@ class GradientLearner(ABC):
             # Batch norm has no statistics of a single example: it joins the batch before it.
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
+
+    def _begun(self, module: nn.Module) -> nn.Module:
+        """Give a new module what it takes over from a base, and return it."""
+        own = module.state_dict()
+        if self._base:
+            frozen = chosen(self.parameters.freeze, own, "freeze")
+            kept_out = chosen(self.parameters.reset, own, "reset")
+            places = {name: tensor for name, tensor in own.items() if name not in kept_out}
+            with torch.no_grad():
+                for name, tensor in taken_over(places, self._base, frozen).items():
+                    own[name].copy_(tensor)
+        return module
 
     def _travelling(self, module: nn.Module) -> dict[str, Tensor]:
         """Return the part of a module's state dict that is not frozen."""
