@@ -152,7 +152,7 @@ def test_build_on_a_folder_or_another_file_is_refused(bases: Path) -> None:
 @pytest.mark.parametrize("key", ["freeze", "reset"])
 def test_freeze_and_reset_without_a_base_are_refused(key: str) -> None:
     with pytest.raises(LearnerError, match=rf"^Learner cnn: {key} must come with initialize_from, got none"):
-        build_learner(Named(**CNN, **{key: ["0.*"]}))
+        build_learner(Named(**{**CNN, key: ["0.*"]}))
 
 
 def test_check_spec_finds_a_base_that_is_missing(bases: Path) -> None:
