@@ -97,7 +97,9 @@ class Trainer:
         state = self.layout.views(assignment.vector)
         weight = self._weight(spec, state, data)
         generator = derive_generator(spec.seed, "fit", assignment.round_number, assignment.client_id)
-        contribution = self._learner.fit(state, data.training, spec.local, generator, report)
+        contribution = self._learner.fit(
+            state, data.training, spec.local_in(assignment.round_number), generator, report
+        )
         return Result(
             contribution.vector,
             weight,

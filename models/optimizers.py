@@ -9,6 +9,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from wire.tensors import State
 
 _IMPLEMENTATION = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 """Arguments that choose how torch computes, not what: they are no business of a spec."""
+
+
+_LBFGS_LISTS = ("old_dirs", "old_stps", "ro")
+"""What L-BFGS keeps as lists: its history of steps and of changes of the gradient. Others of its lists are only scratch."""
 
 
 class Descent:
@@ -96,8 +101,16 @@ def check_optimizer(named: Named, is_server: bool) -> None:
         LearnerError: As `build_optimizer`, or it cannot serve here.
     """
     build_optimizer(named, [torch.zeros(2, 2, requires_grad=True), torch.zeros(2, requires_grad=True)])
-    if named.name == "sparseadam" or (is_server and named.name == "lbfgs"):
-        raise LearnerError(f"Optimizer {named.name}: must not need sparse gradients, nor a loss in a server step.")
+    if named.name == "sparseadam":
+        raise LearnerError("Optimizer sparseadam: must not need sparse gradients.")
+    if (
+        is_server
+        and named.name == "lbfgs"
+        and (found := {"max_iter", "max_eval", "line_search_fn"} & named.parameters.keys())
+    ):
+        raise LearnerError(
+            f"Optimizer lbfgs: {min(found)} must be left out of a server step, which has one gradient and no loss to search along."
+        )
 
 
 def _check_arguments(name: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> None:
@@ -164,28 +177,46 @@ class ServerOptimizer:
             mean: Tensors of the same names and shapes.
         """
         parameters = {name: state[name].requires_grad_() for name in mean}
-        optimizer = build_optimizer(self._named, parameters.values())
+        optimizer = build_optimizer(self._one_step, parameters.values())
         self._put_back(optimizer, parameters)
         for name, parameter in parameters.items():
             parameter.grad = mean[name].neg_()
-        optimizer.step()
+        # L-BFGS asks for the loss, which is known on the clients alone: without a search along a line it has no use for it.
+        optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
         self._slots = self._take_out(optimizer, parameters)
         return {name: parameter.detach() for name, parameter in parameters.items()}
 
     def slots(self) -> dict[str, Tensor]:
-        """Return the optimizer's own tensors, named `SLOT/TENSOR`; numbers as tensors without axes."""
+        """Return the optimizer's own tensors, named `SLOT/TENSOR`, or `SLOT.PLACE/TENSOR` in a list; numbers as tensors without axes."""
         return dict(self._slots)
 
+    @property
+    def _one_step(self) -> Named:
+        """The optimizer, with a single iteration a step where it could take several."""
+        return self._named.model_copy(update={"max_iter": 1}) if self._named.name == "lbfgs" else self._named
+
     def _put_back(self, optimizer: Optimizer, parameters: State) -> None:
-        for key, value in self._slots.items():
+        lists: dict[str, list[Tensor]] = {slot: [] for slot in _LBFGS_LISTS}
+        for key, value in sorted(self._slots.items()):
             slot, _, name = key.partition("/")
-            optimizer.state[parameters[name]][slot] = value
+            slot, _, place = slot.partition(".")
+            if place:
+                lists[slot].append(value)
+            else:
+                optimizer.state[parameters[name]][slot] = value
+        if self._slots and self._named.name == "lbfgs":
+            # All that it keeps lies with its first parameter.
+            own: dict[str, Any] = optimizer.state[next(iter(parameters.values()))]
+            own.update(lists)
 
     @staticmethod
     def _take_out(optimizer: Optimizer, parameters: State) -> dict[str, Tensor]:
-        return {
-            f"{slot}/{name}": torch.as_tensor(value).detach()
-            for name, parameter in parameters.items()
-            for slot, value in optimizer.state.get(parameter, {}).items()
-            if value is not None
-        }
+        found: dict[str, Tensor] = {}
+        for name, parameter in parameters.items():
+            for slot, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, list):
+                    parts = enumerate(value) if slot in _LBFGS_LISTS else ()
+                    found |= {f"{slot}.{place:06}/{name}": part.detach() for place, part in parts}
+                elif value is not None:
+                    found[f"{slot}/{name}"] = torch.as_tensor(value).detach()
+        return found

@@ -106,3 +106,8 @@ def check_spec(spec: RunSpec) -> None:
             raise LearnerError(f"Run spec: {key}.optimizer: {error}") from error
     with torch.device("meta"):
         build_learner(spec.learner, "meta")
+    if spec.evaluate.on == "coordinator" and spec.learner.parameters.get("statistics") == "local":
+        raise LearnerError(
+            "Run spec: evaluate.on must be 'clients' where the learner's statistics are local, got 'coordinator': "
+            "nobody but a client has any."
+        )

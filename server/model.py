@@ -77,10 +77,10 @@ class ModelShop:
         """What a contribution to this run holds."""
         return self._learner.contribution_layout
 
-    def next(self, model: Model, mean: Vector, weight_total: int) -> Model:
+    def next(self, model: Model, mean: Vector, weight_total: int, round_number: int) -> Model:
         """Return the model after the server step on a round's mean, which is used up. `model` is left unchanged."""
         optimizer = ServerOptimizer(
-            self._spec.server.optimizer, {name: slot.clone() for name, slot in model.slots.items()}
+            self._spec.server_in(round_number).optimizer, {name: slot.clone() for name, slot in model.slots.items()}
         )
         vector = self.vectors.take(model.layout.size)
         np.copyto(vector, model.vector)

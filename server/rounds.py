@@ -242,7 +242,9 @@ class Rounds:
         self._status.enter("apply", record.number)
         with self._timed("apply"):
             total = inbox.take_total()
-            model = await asyncio.to_thread(lambda: shop.next(order.model, total.mean(), total.weight_total))
+            model = await asyncio.to_thread(
+                lambda: shop.next(order.model, total.mean(), total.weight_total, record.number)
+            )
         parts = sorted(inbox.contributions.items())
         record = record.with_(
             state=RoundState.COMMITTED,

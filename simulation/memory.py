@@ -8,7 +8,6 @@ from torch.func import functional_call
 
 from models.gradient import GradientLearner
 from models.random_stream import RandomStream
-from wire.spec import LocalSpec
 
 CPU_BYTES = 512 << 20
 """What a block may take in a CPU's memory: more clients than that gain nothing there."""
@@ -23,21 +22,19 @@ ACTIVATION_COPIES = 4
 """Of each number that a layer puts out: itself, its gradient, and what a layer keeps for it."""
 
 
-def most_clients(learner: GradientLearner, example: Tensor, local: LocalSpec, device: torch.device) -> int:
+def most_clients(learner: GradientLearner, example: Tensor, batch_size: int, device: torch.device) -> int:
     """Estimate how many clients fit at a time; at least 1.
 
     Args:
         learner: What is trained.
         example: Input of one example, (1, ...).
-        local: Its batch size counts.
+        batch_size: Examples in a step of one client.
         device: Whose memory.
     """
     with RandomStream(0).drawing(), torch.device("meta"):
         module = learner.build()
     parameter_count = sum(parameter.numel() for parameter in module.parameters())
-    numbers = PARAMETER_COPIES * parameter_count + ACTIVATION_COPIES * local.batch_size * _activation_count(
-        module, example
-    )
+    numbers = PARAMETER_COPIES * parameter_count + ACTIVATION_COPIES * batch_size * _activation_count(module, example)
     budget = CPU_BYTES if device.type == "cpu" else CUDA_PART * torch.cuda.mem_get_info(device)[0]
     return max(1, int(budget // (4 * numbers)))
 

@@ -64,7 +64,7 @@ class VectorizedCohort(SimulatedCohort):
         self._stacked = StackedLearner(learner, self._device)
         self._layout = Layout.of(learner.init(0))
         example = self._training.data.inputs[:1]
-        self._block = resources.block or most_clients(learner, example, spec.local, self._device)
+        self._block = resources.block or most_clients(learner, example, self._widest(spec), self._device)
 
     async def _outcomes(
         self, order: Order, client_ids: Sequence[str], binding: Binding
@@ -123,7 +123,7 @@ class VectorizedCohort(SimulatedCohort):
     ) -> dict[str, Outcome]:
         """Return what each client brings, or says."""
         report()
-        begin, local = time.perf_counter(), order.spec.local
+        begin, local = time.perf_counter(), order.spec.local_in(order.round_number)
         weights, outcomes = self._weights(order, client_ids, report)
         if not weights:
             return outcomes
@@ -155,6 +155,10 @@ class VectorizedCohort(SimulatedCohort):
             client_id: Evaluation(len(own), {name: mean[place] for name, mean in means.items()} if own else {})
             for place, (client_id, own) in enumerate(zip(client_ids, ranges, strict=True))
         }
+
+    def _widest(self, spec: RunSpec) -> int:
+        """Return the examples in the largest batch of any client."""
+        return min(spec.local.batch_size, max(len(own) for own in self._training.ranges.values()))
 
     def _state(self, order: Order) -> State:
         return {name: tensor.to(self._device) for name, tensor in self._layout.views(order.model.vector).items()}

@@ -6,17 +6,21 @@ Reading a spec checks everything that can be known without the zoo; `models.chec
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from wire.document import parse_document
 from wire.errors import SpecError
 from wire.realism import SimulationSpec
+from wire.schedule import ScheduleSpec
 from wire.validation import Strict, explain, shown
 
 SPEC_BYTES = 256 << 10
 """Longest canonical JSON of a spec."""
+
+MOST_EXAMPLES = 1_000_000
+"""Most examples in a step."""
 
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
@@ -104,19 +108,36 @@ class CohortSpec(Strict):
         return self.quorum if self.quorum is not None else (self.size or 1)
 
 
+Scheduled = TypeVar("Scheduled", "LocalSpec", "ServerSpec")
+
+
+def _require_rate(part: Scheduled) -> Scheduled:
+    if part.schedule is not None and "learning_rate" not in part.optimizer.parameters:
+        raise ValueError("schedule must have an optimizer.learning_rate to multiply, got none")
+    return part
+
+
+def _all_examples(value: object) -> object:
+    return MOST_EXAMPLES if value == "all" else value
+
+
 class LocalSpec(Strict):
     """What a client does with the model in one round."""
 
     epochs: int = Field(default=1, ge=0, le=10_000)
     """Passes over the local data. 0 trains nothing, which measures the service itself."""
-    batch_size: int = Field(default=32, ge=1, le=1_000_000)
-    """Examples in a step."""
+    batch_size: Annotated[int, Field(ge=1, le=MOST_EXAMPLES), BeforeValidator(_all_examples)] = 32
+    """Examples in a step; `all` for every example of a client, which is gradient descent without sampling."""
     optimizer: Named = Named(name="sgd", learning_rate=0.1)
     """Any optimizer of torch.optim by its name in lower case, with its parameters; `learning_rate` is `lr`."""
     proximal_mu: float = Field(default=0.0, ge=0)
     """FedProx: adds mu/2 * ||w - w_global||^2 to the local loss (Li et al. 2020)."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest L2 norm of a step's gradient over all parameters; larger ones are scaled down."""
+    schedule: ScheduleSpec | None = None
+    """How the optimizer's learning rate changes from round to round."""
+
+    _rate = model_validator(mode="after")(_require_rate)
 
 
 class ServerSpec(Strict):
@@ -124,6 +145,10 @@ class ServerSpec(Strict):
 
     optimizer: Named = Named(name="sgd", learning_rate=1.0)
     """Steps on minus the mean. SGD with 1.0 is FedAvg, with momentum FedAvgM; Adam and Adagrad are FedAdam and FedAdagrad."""
+    schedule: ScheduleSpec | None = None
+    """How its learning rate changes from round to round."""
+
+    _rate = model_validator(mode="after")(_require_rate)
 
 
 class EvaluateSpec(Strict):
@@ -178,6 +203,14 @@ class RunSpec(Strict):
             )
         return self
 
+    def local_in(self, round_number: int) -> LocalSpec:
+        """Return what a client does in a round: `local` with the learning rate of that round."""
+        return _at_round(self.local, round_number, self.rounds)
+
+    def server_in(self, round_number: int) -> ServerSpec:
+        """Return what the coordinator does in a round: `server` with the learning rate of that round."""
+        return _at_round(self.server, round_number, self.rounds)
+
     def canonical_json(self) -> str:
         """Return the spec as JSON with sorted keys: equal specs give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -186,6 +219,14 @@ class RunSpec(Strict):
     def sha256(self) -> str:
         """SHA-256 of the canonical JSON, hexadecimal."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+def _at_round(part: Scheduled, round_number: int, round_count: int) -> Scheduled:
+    if part.schedule is None:
+        return part
+    rate = part.optimizer.parameters["learning_rate"] * part.schedule.factor(round_number, round_count)
+    optimizer = part.optimizer.model_copy(update={"learning_rate": rate})
+    return part.model_copy(update={"optimizer": optimizer})
 
 
 def parse_spec(text: str, source: str = "Run spec") -> RunSpec:

@@ -54,15 +54,17 @@ def central_state(case: Case, client_id: str, rounds: int) -> Mapping[str, Tenso
     """Train in a plain loop over `fit` and `apply`, with a client's draws and the rounding to the grid of a round of one."""
     learner, spec = case.learner(), spec_of(case, 1, rounds)
     state = learner.init(derive_seed(spec.seed, "init"))
-    layout, server = Layout.of(state), ServerOptimizer(spec.server.optimizer)
+    layout, slots = Layout.of(state), dict[str, Tensor]()
     for number in range(1, rounds + 1):
         generator = derive_generator(spec.seed, "fit", number, client_id)
-        found = learner.fit(state, case.data, spec.local, generator, lambda fraction: None)
+        found = learner.fit(state, case.data, spec.local_in(number), generator, lambda fraction: None)
+        server = ServerOptimizer(spec.server_in(number).optimizer, slots)
         total = WeightedMean(Grid(spec.limits.coordinate_bound, spec.limits.weight_cap, 1), len(found.vector))
         total.add(found.vector, found.example_count)
         mean = learner.contribution_layout.views(total.mean())
         travelling = {entry.name: state[entry.name] for entry in layout.entries}
         state = {**state, **learner.apply(travelling, mean, server, found.example_count)}
+        slots = server.slots()
     return state
 
 

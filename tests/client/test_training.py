@@ -239,3 +239,14 @@ def test_train_vector_of_another_layout_is_refused() -> None:
 def test_trainer_of_an_unknown_learner_is_refused() -> None:
     with pytest.raises(LearnerError, match=r"got 'oracle'"):
         Trainer(Named(name="oracle"), CPU)
+
+
+def test_train_takes_the_learning_rate_of_the_round() -> None:
+    def spec_with(rate: float, **schedule: Any) -> RunSpec:
+        local = {"optimizer": {"name": "sgd", "learning_rate": rate}, **({"schedule": schedule} if schedule else {})}
+        return digits_spec(local=local)
+
+    trainer = Trainer(spec_with(0.4).learner, CPU)
+    scheduled = spec_with(0.4, kind="exponential", decay=0.5)
+    for number, rate in ((1, 0.4), (2, 0.2), (3, 0.1)):
+        assert trained(trainer, scheduled, number) == trained(trainer, spec_with(rate), number)

@@ -172,10 +172,51 @@ def test_check_what_cannot_run_is_refused(parameters: dict[str, Any], message: s
         check_optimizer(Named(**parameters), is_server)
 
 
-def test_check_lbfgs_serves_clients_but_not_the_server() -> None:
-    check_optimizer(Named(name="lbfgs"), is_server=False)
-    with pytest.raises(LearnerError, match=r"Optimizer lbfgs: must not need .* a loss in a server step\."):
-        check_optimizer(Named(name="lbfgs"), is_server=True)
+def test_check_lbfgs_serves_clients_and_without_a_search_the_server() -> None:
+    check_optimizer(Named(name="lbfgs", line_search_fn="strong_wolfe"), is_server=False)
+    check_optimizer(Named(name="lbfgs", history_size=5), is_server=True)
+    with pytest.raises(LearnerError, match=r"Optimizer lbfgs: line_search_fn must be left out of a server step"):
+        check_optimizer(Named(name="lbfgs", line_search_fn="strong_wolfe"), is_server=True)
+
+
+def quadratic_descent(server: Named, steps: int, through_bytes: bool = False) -> list[float]:
+    """Minimise 1/2 sum_i c_i x_i^2 by server steps on minus its gradient; return the distance from the minimum after each."""
+    curvature = torch.tensor([1.0, 10.0, 100.0])
+    state, distances = {"x": torch.ones(3)}, []
+    slots: dict[str, Tensor] = {}
+    for _ in range(steps):
+        optimizer = ServerOptimizer(server, slots)
+        state = dict(optimizer.step({"x": state["x"].clone()}, {"x": -curvature * state["x"]}))
+        slots = (
+            load(save({name: slot.contiguous() for name, slot in optimizer.slots().items()}))
+            if through_bytes
+            else optimizer.slots()
+        )
+        distances.append(float(state["x"].norm()))
+    return distances
+
+
+def test_lbfgs_server_steps_find_the_minimum_of_a_long_valley_that_plain_steps_do_not() -> None:
+    found = quadratic_descent(Named(name="lbfgs", learning_rate=1.0), 25)
+    plain = quadratic_descent(Named(name="sgd", learning_rate=0.019), 25)
+    assert found[-1] < 1e-4
+    assert plain[-1] > 0.5
+
+
+def test_lbfgs_server_steps_are_the_same_after_a_way_through_a_checkpoint() -> None:
+    server = Named(name="lbfgs", learning_rate=0.5, history_size=3)
+    assert quadratic_descent(server, 12, through_bytes=True) == quadratic_descent(server, 12)
+
+
+def test_lbfgs_server_step_is_that_of_one_optimizer_that_lives_on() -> None:
+    curvature, x = torch.tensor([1.0, 10.0, 100.0]), torch.ones(3, requires_grad=True)
+    whole = torch.optim.LBFGS([x], lr=0.5, max_iter=1)
+    expected = []
+    for _ in range(6):
+        x.grad = curvature * x.detach()
+        whole.step(lambda: torch.zeros(()))  # type: ignore[no-untyped-call]
+        expected.append(float(x.detach().norm()))
+    assert quadratic_descent(Named(name="lbfgs", learning_rate=0.5), 6) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("named", CONFIGURED, ids=lambda named: f"{named.name}-{len(named.parameters)}")

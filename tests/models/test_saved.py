@@ -21,7 +21,7 @@ SPEC = parse_spec(
 def saved(folder: Path) -> Path:
     shop = ModelShop(SPEC)
     model = shop.initial()
-    model = shop.next(model, model.vector.copy(), 1)  # Adam leaves tensors of its own in the file
+    model = shop.next(model, model.vector.copy(), 1, 1)  # Adam leaves tensors of its own in the file
     Checkpoints(folder).write(RunRecord(run_id="a", spec=SPEC, state=RunState.RUNNING, submitted_time=0.0), 1, model)
     return checkpoint_path(folder, 1)
 

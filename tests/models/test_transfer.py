@@ -36,7 +36,7 @@ def save_base(folder: Path, state: State, named: Mapping[str, Any] = CNN) -> str
     )
     shop = ModelShop(spec)
     layout = shop.initial().layout
-    model = shop.next(shop.initial(), np.zeros(layout.size, np.float32), 1)
+    model = shop.next(shop.initial(), np.zeros(layout.size, np.float32), 1, 1)
     model = type(model).of(layout.flatten(state), layout, model.slots, model.constants)
     Checkpoints(folder).write(RunRecord(run_id="a", spec=spec, state=RunState.RUNNING, submitted_time=0.0), 1, model)
     path = checkpoint_path(folder, 1).rename(folder / "lower.safetensors")

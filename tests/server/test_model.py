@@ -35,7 +35,7 @@ def cnn_spec() -> RunSpec:
 def stepped(shop: ModelShop, model: Model, seed: int) -> Model:
     """Return the model after a server step on a drawn mean."""
     mean = np.random.default_rng(seed).normal(size=model.layout.size).astype(np.float32)
-    return shop.next(model, mean, 1)
+    return shop.next(model, mean, 1, 1)
 
 
 def assert_same(found: Model, expected: Model) -> None:
@@ -257,3 +257,13 @@ def test_read_checkpoint_whose_tensors_are_not_those_of_its_header_raises(
     save_file(tensors, path, {"layout": layout.json})
     with pytest.raises(StoreError, match=r"tensor '1\.weight' must have shape \(2, 1\), got another or none"):
         read_checkpoint(path, layout)
+
+
+def test_next_takes_the_learning_rate_of_the_round() -> None:
+    halving = {"kind": "exponential", "decay": 0.5}
+    shop = ModelShop(spec(server={"optimizer": {"name": "sgd", "learning_rate": 1.0}, "schedule": halving}))
+    first = shop.initial()
+    mean = np.ones(first.layout.size, dtype=np.float32)
+    for number, rate in ((1, 1.0), (2, 0.5), (3, 0.25)):
+        found = shop.next(first, mean.copy(), 1, number)
+        np.testing.assert_allclose(found.vector - first.vector, rate, rtol=1e-5)

@@ -5,13 +5,13 @@ import torch
 from models import build_learner
 from models.gradient import GradientLearner
 from simulation.memory import CPU_BYTES, most_clients
-from wire.spec import LocalSpec, Named
+from wire.spec import Named
 
 
 def fitting(batch_size: int, shape: tuple[int, ...], **named: object) -> int:
     learner = build_learner(Named.model_validate(named))
     assert isinstance(learner, GradientLearner)
-    return most_clients(learner, torch.zeros(1, *shape), LocalSpec(batch_size=batch_size), torch.device("cpu"))
+    return most_clients(learner, torch.zeros(1, *shape), batch_size, torch.device("cpu"))
 
 
 def test_most_clients_counts_parameters_and_the_activations_of_a_batch() -> None:

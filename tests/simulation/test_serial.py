@@ -178,7 +178,7 @@ async def test_client_that_a_round_no_longer_waits_for_does_not_touch_the_next_o
         (part,) = record.contributions
         assignment = Assignment(configured, record.number, part.client_id, model.vector)
         result = trainer.train(assignment, sites[part.client_id], lambda _: None)
-        model = ModelShop(configured).next(model, result.vector, result.weight)
+        model = ModelShop(configured).next(model, result.vector, result.weight, 1)
         losses = [trainer.evaluate(model.vector, site).metrics["loss"] for site in sites.values()]
         assert record.metrics["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
     np.testing.assert_allclose(scene.model(configured, 3).vector, model.vector, atol=1e-6)

@@ -98,6 +98,7 @@ async def test_optimizer_agrees_with_serial_after_five_rounds(tmp_path: Path, op
         pytest.param({"clip_norm": 0.3, "proximal_mu": 2.0, "epochs": 3}, id="clip-after-fedprox"),
         pytest.param({"batch_size": 100}, id="full-batch"),
         pytest.param({"batch_size": 1}, id="batches-of-one"),
+        pytest.param({"schedule": {"kind": "exponential", "decay": 0.3}}, id="schedule"),
     ],
 )
 async def test_local_terms_agree_with_serial_after_five_rounds(tmp_path: Path, local: dict[str, Any]) -> None:
