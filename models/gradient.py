@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from models.bases import BaseName
+from models.batch_norm import gather_statistics, statistics_of
 from models.errors import LearnerError, unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer, build_optimizer
@@ -38,6 +39,8 @@ class GradientParameters(Strict):
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in, by torch.autocast; parameters and their updates are float32 in either case."""
+    statistics: Literal["averaged", "local"] = "averaged"
+    """Means and variances of batch norm: averaged like parameters, or each client's own, which never leave it (batch_norm.py)."""
     initialize_from: BaseName | None = None
     """A base, NAME.safetensors in the folder of bases of each machine: its tensors of the same names and shapes are taken over."""
     base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -81,6 +84,12 @@ class GradientLearner(ABC):
             # Channels last: torch's convolutions and pools are faster so. Other tensors than those of images stay as they are.
             self._module = self._begun(self.build()).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's annotations lack it alone
         self._frozen = self.frozen_names()
+        is_local = parameters.statistics == "local"
+        self._own_statistics = statistics_of(self._module, self._frozen) if is_local else frozenset()
+        if is_local and not self._own_statistics:
+            raise LearnerError(
+                "Learner: statistics must be averaged in a model without batch norm to train, got 'local'."
+            )
         self._trained, self._resting = self._freeze()
         if not self._trained:
             raise LearnerError(
@@ -225,6 +234,8 @@ class GradientLearner(ABC):
             return Evaluation(0, {})
         self._load(state)
         self._module.eval()
+        if self._own_statistics:
+            self._gather_statistics(training)
         totals: dict[str, Tensor] = {}
         weight_total = 0
         with RandomStream(0, self._device).drawing(), self._autocast():
@@ -255,6 +266,13 @@ class GradientLearner(ABC):
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 
+    def _gather_statistics(self, training: Examples | None) -> None:
+        if training is None:
+            raise LearnerError("Learner: statistics must be averaged where there is no training data, got 'local'.")
+        fewest = 2 if self._needs_pairs else 1
+        batches = (batch.inputs for batch in _evaluation_batches(training) if len(batch) >= fewest)
+        gather_statistics(self._module, self._own_statistics, batches)
+
     def _begun(self, module: nn.Module) -> nn.Module:
         """Give a new module what it takes over from a base, and return it."""
         own = module.state_dict()
@@ -268,8 +286,9 @@ class GradientLearner(ABC):
         return module
 
     def _travelling(self, module: nn.Module) -> dict[str, Tensor]:
-        """Return the part of a module's state dict that is not frozen."""
-        return {name: tensor.detach() for name, tensor in module.state_dict().items() if name not in self._frozen}
+        """Return the part of a module's state dict that is neither frozen nor kept by each client."""
+        stays = self._frozen | self._own_statistics
+        return {name: tensor.detach() for name, tensor in module.state_dict().items() if name not in stays}
 
     def _freeze(self) -> tuple[list[nn.Parameter], frozenset[nn.Module]]:
         """Freeze what is named; return the parameters that are trained, and the modules that have nothing but frozen tensors.
