@@ -16,6 +16,7 @@ from models.mlp import MLP, MLPParameters
 from models.neurons import Perceptron, PerceptronParameters
 from models.optimizers import check_optimizer
 from models.own import own_learners, parameters_of
+from models.rbf import RBFNetwork, RBFNetworkParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
 
@@ -51,6 +52,7 @@ class Model:
 MODELS: dict[str, Model] = {
     "perceptron": Model(Perceptron, PerceptronParameters),
     "mlp": Model(MLP, MLPParameters),
+    "rbf_network": Model(RBFNetwork, RBFNetworkParameters),
     "cnn": Model(CNN, CNNParameters),
     "lstm": Model(LSTM, LSTMParameters),
     "evolution": Model(EvolutionStrategy, EvolutionParameters),
