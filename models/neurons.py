@@ -57,6 +57,9 @@ class Perceptron:
     decides how fast it is, not what comes out. Optimizer, `proximal_mu` and `clip_norm` belong to gradients and are not used.
     """
 
+    task = "classify without a gradient"
+    data = "vectors, small images"
+
     def __init__(self, parameters: PerceptronParameters, device: torch.device) -> None:
         self.parameters = parameters
         self._device = device

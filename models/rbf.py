@@ -108,6 +108,9 @@ class Readout(Classifier):
 class RBFNetwork:
     """Radial basis function network that classifies vectors or small images: k-means centres, then a linear readout."""
 
+    task = "classify"
+    data = "vectors, small images"
+
     def __init__(self, parameters: RBFNetworkParameters, device: torch.device) -> None:
         self.parameters = parameters
         self._device = device

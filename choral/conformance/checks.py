@@ -21,7 +21,7 @@ from wire.grid import Grid
 from wire.tensors import Layout, State
 
 ROUNDS = 4
-"""Rounds in which the loss must fall."""
+"""Rounds in which the loss must fall; a learner whose phases take longer has as many as its spec."""
 
 
 def init_follows_from_the_seed(case: Case) -> None:
@@ -65,14 +65,16 @@ def loss_falls(case: Case) -> None:
     learner, server = case.learner(), ServerOptimizer(case.spec.server.optimizer)
     state = case.state
     before = learner.evaluate(state, case.data, case.data)
-    for _ in range(ROUNDS):
-        state = case.next(learner, state, server)
-    after = learner.evaluate(state, case.data, case.data)
     require("loss" in before.metrics, "`evaluate` must report a loss")
+    start = found = before.metrics["loss"]
+    most = max(ROUNDS, case.spec.rounds)
+    for number in range(1, most + 1):
+        state = case.next(learner, state, server)
+        if number >= ROUNDS and (found := learner.evaluate(state, case.data, case.data).metrics["loss"]) < start:
+            return
     require(
-        after.metrics["loss"] < before.metrics["loss"],
-        f"{ROUNDS} rounds on the same examples must lower the loss, got {before.metrics['loss']:.6g} before and "
-        f"{after.metrics['loss']:.6g} after",
+        False,
+        f"{most} rounds on the same examples must lower the loss, got {start:.6g} before and {found:.6g} after",
     )
 
 

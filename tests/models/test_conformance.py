@@ -15,6 +15,8 @@ VARIANTS = {
     ),
     "cnn-average": Named(name="cnn", channels=[4], pooling="average", hidden=16, batch_norm=True, dropout=0.2),
     "cnn-two-convolutions": Named(name="cnn", channels=[[4, 8]], padding="valid", feature_dropout=0.1),
+    "mlp-step": Named(name="mlp", inputs=[1, 8, 8], activation="step"),
+    "rbf-network-gradient": Named(name="rbf_network", inputs=[1, 8, 8], centres=12, readout="gradient"),
     "mlp-bfloat16": Named(name="mlp", inputs=[1, 8, 8], precision="bfloat16"),
 }
 """Options that change how a learner trains, by a name of their own."""
