@@ -17,7 +17,7 @@ https://doi.org/10.1007/3-540-49430-8_2; Nair and Hinton, "Rectified linear unit
 Maas, Hannun and Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML 2013 (leaky ReLU); Hendrycks and Gimpel,
 "Gaussian error linear units", 2016, https://arxiv.org/abs/1606.08415; Broomhead and Lowe, "Multivariable functional interpolation and
 adaptive networks", Complex Systems 2, 1988 (radial basis functions); Bengio, Leonard and Courville, "Estimating or propagating gradients
-through stochastic neurons for conditional computation", 2013, section 4, https://arxiv.org/abs/1308.3432, and Hubara et al., "Binarized
+through stochastic neurons for conditional computation", 2013, https://arxiv.org/abs/1308.3432, and Hubara et al., "Binarized
 neural networks", NeurIPS 2016, equation 4 (the straight-through estimator and its bound), https://arxiv.org/abs/1602.02830.
 """
 

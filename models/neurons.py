@@ -17,7 +17,7 @@ examples are right if the pooled ones can be separated.
 
 Source: Rosenblatt, "The perceptron: a probabilistic model for information storage and organization in the brain", Psychological Review
 65(6), 1958, https://doi.org/10.1037/h0042519; Novikoff, "On convergence proofs on perceptrons", 1962 (the number of mistakes); Crammer and
-Singer, "Ultraconservative online algorithms for multiclass problems", JMLR 3, 2003, section 3 (more classes),
+Singer, "Ultraconservative online algorithms for multiclass problems", JMLR 3, 2003 (more classes),
 https://www.jmlr.org/papers/v3/crammer03a.html; McDonald, Hall and Mann, "Distributed training strategies for the structured perceptron",
 NAACL 2010, figure 3 and theorem 3 (mixing), https://aclanthology.org/N10-1069/.
 """
@@ -50,7 +50,7 @@ class PerceptronParameters(Strict):
 
 
 class Perceptron:
-    """Perceptron that classifies vectors or small images, by the perceptron rule: online, on mistakes only, without a gradient.
+    """Perceptron that classifies vectors or small images: it learns from its mistakes alone, without a gradient.
 
     The rule is exactly the online one, in the order that the generator gives. A batch is what is scored at once: all its examples before
     the first mistake were right, so they change nothing; those after it are scored again with the new weights. `batch_size` therefore

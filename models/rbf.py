@@ -18,10 +18,10 @@ Centres take ceil(log2(centres)) + lloyd_rounds rounds, the readout all that fol
 done, which says whose turn it is.
 
 Source: Broomhead and Lowe, "Multivariable functional interpolation and adaptive networks", Complex Systems 2, 1988 (the network and the
-linear solution); Moody and Darken, "Fast learning in networks of locally-tuned processing units", Neural Computation 1(2), 1989, section 2
+linear solution); Moody and Darken, "Fast learning in networks of locally-tuned processing units", Neural Computation 1(2), 1989
 (k-means, then the mean distance of nearest neighbours, then the readout), https://doi.org/10.1162/neco.1989.1.2.281; Lloyd, "Least squares
 quantization in PCM", IEEE Transactions on Information Theory 28(2), 1982, https://doi.org/10.1109/TIT.1982.1056489; Linde, Buzo and Gray,
-"An algorithm for vector quantizer design", IEEE Transactions on Communications 28(1), 1980, section III (splitting),
+"An algorithm for vector quantizer design", IEEE Transactions on Communications 28(1), 1980 (splitting),
 https://doi.org/10.1109/TCOM.1980.1094577.
 """
 
