@@ -40,8 +40,9 @@ format: $(INSTALLED) ## Format the code and mend what ruff can mend
 stubs: $(INSTALLED) ## Generate wire/federation_pb2* from the contract
 	$(call generate,.)
 
-docs: $(INSTALLED) ## Make docs/zoo.md from the code
+docs: $(INSTALLED) ## Make docs/zoo.md and its picture from the code
 	$(BIN)/python -m choral.zoo_page docs/zoo.md
+	$(BIN)/python -m docs.activations
 
 bench: $(INSTALLED) ## Measure a round, then simulations
 	$(BIN)/python -m benchmarks.round

@@ -36,6 +36,16 @@ each trained on its own data; *pooled* is one client that has everything. One se
 | --- | --- | ---: | --- | ---: | ---: | ---: |
 """
 
+_ACTIVATIONS = """\
+## Activations
+
+Any of them by name, as `activation`: what a neuron makes of its weighted sum, and the gradient that training uses. The step's is
+straight-through: that of the identity, from -1 to 1.
+
+![A panel for each activation with its output and its gradient](activations.png)
+
+"""
+
 _COMMON_HEAD = """\
 ## Parameters that learners by gradient descent share
 
@@ -58,7 +68,7 @@ def _parts() -> Iterator[str]:
     yield "\n" + _RESULTS_HEAD
     for name, found in _results().items():
         yield from _result_rows(name, found)
-    yield "\n" + _COMMON_HEAD + "".join(_parameter_rows(_common()))
+    yield "\n" + _ACTIVATIONS + _COMMON_HEAD + "".join(_parameter_rows(_common()))
     for name, model in MODELS.items():
         yield from _section(name, model)
 
