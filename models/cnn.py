@@ -13,15 +13,14 @@ from torch import nn
 
 from models import tasks
 from models.activations import ACTIVATIONS, ActivationName
-from models.classifier import Classifier
-from models.gradient import GradientParameters
+from models.classifier import Classifier, ClassifierParameters
 from models.images import FlatImages
 from models.learner import Examples
 
 Channels = Annotated[int, Field(ge=1)]
 
 
-class CNNParameters(GradientParameters):
+class CNNParameters(ClassifierParameters):
     """Parameters of the learner `cnn`."""
 
     image: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 8, 8], min_length=3, max_length=3)

@@ -8,7 +8,7 @@ Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 202
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -157,6 +157,15 @@ class GradientLearner(ABC):
         return means
 
     @property
+    def whole_measures(self) -> Sequence[str]:
+        """Names of what `measure_whole` may report; where there are none, it is not asked."""
+        return ()
+
+    def measure_whole(self, data: Examples) -> Mapping[str, float]:
+        """Return what takes all examples of an evaluation at once, such as a rank: neither a mean nor made of means."""
+        return {}
+
+    @property
     def contribution_layout(self) -> Layout:
         """The layout of the state, without what is frozen."""
         return self._layout
@@ -229,7 +238,7 @@ class GradientLearner(ABC):
 
     @torch.no_grad()
     def evaluate(self, state: State, data: Examples, training: Examples | None = None) -> Evaluation:
-        """Return the means over `data` of all that `measure_batch` reports."""
+        """Return the means over `data` of all that `measure_batch` reports, and what `measure_whole` says of it."""
         if len(data) == 0:
             return Evaluation(0, {})
         self._load(state)
@@ -245,7 +254,13 @@ class GradientLearner(ABC):
                 for name, mean in self.measure_batch(batch).items():
                     total = mean.double().cpu() * weight
                     totals[name] = totals[name] + total if name in totals else total
-        return Evaluation(len(data), self.finish({name: float(total) / weight_total for name, total in totals.items()}))
+            whole = self.measure_whole(data) if self.whole_measures else {}
+        means = self.finish({name: float(total) / weight_total for name, total in totals.items()})
+        return Evaluation(len(data), {**means, **whole})
+
+    def outputs_of(self, data: Examples) -> Tensor:
+        """Return what the module puts out for all examples, float32 (examples, ...) on the CPU. For `measure_whole`."""
+        return torch.cat([self._module(batch.inputs).float().cpu() for batch in _evaluation_batches(data)])
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         is_wanted = self.parameters.precision == "bfloat16"

@@ -14,12 +14,11 @@ from torch import nn
 
 from models import tasks
 from models.activations import ACTIVATIONS, ActivationName
-from models.classifier import Classifier
-from models.gradient import GradientParameters
+from models.classifier import Classifier, ClassifierParameters
 from models.learner import Examples
 
 
-class MLPParameters(GradientParameters):
+class MLPParameters(ClassifierParameters):
     """Parameters of the learner `mlp`."""
 
     inputs: list[Annotated[int, Field(ge=1)]] = Field(default=[64], min_length=1, max_length=4)

@@ -51,6 +51,8 @@ def reason_against(spec: RunSpec, device: torch.device) -> str:
         return f"learner {name} computes in {learner.parameters.precision}"
     if frozen := learner.frozen_names():
         return f"learner {name} has {len(frozen)} frozen tensors, which have no axis of clients"
+    if learner.whole_measures:
+        return f"learner {name} reports {', '.join(learner.whole_measures)}, which take a client's examples all at once"
     with RandomStream(0).drawing(), torch.device("meta"):
         module = learner.build()
     if any(isinstance(part, nn.LSTM) for part in module.modules()):

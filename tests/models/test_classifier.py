@@ -1,16 +1,20 @@
-"""The base of learners of classes: hand-worked loss and accuracy, and who stands on it."""
+"""The base of learners of classes: hand-worked loss and accuracy, measures of classes as scikit-learn has them, and who stands on it."""
 
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import MODELS, Examples
-from models.classifier import Classifier
-from models.gradient import GradientLearner, GradientParameters
+from models import MODELS, Examples, LearnerError, build_learner
+from models.classifier import Classifier, ClassifierParameters, ClassMeasure
+from models.gradient import GradientLearner
+from wire.spec import Named
 
 
 class Scores(Classifier):
@@ -26,7 +30,7 @@ class Scores(Classifier):
 
 
 def test_evaluate_gives_cross_entropy_and_accuracy_of_the_logits() -> None:
-    learner = Scores(GradientParameters(), torch.device("cpu"))
+    learner = Scores(ClassifierParameters(), torch.device("cpu"))
     odds = torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 0.5], [1.0, 1.0, 6.0]])
     found = learner.evaluate(learner.init(1), Examples(odds.log(), torch.tensor([1, 0, 1])))
     # Of the odds, the right classes have 2 of 4, 3 of 4.5 and 1 of 8; the last one is not the largest.
@@ -37,7 +41,7 @@ def test_evaluate_gives_cross_entropy_and_accuracy_of_the_logits() -> None:
 @pytest.mark.parametrize("losses", [Classifier.losses, GradientLearner.losses])
 def test_losses_are_those_of_each_example(losses: Callable[[Classifier, Tensor, Tensor], Tensor]) -> None:
     odds = torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 0.5], [1.0, 1.0, 6.0]])
-    found = losses(Scores(GradientParameters(), torch.device("cpu")), odds.log(), torch.tensor([1, 0, 1]))
+    found = losses(Scores(ClassifierParameters(), torch.device("cpu")), odds.log(), torch.tensor([1, 0, 1]))
     assert found.tolist() == pytest.approx([math.log(2), math.log(1.5), math.log(8)])
 
 
@@ -62,9 +66,92 @@ class Smoothed(Scores):
 def test_losses_and_gradient_are_autograds_own(learner: type[Classifier]) -> None:
     torch.manual_seed(1)
     outputs, targets, weights = torch.randn(4, 3), torch.tensor([2, 0, 0, 1]), torch.tensor([0.5, 0.25, 0.25, 0.0])
-    made = learner(GradientParameters(), torch.device("cpu"))
+    made = learner(ClassifierParameters(), torch.device("cpu"))
     losses, gradient = made.losses_and_gradient(outputs, targets, weights)
     leaf = outputs.clone().requires_grad_()
     expected = made.losses(leaf, targets)
     torch.testing.assert_close(losses, expected.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(torch.dot(expected, weights), leaf)[0])
+
+
+class Reporting(Scores):
+    """A classifier that is asked for every measure, in batches of any size."""
+
+    def __init__(self, *metrics: ClassMeasure) -> None:
+        super().__init__(ClassifierParameters(metrics=list(metrics)), torch.device("cpu"))
+
+
+ALL: tuple[ClassMeasure, ...] = ("f1", "auroc", "precision", "recall")
+
+
+def drawn(count: int, classes: Sequence[int]) -> Examples:
+    """Return logits of three classes that know something of the classes given, which are some of them."""
+    generator = torch.Generator().manual_seed(3)
+    targets = torch.tensor(classes)[torch.randint(len(classes), (count,), generator=generator)]
+    return Examples(torch.randn(count, 3, generator=generator) + 0.8 * functional.one_hot(targets, 3), targets)
+
+
+@pytest.mark.parametrize("count", [40, 700])
+def test_measures_of_classes_are_scikit_learns_over_all_examples_at_once(count: int) -> None:
+    data = drawn(count, [0, 1, 2])
+    learner = Reporting(*ALL)
+    found = learner.evaluate(learner.init(1), data).metrics
+    true, guessed = data.targets.numpy(), data.inputs.argmax(1).numpy()
+    precision, recall, f1, _ = precision_recall_fscore_support(true, guessed, average="macro")
+    auroc = roc_auc_score(true, data.inputs.double().softmax(1).numpy(), average="macro", multi_class="ovr")
+    expected = {"precision": precision, "recall": recall, "f1": f1, "auroc": auroc}
+    assert {name: found[name] for name in ALL} == pytest.approx(expected, abs=1e-6)
+    assert set(found) == {"loss", "accuracy", *ALL}
+
+
+def test_measures_of_a_client_that_lacks_a_class_are_those_of_the_classes_it_has() -> None:
+    data = drawn(60, [0, 2])
+    never = Examples(data.inputs.clone(), data.targets)
+    never.inputs[:, 1] = -9.0
+    learner = Reporting(*ALL)
+    found = learner.evaluate(learner.init(1), never).metrics
+    logits, true = never.inputs[:, [0, 2]].double(), never.targets // 2
+    precision, recall, f1, _ = precision_recall_fscore_support(true, logits.argmax(1), average="macro")
+    expected = {"precision": precision, "recall": recall, "f1": f1}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    # Where a class that no example has is likely: its probability is not dealt to the others.
+    guessed, scores = learner.evaluate(learner.init(1), data).metrics, data.inputs.double().softmax(1)
+    one, other = roc_auc_score(true == 0, scores[:, 0]), roc_auc_score(true == 1, scores[:, 2])
+    assert guessed["auroc"] == pytest.approx((one + other) / 2, abs=1e-6)
+    # Once it is guessed, it counts, with a precision of 0.
+    assert guessed["precision"] < 2 / 3
+
+
+def test_measures_of_one_class_alone_leave_the_auroc_out() -> None:
+    learner = Reporting(*ALL)
+    found = learner.evaluate(learner.init(1), drawn(20, [1])).metrics
+    assert set(found) == {"loss", "accuracy", "f1", "precision", "recall"}
+    assert found["recall"] == pytest.approx(found["accuracy"] / len(set(drawn(20, [1]).inputs.argmax(1).tolist())))
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_metrics_are_an_option_of_each_learner_of_classes(name: str, images: Examples) -> None:
+    some = images.select(torch.arange(100))
+    shape = {"inputs": [1, 8, 8]} if name == "mlp" else {}
+    learner = build_learner(Named(name=name, metrics=["auroc"], **shape))
+    found = learner.evaluate(learner.init(1), some).metrics
+    assert set(found) == {"loss", "accuracy", "auroc"}
+    assert 0 < found["auroc"] < 1
+    assert learner.evaluate(learner.init(1), some.select(torch.arange(0))).metrics == {}
+
+
+def test_metrics_that_nobody_measures_are_refused() -> None:
+    with pytest.raises(LearnerError, match=r"metrics\.0 must be 'f1', 'auroc', 'precision' or 'recall', got 'f2'\."):
+        build_learner(Named(name="mlp", metrics=["f2"]))
+
+
+def test_evaluation_without_metrics_imports_no_torchmetrics() -> None:
+    script = """
+import sys, torch
+from models import Examples, build_learner
+from wire.spec import Named
+learner = build_learner(Named(name="mlp"))
+learner.evaluate(learner.init(1), Examples(torch.zeros(2, 64), torch.zeros(2, dtype=torch.int64)))
+assert "torchmetrics" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

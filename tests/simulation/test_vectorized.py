@@ -290,6 +290,12 @@ async def test_error_of_an_evaluation_is_that_of_its_clients_and_not_the_rounds(
     [
         pytest.param(MLP | {"batch_norm": True}, {}, "mlp keeps statistics of its batches", id="mlp-batch-norm"),
         pytest.param(CNN | {"batch_norm": True}, {}, "cnn keeps statistics of its batches", id="cnn-batch-norm"),
+        pytest.param(
+            MLP | {"metrics": ["f1", "auroc"]},
+            {},
+            "mlp reports f1, auroc, which take a client's examples all at once",
+            id="measures-of-classes",
+        ),
         pytest.param({"name": "lstm"}, {}, "lstm runs torch's fused LSTM", id="lstm"),
         pytest.param(
             MLP, {"optimizer": {"name": "lbfgs"}}, "lbfgs does not treat each parameter by itself", id="lbfgs"
