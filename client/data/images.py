@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from client.data.classes import class_number, classes_wanted
 from client.data.fields import reason
@@ -34,6 +35,8 @@ _DECODER_ERRORS = (
 _UNBOUNDED_MODES = ("I", "F")
 
 Pixels = npt.NDArray[np.float32]
+Size = tuple[int, int]
+"""Width and height, as Pillow has them."""
 
 
 def load_images(path: Path, options: ImagesOptions) -> Examples:
@@ -48,13 +51,31 @@ def load_images(path: Path, options: ImagesOptions) -> Examples:
     require_folder("Image folder", path)
     images: list[Pixels] = []
     targets: list[list[int] | int] = []
+    size = (options.size, options.size) if options.size else None
     for target, file in _labelled_files(path, options):
-        pixels = _read(file, options)
+        pixels = _read(file, options.channels, size)
         if images and pixels.shape != images[0].shape:
             raise _other_size(file, pixels, images[0])
         images.append(pixels)
         targets.append(target)
     return Examples(torch.from_numpy(np.stack(images)), torch.tensor(targets, dtype=torch.int64))
+
+
+def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Read one image, resized to the `shape` of a learner's images: channels, 1 or 3, height and width.
+
+    Returns:
+        float32 (channels, height, width) from 0 to 1.
+
+    Raises:
+        DataError: The file is no usable image, or `shape` has another number of channels.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise DataError(
+            f"Image {path}: the learner's images must have 1 or 3 channels to be read from a file, got {channels}."
+        )
+    return torch.from_numpy(_read(path, channels, (width, height)))
 
 
 def _labelled_files(path: Path, options: ImagesOptions) -> Iterator[tuple[list[int] | int, Path]]:
@@ -121,13 +142,13 @@ def _image_files(subject: str, folder: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, options: ImagesOptions) -> Pixels:
+def _read(file: Path, channels: int, size: Size | None) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_FORMATS) as image:
                 _require_usable(file, image)
-                return np.stack(list(_planes(image, options)))  # (channels, height, width)
+                return np.stack(list(_planes(image, channels, size)))  # (channels, height, width)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"Image {file}: size must be safe to decode, got {reason(error)}. Make the image smaller."
@@ -147,17 +168,17 @@ def _require_usable(file: Path, image: Image.Image) -> None:
         )
 
 
-def _planes(image: Image.Image, options: ImagesOptions) -> Iterator[Pixels]:
+def _planes(image: Image.Image, channels: int, size: Size | None) -> Iterator[Pixels]:
     """Yield float32 (height, width) from 0 to 1 for each channel."""
     if image.mode.startswith("I;16"):  # Pillow's own conversion to 8 bits would cut all values off at 255
-        planes = [Image.fromarray(np.asarray(image, dtype=np.float32))] * options.channels
+        planes = [Image.fromarray(np.asarray(image, dtype=np.float32))] * channels
         scale = np.float32(65535)
     else:
         opaque = image.convert("RGBA") if "transparency" in image.info else image
-        planes = list(opaque.convert("L" if options.channels == 1 else "RGB").split())
+        planes = list(opaque.convert("L" if channels == 1 else "RGB").split())
         scale = np.float32(255)
     for plane in planes:
-        sized = plane.resize((options.size, options.size), Image.Resampling.BILINEAR) if options.size else plane
+        sized = plane.resize(size, Image.Resampling.BILINEAR) if size else plane
         yield np.asarray(sized, dtype=np.float32) / scale
 
 

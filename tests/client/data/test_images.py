@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from client.data import load, parse_source
+from client.data.images import load_image
 from models.errors import DataError
 
 GREY = np.array([[0, 51], [102, 255]], dtype=np.uint8)
@@ -213,3 +214,18 @@ def test_load_images_several_frames_are_refused(tmp_path: Path) -> None:
 def test_load_images_32_bits_are_refused(tmp_path: Path, kind: type[np.generic]) -> None:
     save(tmp_path / "0" / "a.tif", GREY.astype(kind))
     refuses(tmp_path, "values must have 8 or 16 bits, got mode [IF] of 32")
+
+
+def test_load_image_is_resized_to_the_learners_shape(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.repeat(np.repeat(GREY, 4, axis=0), 6, axis=1))
+    found = load_image(path, (3, 2, 2))
+    assert (found.dtype, found.shape) == (torch.float32, (3, 2, 2))
+    # Each corner is of one value, but for what bilinear filtering takes from beyond the middle.
+    np.testing.assert_allclose(found.numpy(), np.stack([GREY] * 3) / 255, atol=0.2)
+    whole = load_image(path, (1, 8, 12))
+    np.testing.assert_array_equal(whole[0, ::4, ::6].numpy(), GREY.astype(np.float32) / 255)
+
+
+def test_load_image_for_a_learner_of_other_channels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"images must have 1 or 3 channels to be read from a file, got 4\."):
+        load_image(save(tmp_path / "a.png"), (4, 8, 8))
