@@ -6,16 +6,19 @@ Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to d
 https://doi.org/10.1109/5.726791
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from models import tasks
 from models.activations import ACTIVATIONS, ActivationName
 from models.classifier import Classifier, ClassifierParameters
 from models.images import FlatImages
 from models.learner import Examples
+from wire.tensors import State
 
 Channels = Annotated[int, Field(ge=1)]
 
@@ -105,3 +108,27 @@ class CNN(Classifier):
         """Check that examples are images of the shape `image` and targets are classes."""
         tasks.check_features("cnn", data, tuple(self.parameters.image))
         tasks.check_classes("cnn", data, self.parameters.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.parameters.image
+        return channels, height, width
+
+    @torch.no_grad()
+    def maps(self, state: State, image: Tensor) -> Mapping[str, Tensor]:
+        """Return the activations of each convolution, after norm and activation, and of each pooling, (channels, height, width)."""
+        self._load(state)
+        self._module.eval()
+        found: dict[str, Tensor] = {}
+        name, values = "", image.to(self._device)[None]
+        for layer in self._module.children():
+            if isinstance(layer, FlatImages):
+                break
+            values = layer(values)
+            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+                kind = "convolution" if isinstance(layer, nn.Conv2d) else f"{self.parameters.pooling} pool"
+                name = f"{kind} {1 + sum(other.startswith(kind) for other in found)}"
+            # Norm and activation take the place of the convolution before them.
+            found[name] = values[0].cpu()
+        return found

@@ -176,3 +176,23 @@ class Sampler(Protocol):
 
     def sample(self, state: State, request: SampleRequest) -> Tensor:
         """Return samples, (count, ...): like the inputs it is trained on, float32 features or int64 codes."""
+
+
+@runtime_checkable
+class ActivationMaps(Protocol):
+    """A learner of images that can show where its layers respond to one."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+
+    def maps(self, state: State, image: Tensor) -> Mapping[str, Tensor]:
+        """Return what each layer makes of an image, by the layer's name, in the order of the layers.
+
+        Args:
+            state: float32 tensors of the layout.
+            image: float32 `image_shape`, 0 to 1 as in training.
+
+        Returns:
+            float32 (channels, height, width) of the layer, on the CPU: one map a channel.
+        """
