@@ -1,0 +1,88 @@
+"""Pictures of what a model makes of one example."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from choral.errors import PictureError
+
+SUFFIXES = (".png", ".svg", ".pdf")
+COLUMNS = 16
+"""Most maps side by side."""
+
+COLOURS = "cividis"
+"""Darker is less, also in grey and with any kind of colour blindness."""
+
+INK = "#334155"
+
+Pixels = npt.NDArray[np.float32]
+
+
+def check_picture(path: Path) -> None:
+    """Check that a picture can have this name. Raises `PictureError`."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise PictureError(
+            f"Picture {path}: name must end with one of {', '.join(SUFFIXES)}, got {path.name!r}. Rename it."
+        )
+
+
+def draw_maps(path: Path, image: Tensor, maps: Mapping[str, Tensor], title: str) -> None:
+    """Draw an image, and below it a grid of the activation maps of each layer, in one scale of colours a layer.
+
+    Args:
+        path: A .png, .svg or .pdf file to write.
+        image: float32 (channels, height, width), 0 to 1, of 1 or 3 channels.
+        maps: float32 (channels, height, width) by layer.
+        title: Above the picture.
+
+    Raises:
+        PictureError: The name ends otherwise, or the file cannot be written.
+    """
+    check_picture(path)
+    # Here, because it takes a second that no other command should pay. Without pyplot, which looks for a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, max(8, *(len(layer) for layer in maps.values())))
+    grids = {name: mosaic(layer.numpy(), columns) for name, layer in maps.items()}
+    heights = [1.2, *(0.5 + 8.0 * grid.shape[0] / grid.shape[1] for grid in grids.values())]
+    figure = Figure(figsize=(9.6, 0.6 + sum(heights)), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    top, *rest = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    pixels = image.permute(1, 2, 0).numpy()  # (height, width, channels)
+    top.imshow(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    top.set_title(f"image, {_times(image.shape)}", color=INK, fontsize=9)
+    top.set_axis_off()
+    for axes, (name, layer) in zip(rest, maps.items(), strict=True):
+        shown = axes.imshow(grids[name], cmap=COLOURS, vmin=min(0.0, float(layer.min())), interpolation="nearest")
+        axes.set_title(f"{name}, {_times(layer.shape)}", color=INK, fontsize=9)
+        axes.set_axis_off()
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=12, pad=0.01)
+        bar.ax.tick_params(colors=INK, labelsize=7)
+    figure.suptitle(title, color=INK, fontweight="bold")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise PictureError(f"Picture {path}: file must be writable, got {error.strerror}. Choose another.") from error
+
+
+def mosaic(maps: Pixels, columns: int) -> Pixels:
+    """Lay maps, (channels, height, width), side by side in rows of `columns`, with NaN between them and at the end."""
+    channels, height, width = maps.shape
+    gap = max(1, width // 12)
+    rows = -(-channels // columns)
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan, dtype=np.float32)
+    for channel, values in enumerate(maps):
+        row, column = divmod(channel, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        grid[top : top + height, left : left + width] = values
+    return grid
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    """Return a shape in words, such as "16 channels of 8 x 8"."""
+    channels, height, width = shape
+    return f"{channels} channel{'s' * (channels != 1)} of {height} x {width}"
