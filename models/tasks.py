@@ -41,6 +41,17 @@ def check_classes(learner: str, data: Examples, count: int) -> None:
     check_codes(learner, "classes", data.targets, count)
 
 
+def check_values(learner: str, data: Examples, count: int) -> None:
+    """Check that each example has `count` finite numbers to predict, float32; a single one needs no axis. Raises `DataError`."""
+    shapes = [(len(data), count), (len(data),)][: 2 if count == 1 else 1]
+    if data.targets.dtype != torch.float32 or data.targets.shape not in shapes:
+        found = f"shape {tuple(data.targets.shape)} {str(data.targets.dtype).removeprefix('torch.')}"
+        raise unsuited(f"Learner {learner}: targets must be {count} float32 an example", found)
+    if not (is_finite := data.targets.isfinite()).all():
+        row = int(is_finite.logical_not().nonzero()[0, 0])
+        raise unsuited(f"Learner {learner}: targets must be finite", f"another one in example {row}")
+
+
 def check_codes(learner: str, what: str, codes: Tensor, count: int) -> None:
     """Check that `codes` are int64 from 0 to count - 1. Raises `DataError`, naming the first example that is not."""
     if codes.dtype != torch.int64:

@@ -12,7 +12,7 @@ from models.errors import LearnerError
 from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
 from models.learner import Learner
 from models.lstm import LSTM, LSTMParameters
-from models.mlp import MLP, MLPParameters
+from models.mlp import MLP, MLPParameters, MLPRegressor, MLPRegressorParameters
 from models.neurons import Perceptron, PerceptronParameters
 from models.optimizers import check_optimizer
 from models.own import own_learners, parameters_of
@@ -53,6 +53,7 @@ MODELS: dict[str, Model] = {
     "perceptron": Model(Perceptron, PerceptronParameters),
     "mlp": Model(MLP, MLPParameters),
     "rbf_network": Model(RBFNetwork, RBFNetworkParameters),
+    "mlp_regressor": Model(MLPRegressor, MLPRegressorParameters),
     "cnn": Model(CNN, CNNParameters),
     "lstm": Model(LSTM, LSTMParameters),
     "evolution": Model(EvolutionStrategy, EvolutionParameters),
