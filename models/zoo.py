@@ -7,7 +7,9 @@ from typing import Any, cast
 import torch
 from pydantic import ValidationError
 
+from models.autoencoder import Autoencoder, AutoencoderParameters
 from models.cnn import CNN, CNNParameters
+from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
 from models.errors import LearnerError
 from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
 from models.learner import Learner
@@ -58,6 +60,8 @@ MODELS: dict[str, Model] = {
     "lstm": Model(LSTM, LSTMParameters),
     "evolution": Model(EvolutionStrategy, EvolutionParameters),
     "genetic": Model(GeneticAlgorithm, GeneticParameters),
+    "autoencoder": Model(Autoencoder, AutoencoderParameters),
+    "conv_autoencoder": Model(ConvAutoencoder, ConvAutoencoderParameters),
 }
 
 

@@ -19,6 +19,7 @@ VARIANTS = {
     "rbf-network-gradient": Named(name="rbf_network", inputs=[1, 8, 8], centres=12, readout="gradient"),
     "cnn-metrics": Named(name="cnn", channels=[4], metrics=["f1", "auroc", "precision", "recall"]),
     "mlp-regressor-r2": Named(name="mlp_regressor", metrics=["r2"]),
+    "autoencoder-noise": Named(name="autoencoder", noise=0.3),
     "mlp-bfloat16": Named(name="mlp", inputs=[1, 8, 8], precision="bfloat16"),
 }
 """Options that change how a learner trains, by a name of their own."""
