@@ -19,6 +19,7 @@ from models.neurons import Perceptron, PerceptronParameters
 from models.optimizers import check_optimizer
 from models.own import own_learners, parameters_of
 from models.rbf import RBFNetwork, RBFNetworkParameters
+from models.rbm import RBM, RBMParameters
 from models.vae import VAE, VAEParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
@@ -64,6 +65,7 @@ MODELS: dict[str, Model] = {
     "autoencoder": Model(Autoencoder, AutoencoderParameters),
     "conv_autoencoder": Model(ConvAutoencoder, ConvAutoencoderParameters),
     "vae": Model(VAE, VAEParameters),
+    "rbm": Model(RBM, RBMParameters),
 }
 
 
