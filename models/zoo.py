@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from models.autoencoder import Autoencoder, AutoencoderParameters
+from models.bayesian_network import BayesianNetwork, BayesianNetworkParameters
 from models.cnn import CNN, CNNParameters
 from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
 from models.errors import LearnerError
@@ -66,6 +67,7 @@ MODELS: dict[str, Model] = {
     "conv_autoencoder": Model(ConvAutoencoder, ConvAutoencoderParameters),
     "vae": Model(VAE, VAEParameters),
     "rbm": Model(RBM, RBMParameters),
+    "bayesian_network": Model(BayesianNetwork, BayesianNetworkParameters),
 }
 
 
