@@ -264,7 +264,10 @@ class GradientLearner(ABC):
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         is_wanted = self.parameters.precision == "bfloat16"
-        return torch.autocast(self._device.type, torch.bfloat16) if is_wanted else contextlib.nullcontext()
+        if not is_wanted:
+            return contextlib.nullcontext()
+        # Weights are cast anew each time: a step may change them and compute again.
+        return torch.autocast(self._device.type, torch.bfloat16, cache_enabled=False)
 
     def _pull(self, anchor: list[Tensor], mu: float) -> Tensor:
         """Return mu/2 * ||w - anchor||^2."""

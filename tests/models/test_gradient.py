@@ -147,6 +147,19 @@ def test_fit_with_lbfgs_which_asks_for_the_loss_many_times_finds_the_minimum(dig
     assert found.metrics["train_loss"] == pytest.approx(learner.evaluate(state, data).metrics["loss"], rel=1e-6)
 
 
+def test_fit_in_bfloat16_computes_each_loss_of_a_step_with_the_weights_of_that_moment(digits: Examples) -> None:
+    data = first(digits, 100)
+    optimizer = Named(name="lbfgs", max_iter=10, learning_rate=0.1)
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        learner = build_learner(Named(name="mlp", hidden=[], precision=precision))
+        state = learner.init(5)
+        layout = Layout.of(state)
+        change = fit(learner, state, data, batch_size=100, optimizer=optimizer).vector
+        losses[precision] = learner.evaluate(layout.views(layout.flatten(state) + change), data).metrics["loss"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
 DROPPING = Named(name="mlp", hidden=[32], dropout=0.5)
 
 
