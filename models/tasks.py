@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.errors import unsuited
-from models.learner import Examples
+from models.learner import PADDING, Examples
 
 
 def classification_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -22,9 +22,10 @@ def classification_measures(outputs: Tensor, targets: Tensor) -> Mapping[str, Te
 
 
 def next_code_measures(outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
-    """Return accuracy and bits per character of logits (batch, codes, time) and codes (batch, time)."""
-    bits = functional.cross_entropy(outputs, targets) / log(2)
-    return {"accuracy": (outputs.argmax(dim=1) == targets).double().mean(), "bits_per_character": bits}
+    """Return accuracy and bits per character of logits (batch, codes, time) and codes (batch, time) that are no padding."""
+    bits = functional.cross_entropy(outputs, targets, ignore_index=PADDING) / log(2)
+    hits = (outputs.argmax(dim=1) == targets).double().sum()
+    return {"accuracy": hits / (targets != PADDING).sum(), "bits_per_character": bits}
 
 
 def check_features(learner: str, data: Examples, shape: tuple[int, ...]) -> None:
