@@ -14,13 +14,13 @@ from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
 from models.errors import LearnerError
 from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
 from models.learner import Learner
-from models.lstm import LSTM, LSTMParameters
 from models.mlp import MLP, MLPParameters, MLPRegressor, MLPRegressorParameters
 from models.neurons import Perceptron, PerceptronParameters
 from models.optimizers import check_optimizer
 from models.own import own_learners, parameters_of
 from models.rbf import RBFNetwork, RBFNetworkParameters
 from models.rbm import RBM, RBMParameters
+from models.recurrent import GRU, LSTM, RNN, RecurrentParameters
 from models.vae import VAE, VAEParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
@@ -60,7 +60,9 @@ MODELS: dict[str, Model] = {
     "rbf_network": Model(RBFNetwork, RBFNetworkParameters),
     "mlp_regressor": Model(MLPRegressor, MLPRegressorParameters),
     "cnn": Model(CNN, CNNParameters),
-    "lstm": Model(LSTM, LSTMParameters),
+    "rnn": Model(RNN, RecurrentParameters),
+    "lstm": Model(LSTM, RecurrentParameters),
+    "gru": Model(GRU, RecurrentParameters),
     "evolution": Model(EvolutionStrategy, EvolutionParameters),
     "genetic": Model(GeneticAlgorithm, GeneticParameters),
     "autoencoder": Model(Autoencoder, AutoencoderParameters),

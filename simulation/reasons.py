@@ -44,31 +44,50 @@ def reason_against(spec: RunSpec, device: torch.device) -> str:
     if device.type not in ("cpu", "cuda"):
         return f"device {device.type} has no float64, in which results are gathered"
     learner = build_learner(spec.learner, "meta")
-    name = spec.learner.name
-    if not isinstance(learner, GradientLearner) or any(_overrides(learner, step) for step in _STEPS):
-        return f"learner {name} does not train by the steps that all learners with gradients share"
-    if learner.parameters.precision != "float32":
-        return f"learner {name} computes in {learner.parameters.precision}"
-    if frozen := learner.frozen_names():
-        return f"learner {name} has {len(frozen)} frozen tensors, which have no axis of clients"
-    if learner.whole_measures:
-        return f"learner {name} reports {', '.join(learner.whole_measures)}, which take a client's examples all at once"
-    with RandomStream(0).drawing(), torch.device("meta"):
-        module = learner.build()
-    if any(isinstance(part, nn.LSTM) for part in module.modules()):
-        return f"learner {name} runs torch's fused LSTM, which has no rule for vmap; step by step it takes twice the serial engine's time"
-    if any(True for _ in module.buffers()):
-        return f"learner {name} keeps statistics of its batches, which padded batches would change"
-    layers = [part for part in module.modules() if next(part.children(), None) is None]
-    if odd := [part for part in layers if not isinstance(part, _LAYERS)]:
-        return f"learner {name} has a layer {type(odd[0]).__name__}, which is not known to agree under vmap"
-    if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
-        return f"learner {name} has parameters that are not float32"
-    if len(list(module.parameters())) != len(module.state_dict()):
-        return f"learner {name} shares parameters between layers"
+    unlike = "does not train by the steps that all learners with gradients share"
+    reason = _reason_against_learner(learner, unlike) if isinstance(learner, GradientLearner) else unlike
+    if reason:
+        return f"learner {spec.learner.name} {reason}"
     if (optimizer := spec.local.optimizer.name) not in ELEMENTWISE:
         return f"optimizer {optimizer} does not treat each parameter by itself"
     return ""
+
+
+def _reason_against_learner(learner: GradientLearner, unlike: str) -> str:
+    with RandomStream(0).drawing(), torch.device("meta"):
+        module = learner.build()
+    if fused := [part for part in module.modules() if isinstance(part, nn.RNNBase)]:
+        return _reason_against_fused(fused[0])
+    if any(_overrides(learner, step) for step in _STEPS):
+        return unlike
+    if learner.parameters.precision != "float32":
+        return f"computes in {learner.parameters.precision}"
+    if frozen := learner.frozen_names():
+        return f"has {len(frozen)} frozen tensors, which have no axis of clients"
+    if learner.whole_measures:
+        return f"reports {', '.join(learner.whole_measures)}, which take a client's examples all at once"
+    return _reason_against_module(module)
+
+
+def _reason_against_module(module: nn.Module) -> str:
+    if any(True for _ in module.buffers()):
+        return "keeps statistics of its batches, which padded batches would change"
+    layers = [part for part in module.modules() if next(part.children(), None) is None]
+    if odd := [part for part in layers if not isinstance(part, _LAYERS)]:
+        return f"has a layer {type(odd[0]).__name__}, which is not known to agree under vmap"
+    if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+        return "has parameters that are not float32"
+    if len(list(module.parameters())) != len(module.state_dict()):
+        return "shares parameters between layers"
+    return ""
+
+
+def _reason_against_fused(layer: nn.RNNBase) -> str:
+    if isinstance(layer, nn.LSTM):
+        return (
+            "runs torch's fused LSTM, which has no rule for vmap; step by step it takes twice the serial engine's time"
+        )
+    return f"runs torch's fused {type(layer).__name__}, which vmap takes apart into steps at best"
 
 
 def _overrides(learner: GradientLearner, name: str) -> bool:

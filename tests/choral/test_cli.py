@@ -13,6 +13,7 @@ import torch
 import typer.main
 
 from choral import cli
+from models import MODELS
 from tests.choral.command_line import WIDTH, Choral, sentence
 from tests.federation import Process
 from wire.errors import SpecError
@@ -232,7 +233,7 @@ def test_spec_check_names_each_problem_on_a_line(choral: Choral, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("mlp", "rnn"), "Learner: name must be one of cnn, lstm, mlp, got 'rnn'."),
+        (("mlp", "mpl"), f"Learner: name must be one of {', '.join(sorted(MODELS))}, got 'mpl'."),
         (("[1, 8, 8]", "[0]"), "Learner mlp: inputs.0 must be greater than or equal to 1, got 0."),
         (
             ("evaluate:", "server: {optimizer: {name: lbfgs}}\nevaluate:"),

@@ -23,6 +23,12 @@ def images(digits: Examples) -> Examples:
 
 
 @pytest.fixture(scope="session")
+def rows(digits: Examples) -> Examples:
+    """The same digits as series of 8 rows, float32 (examples, 8, 8)."""
+    return Examples(digits.inputs.reshape(-1, 8, 8), digits.targets)
+
+
+@pytest.fixture(scope="session")
 def text() -> Examples:
     """Windows of English text as bytes, int64 (examples, 32), each with the byte that follows at every position."""
     codes = torch.tensor(list(load_digits().DESCR.encode()))

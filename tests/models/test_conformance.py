@@ -21,6 +21,8 @@ VARIANTS = {
     "mlp-regressor-r2": Named(name="mlp_regressor", metrics=["r2"]),
     "autoencoder-noise": Named(name="autoencoder", noise=0.3),
     "mlp-bfloat16": Named(name="mlp", inputs=[1, 8, 8], precision="bfloat16"),
+    "lstm-layers": Named(name="lstm", hidden=8, layers=2, dropout=0.2),
+    "gru-truncated": Named(name="gru", task="forecast", features=1, hidden=16, truncate=8),
 }
 """Options that change how a learner trains, by a name of their own."""
 

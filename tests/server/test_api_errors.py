@@ -10,6 +10,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from models import MODELS
 from server.coordinator import Coordinator
 from server.records import RunRecord, RunState
 from tests.loopback import serving
@@ -48,7 +49,9 @@ async def api(coordinator: Coordinator) -> AsyncIterator[httpx.AsyncClient]:
             id="learner",
         ),
         pytest.param(
-            {"learner": {"name": "rnn"}}, "Learner: name must be one of cnn, lstm, mlp, got 'rnn'.", id="learner-name"
+            {"learner": {"name": "mpl"}},
+            f"Learner: name must be one of {', '.join(sorted(MODELS))}, got 'mpl'.",
+            id="learner-name",
         ),
         pytest.param(
             {"local": {"optimizer": {"name": "sgd", "learning_rate": "fast"}}},

@@ -296,7 +296,9 @@ async def test_error_of_an_evaluation_is_that_of_its_clients_and_not_the_rounds(
             "mlp reports f1, auroc, which take a client's examples all at once",
             id="measures-of-classes",
         ),
-        pytest.param({"name": "lstm"}, {}, "lstm runs torch's fused LSTM", id="lstm"),
+        pytest.param({"name": "lstm"}, {}, "lstm runs torch's fused LSTM, which has no rule for vmap", id="lstm"),
+        pytest.param({"name": "rnn"}, {}, "rnn runs torch's fused RNN, which vmap takes apart into steps", id="rnn"),
+        pytest.param({"name": "gru"}, {}, "gru runs torch's fused GRU, which vmap takes apart into steps", id="gru"),
         pytest.param(
             MLP, {"optimizer": {"name": "lbfgs"}}, "lbfgs does not treat each parameter by itself", id="lbfgs"
         ),

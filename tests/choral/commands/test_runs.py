@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from choral.commands.runs import rounds_table
+from models import MODELS
 from tests.choral.command_line import WIDTH, Choral, Outcome, sentence
 from tests.federation import Federation, wait_until
 from tests.loopback import serving
@@ -83,8 +84,9 @@ def test_submit_and_watch_follow_a_run_to_its_end(choral: Choral, tmp_path: Path
 def test_submit_bad_spec_asks_no_coordinator(choral: Choral, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHORAL_URL", "http://127.0.0.1:1")
     path = tmp_path / "run.yaml"
-    path.write_text(json.dumps({**SPEC, "learner": {"name": "rnn"}}))
-    assert sentence(choral("submit", str(path))) == "Learner: name must be one of cnn, lstm, mlp, got 'rnn'."
+    path.write_text(json.dumps({**SPEC, "learner": {"name": "mpl"}}))
+    known = ", ".join(sorted(MODELS))
+    assert sentence(choral("submit", str(path))) == f"Learner: name must be one of {known}, got 'mpl'."
 
 
 def test_list_shows_runs_with_what_they_do(choral: Choral, finished: str, waiting: str) -> None:
