@@ -22,6 +22,8 @@ from models.rbf import RBFNetwork, RBFNetworkParameters
 from models.rbm import RBM, RBMParameters
 from models.recurrent import GRU, LSTM, RNN, RecurrentParameters
 from models.vae import VAE, VAEParameters
+from models.seq2seq import Seq2Seq, Seq2SeqParameters
+from models.transformer import Transformer, TransformerParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
 
@@ -70,6 +72,8 @@ MODELS: dict[str, Model] = {
     "vae": Model(VAE, VAEParameters),
     "rbm": Model(RBM, RBMParameters),
     "bayesian_network": Model(BayesianNetwork, BayesianNetworkParameters),
+    "seq2seq": Model(Seq2Seq, Seq2SeqParameters),
+    "transformer": Model(Transformer, TransformerParameters),
 }
 
 
