@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from choral.commands import demo, join, maps, partition, runs, serve, simulate, specs, zoo
+from choral.commands import attention, demo, join, partition, runs, serve, simulate, specs, zoo
 from wire import RELEASE
 from wire.errors import ChoralError
 
@@ -39,6 +40,7 @@ app.command("simulate")(simulate.simulate)
 app.command("partition")(partition.partition)
 app.add_typer(zoo.app, name="models")
 app.command("maps")(maps.maps)
+app.command("attention")(attention.attention)
 app.add_typer(specs.app, name="spec")
 
 

@@ -196,3 +196,23 @@ class ActivationMaps(Protocol):
         Returns:
             float32 (channels, height, width) of the layer, on the CPU: one map a channel.
         """
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A learner from one sequence of codes to another that can show where it looks."""
+
+    def attend(self, state: State, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the model makes of a source, and where it looked for each code of it.
+
+        Args:
+            state: float32 tensors of the layout.
+            source: int64 (time,).
+
+        Returns:
+            Codes, int64 (codes,), and weights that add up to 1 over the source, float32 (codes, time), both on the CPU.
+
+        Raises:
+            DataError: The source has no code, or one that the model does not know.
+            LearnerError: The model, as its parameters have it, has no attention.
+        """

@@ -189,8 +189,10 @@ class Translator(GradientLearner):
         """Return what the model makes of a source, int64 (time,), and where it looked for each code, (codes, time).
 
         Raises:
-            LearnerError: The model has no attention.
+            DataError: The source is empty, or has a code beyond the vocabulary.
+            LearnerError: The model has no attention, or is no translator.
         """
+        check_sequences(self.name, "sources", source.unsqueeze(0), self.parameters.source_vocabulary)
         codes = trimmed(self.translate(state, source.unsqueeze(0)))
         inputs, _ = shifted(codes, self._boundary)
         with self._autocast():
