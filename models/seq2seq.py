@@ -182,8 +182,10 @@ class EncoderDecoder(Translation):
 class Seq2Seq(Translator):
     """GRU encoder and decoder, with or without attention, from one sequence of codes to another."""
 
-    parameters: Seq2SeqParameters
     name = "seq2seq"
+    task = "turn one sequence into another"
+    data = "pairs of sequences"
+    parameters: Seq2SeqParameters
 
     def build(self) -> nn.Module:
         """Return the network."""

@@ -152,8 +152,10 @@ class EncoderDecoder(Translation):
 class Transformer(Translator):
     """Transformer from one sequence of codes to another, or an encoder that classifies sequences."""
 
-    parameters: TransformerParameters
     name = "transformer"
+    task = "turn one sequence into another, classify sequences"
+    data = "pairs of sequences, sequences of codes"
+    parameters: TransformerParameters
 
     def build(self) -> nn.Module:
         """Return the network of the task, with a count of its steps if there is a warm-up."""
@@ -175,8 +177,9 @@ class Transformer(Translator):
         step = super().begin(local)
         if not self.parameters.warm_up_steps:
             return step
-        trained, parameters = self._module.get_submodule("trained"), list(self._module.parameters())
+        trained = self._module.get_submodule("trained")
         assert isinstance(trained, StepCount)
+        parameters: list[Tensor] = [*self._trained]
 
         def scaled(batch: Examples) -> Tensor:
             before = [parameter.detach().clone() for parameter in parameters]
