@@ -12,7 +12,7 @@ from models.scheduled_sampling import inverse_sigmoid
 from models.seq2seq import EncoderDecoder, Seq2Seq, Seq2SeqParameters
 from models.translation import shifted
 from simulation.serial import run_serially
-from tests.models.pronunciations import fit, moved, part
+from tests.models.pronunciations import ADAM, fit, moved, part
 from tests.server.cohorts import opened
 from wire.spec import Named, validate_spec
 
@@ -200,3 +200,27 @@ async def test_federated_by_letters_learns_to_pronounce(tmp_path: Path) -> None:
         records = await store.rounds(run.run_id)
     assert records[-1].metrics["error_rate"] < 0.5
     assert records[-1].metrics["error_rate"] < records[0].metrics["error_rate"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parameters", "floor"),
+    [
+        pytest.param({"attention": "none"}, 0.45, id="none"),
+        pytest.param({"attention": "dot"}, 0.22, id="dot"),
+        pytest.param({"attention": "additive"}, 0.22, id="additive"),
+        pytest.param({"forcing": "scheduled", "schedule": "inverse_sigmoid"}, 0.22, id="scheduled"),
+        pytest.param({"forcing": "professor"}, 0.22, id="professor"),
+    ],
+)
+def test_each_technique_learns_to_pronounce_words_that_were_held_out(parameters: dict[str, Any], floor: float) -> None:
+    training, held_out = part()
+    learner = build_learner(Named(name="seq2seq", dropout=0.2, **parameters))
+    state = learner.init(1)
+    after = moved(state, fit(learner, state, training, epochs=8, batch_size=32, optimizer=ADAM, clip_norm=1.0))
+    greedy = learner.evaluate(after, held_out).metrics["error_rate"]
+    assert greedy < floor
+    # Without attention, all that is known of a word must go through one state.
+    assert (greedy > 0.3) == (parameters.get("attention") == "none")
+    beam = build_learner(Named(name="seq2seq", dropout=0.2, beam_width=4, **parameters))
+    assert beam.evaluate(after, held_out).metrics["error_rate"] < greedy + 0.01

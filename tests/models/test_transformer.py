@@ -249,3 +249,13 @@ def test_classifies_spellings_by_the_phone_that_they_end_in() -> None:
 
 def last_phones(targets: Tensor) -> Tensor:
     return targets.gather(1, lengths_of(targets).unsqueeze(1) - 1).squeeze(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters", [{}, {"warm_up_steps": 200}, {"norm": "pre"}], ids=["post", "warm-up", "pre"])
+def test_learns_to_pronounce_words_that_were_held_out(parameters: dict[str, Any]) -> None:
+    training, held_out = part()
+    learner = build_learner(Named(name="transformer", **parameters))
+    state = learner.init(1)
+    after = moved(state, fit(learner, state, training, epochs=15, batch_size=32, optimizer=ADAM, clip_norm=1.0))
+    assert learner.evaluate(after, held_out).metrics["error_rate"] < 0.24
