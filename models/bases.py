@@ -27,14 +27,15 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 BaseName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
-def find_base(name: str) -> Path:
+def find_base(name: str, sha256: str | None = None) -> Path:
     """Return the file or folder of a base on this machine.
 
     Args:
         name: Letters, digits, dot, dash and underscore, without ".safetensors".
+        sha256: The `digest_base` that it must have, if that matters.
 
     Raises:
-        LearnerError: The name breaks the rule, or there is no such base, or a file and a folder of that name.
+        LearnerError: The name breaks the rule, there is no such base, or a file and a folder of that name, or its digest is another one.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise LearnerError(f"Base: name must be letters, digits, dot, dash and underscore, got {name!r:.200}.")
@@ -47,6 +48,8 @@ def find_base(name: str) -> Path:
             f"Base {name}: folder {folder} must hold a file {file.name} or a folder {name}, got {count}. "
             f"Put the base there, or set {FOLDER_VARIABLE} to the folder it is in."
         )
+    if sha256 is not None and (own := digest_base(found[0])) != sha256:
+        raise LearnerError(f"Base {name}: SHA-256 must be {sha256}, got {own}. Take the base that the run is for.")
     return found[0]
 
 

@@ -56,6 +56,16 @@ def test_find_base_of_two_of_one_name_is_refused(bases: Path) -> None:
         find_base("gpt")
 
 
+def test_find_base_with_another_digest_is_refused(bases: Path) -> None:
+    digest = digest_base(bases / "mini-lm")
+    assert find_base("mini-lm", digest) == bases / "mini-lm"
+    (bases / "mini-lm" / "config.json").write_text("{ }")
+    with pytest.raises(
+        LearnerError, match=rf"^Base mini-lm: SHA-256 must be {digest}, got [0-9a-f]{{64}}\. Take the base"
+    ):
+        find_base("mini-lm", digest)
+
+
 def test_digest_of_a_file_is_that_of_its_bytes(bases: Path) -> None:
     assert digest_base(bases / "gpt.safetensors") == hashlib.sha256(b"more weights").hexdigest()
 
