@@ -9,10 +9,12 @@ from pydantic import ValidationError
 
 from models.autoencoder import Autoencoder, AutoencoderParameters
 from models.bayesian_network import BayesianNetwork, BayesianNetworkParameters
+from models.bert import BERT, BERTParameters
 from models.cnn import CNN, CNNParameters
 from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
 from models.errors import LearnerError
 from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
+from models.gpt import GPT, GPTParameters
 from models.learner import Learner
 from models.mlp import MLP, MLPParameters, MLPRegressor, MLPRegressorParameters
 from models.neurons import Perceptron, PerceptronParameters
@@ -24,6 +26,7 @@ from models.recurrent import GRU, LSTM, RNN, RecurrentParameters
 from models.vae import VAE, VAEParameters
 from models.seq2seq import Seq2Seq, Seq2SeqParameters
 from models.transformer import Transformer, TransformerParameters
+from models.t5 import T5, T5Parameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
 
@@ -74,6 +77,9 @@ MODELS: dict[str, Model] = {
     "bayesian_network": Model(BayesianNetwork, BayesianNetworkParameters),
     "seq2seq": Model(Seq2Seq, Seq2SeqParameters),
     "transformer": Model(Transformer, TransformerParameters),
+    "gpt": Model(GPT, GPTParameters),
+    "bert": Model(BERT, BERTParameters),
+    "t5": Model(T5, T5Parameters),
 }
 
 
