@@ -46,6 +46,8 @@ class ShakespeareOptions(Strict):
     """Roles to take, such as hamlet/HAMLET, joined by `|`. Default: all."""
     window: Annotated[int, Field(ge=1, lt=10_000, strict=False)] = 80
     """Bytes in one example."""
+    speakers: Switch = False
+    """Whether targets are classes: who speaks, 0 to 11 in the order of all roles, whichever are taken."""
 
 
 class PronunciationsOptions(Strict):

@@ -3,12 +3,14 @@
 import json
 import lzma
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from client.data.keys import Keys
-from client.data.options import ShakespeareOptions
+from client.data.options import Role, ShakespeareOptions
 from client.data.text import cut_text, window_keys
 from models.learner import Examples
 
@@ -16,8 +18,15 @@ SHAKESPEARE_FILE = Path(__file__).with_name("shakespeare_12roles.json.xz")
 
 
 def load_shakespeare(options: ShakespeareOptions) -> Examples:
-    """Cut the speeches of the chosen roles, in the order of the file, into windows of bytes as `load_text` does."""
-    return cut_text(list(_speeches(options).values()), options.window)
+    """Cut the speeches of the chosen roles, in the order of the file, into windows of bytes as `load_text` does.
+
+    With `speakers`, targets are classes, (windows,), instead of the text one byte later.
+    """
+    examples = cut_text(list(_speeches(options).values()), options.window)
+    if not options.speakers:
+        return examples
+    numbers = {role: number for number, role in enumerate(get_args(Role))}
+    return Examples(examples.inputs, torch.tensor([numbers[role] for role in shakespeare_keys(options).tolist()]))
 
 
 def shakespeare_keys(options: ShakespeareOptions) -> Keys:

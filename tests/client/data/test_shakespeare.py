@@ -3,6 +3,7 @@ import lzma
 from typing import get_args
 
 import pytest
+import torch
 
 from client.data import load, load_keys, parse_source
 from client.data.options import Role
@@ -37,3 +38,15 @@ def test_load_shakespeare_takes_all_roles_by_default() -> None:
 def test_parse_source_role_that_is_not_there_is_refused() -> None:
     with pytest.raises(DataError, match=r"roles\.0 must be 'hamlet/HAMLET', .*, got 'OPHELIA'"):
         parse_source("shakespeare,roles=OPHELIA")
+
+
+def test_load_shakespeare_with_speakers_gives_classes_that_do_not_depend_on_which_are_taken() -> None:
+    everyone = load(parse_source("shakespeare,speakers=true"))
+    assert everyone.targets.dtype == torch.int64
+    assert list(dict.fromkeys(everyone.targets.tolist())) == list(range(12))
+    some = parse_source("shakespeare,speakers=true,roles=king-lear/KING LEAR|othello/IAGO")
+    found, plain = load(some), load(parse_source("shakespeare,roles=king-lear/KING LEAR|othello/IAGO"))
+    assert torch.equal(found.inputs, plain.inputs)
+    order = ["othello/IAGO", "king-lear/KING LEAR"]
+    assert list(dict.fromkeys(found.targets.tolist())) == [get_args(Role).index(role) for role in order]
+    assert load_keys(some).tolist() == [get_args(Role)[number] for number in found.targets.tolist()]
