@@ -15,6 +15,12 @@ from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
 from models.errors import LearnerError
 from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
 from models.gpt import GPT, GPTParameters
+from models.hugging_face import (
+    HuggingFaceCausalLM,
+    HuggingFaceClassifierParameters,
+    HuggingFaceParameters,
+    HuggingFaceSequenceClassifier,
+)
 from models.learner import Learner
 from models.mlp import MLP, MLPParameters, MLPRegressor, MLPRegressorParameters
 from models.neurons import Perceptron, PerceptronParameters
@@ -80,6 +86,8 @@ MODELS: dict[str, Model] = {
     "gpt": Model(GPT, GPTParameters),
     "bert": Model(BERT, BERTParameters),
     "t5": Model(T5, T5Parameters),
+    "hf_causal_lm": Model(HuggingFaceCausalLM, HuggingFaceParameters),
+    "hf_sequence_classifier": Model(HuggingFaceSequenceClassifier, HuggingFaceClassifierParameters),
 }
 
 

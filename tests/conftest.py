@@ -1,10 +1,15 @@
-"""What all tests share: repeatable hypothesis runs, one torch thread, and a plain word on skipped tests at the end."""
+"""What all tests share: repeatable hypothesis runs, one torch thread, and a plain word on skipped tests at the end; and tiny bases."""
 
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from models.bases import FOLDER_VARIABLE
+from tests.models.foundation import save_bert, save_gpt2
 
 settings.register_profile("choral", deadline=None, derandomize=True, database=None)
 settings.load_profile("choral")
@@ -21,3 +26,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         tests = f"{count} test{'s' * (count > 1)}"
         line = f"that need {program}. To run them: {command}" if command else f"for this reason: {reason}"
         terminalreporter.write_line(f"Skipped: {tests} {line}", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the bases that examples of the zoo name, tiny and with random weights."""
+    folder = tmp_path_factory.mktemp("bases")
+    save_gpt2(folder / "gpt2")
+    save_bert(folder / "all-minilm-l6-v2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(folder))
+        yield folder

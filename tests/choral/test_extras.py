@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from choral.cli import EXTRAS
+from choral.examples import FOLDER
 from tests.federation import HERE, Process, wait_until
 
 Start = Callable[..., Process]
@@ -66,6 +67,12 @@ def test_command_starts_with_only_the_extra_of_its_side(
     [
         pytest.param("tenacity", JOIN, "client", id="join"),
         pytest.param("uvicorn", SERVE, "server", id="serve"),
+        pytest.param(
+            "transformers",
+            ("simulate", str(FOLDER / "hf_causal_lm.yaml"), "--data", "shakespeare"),
+            "llm",
+            id="simulate",
+        ),
         pytest.param("redis", (*SERVE, "--store", "redis://127.0.0.1:1/0"), "server", id="redis"),
     ],
 )

@@ -38,6 +38,7 @@ def case_named(name: str) -> Case:
     return case_of(example.spec.model_copy(update=changes), example.data)
 
 
+@pytest.mark.usefixtures("bases")
 @pytest.mark.parametrize("rule", CHECKS)
 @pytest.mark.parametrize("name", [*MODELS, *VARIANTS])
 def test_learner_does_what_every_learner_must(name: str, rule: str) -> None:

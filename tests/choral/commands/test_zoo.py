@@ -55,6 +55,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"{path}:MyOwn"
 
 
+@pytest.mark.usefixtures("bases")
 def test_models_as_json_lists_every_learner_with_its_parameters(choral: Choral) -> None:
     listed = json.loads(choral("models", "--json").out)
     assert listed.keys() == MODELS.keys()

@@ -1,0 +1,291 @@
+"""Models of the package `transformers`, from a folder that lies on each machine: fine-tuned in full, or by LoRA with `peft`.
+
+Data are bytes of text, as for the models of our own, and the base's tokenizer reads them when they are trained on: so any base can take any
+text, and data sources, partitions and checks need to know no tokens. With LoRA only the adapters and a classifier's new head are trained
+and travel; the base's own tensors stay as they are to the bit.
+
+A base must have safetensors weights and code that is part of transformers: pickled weights and code of its own are never read.
+
+Source: Wolf et al., "Transformers: State-of-the-Art Natural Language Processing", EMNLP 2020. https://arxiv.org/abs/1910.03771
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. https://arxiv.org/abs/2106.09685
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models import tasks
+from models.bases import BaseName, find_base
+from models.errors import LearnerError
+from models.gradient import GradientLearner, GradientParameters
+from models.language import check_no_targets, check_windows, drawn, perplexity
+from models.learner import PADDING, Examples, SampleRequest
+from models.lora import LoRAParameters
+from wire.tensors import State
+
+
+class HuggingFaceParameters(GradientParameters):
+    """What both learners take."""
+
+    base: BaseName
+    """Name of the base: a folder with config.json, safetensors weights and a tokenizer, on the coordinator and on each client."""
+    base_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Digest that the base must have on each machine; not checked if not given."""
+    window: int = Field(default=256, ge=1, le=1 << 16)
+    """Most bytes of a text."""
+    lora: LoRAParameters | None = None
+    """Train a low-rank correction only; `targets` are names of dense layers, such as query and value in a BERT and c_attn in a GPT-2."""
+
+
+class HuggingFaceClassifierParameters(HuggingFaceParameters):
+    """Parameters of the learner `hf_sequence_classifier`."""
+
+    classes: int = Field(default=2, ge=2)
+    """Number of classes."""
+
+
+class HuggingFaceLearner(GradientLearner):
+    """A network of transformers on texts."""
+
+    parameters: HuggingFaceParameters
+    has_new_head = False
+    """Whether the network has layers that its base has not, which are trained with the adapters."""
+
+    def build(self) -> nn.Module:
+        """Return the base's network, with its weights where there is memory for them, adapted if `lora` is given.
+
+        Raises:
+            LearnerError: The base is not there, is another one, or cannot be read.
+        """
+        transformers = _transformers()
+        is_real = torch.get_default_device().type != "meta"
+        # Only where weights are read: a digest takes as long as reading them.
+        folder = find_base(self.parameters.base, self.parameters.base_sha256 if is_real else None)
+        subject = f"Base {self.parameters.base}"
+        if not folder.is_dir() or (folder / "adapter_config.json").exists():
+            raise LearnerError(f"{subject}: must be a folder with a whole model of transformers, got {folder.name}.")
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, **local, **self.options())
+            kind = self.kind(transformers)
+            if not is_real:
+                module: nn.Module = kind.from_config(config, trust_remote_code=False, dtype=torch.float32)
+            else:
+                module, report = kind.from_pretrained(
+                    folder, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
+                )
+                self._check_report(module, report)
+        except (OSError, ValueError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise LearnerError(f"{subject}: must be readable by transformers, got: {reason:.300}") from error
+        if (most := getattr(config, "max_position_embeddings", None)) and self.parameters.window + 2 > most:
+            raise LearnerError(f"{subject}: window must be at most {most - 2}, got {self.parameters.window}.")
+        if self.parameters.lora is not None:
+            self._adapt(module, self.parameters.lora)
+        return module
+
+    @abstractmethod
+    def kind(self, transformers: Any) -> Any:
+        """Return the auto class of the network."""
+
+    def options(self) -> Mapping[str, object]:
+        """Return what the configuration is to have beside what the base says."""
+        return {}
+
+    def frozen_names(self) -> frozenset[str]:
+        """Return all that is not trained, and second names of tensors that have two: those travel once."""
+        own = {name for name, parameter in self._module.named_parameters() if parameter.requires_grad}
+        own |= set() if self.parameters.lora else {name for name, _ in self._module.named_buffers()}
+        return super().frozen_names() | frozenset(self._module.state_dict().keys() - own)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer, read when it is first needed."""
+        folder = find_base(self.parameters.base)
+        try:
+            return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise LearnerError(f"Base {self.parameters.base}: must have a tokenizer, got: {reason:.300}") from error
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Run the network on int64 (batch, time) with `PADDING` at the end."""
+        is_token = tokens != PADDING
+        config: Any = self._module.config
+        filled = tokens.masked_fill(~is_token, config.pad_token_id or 0)
+        logits: Tensor = self._module(input_ids=filled, attention_mask=is_token.long()).logits
+        return logits
+
+    def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return rows of tokens as one tensor, int64 (batch, time), with `PADDING` at the end."""
+        longest = max(map(len, rows))
+        return torch.tensor([[*row, *[PADDING] * (longest - len(row))] for row in rows], device=self._device)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy over all targets that are not padding."""
+        return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=PADDING)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Accuracy."""
+        is_target = targets != PADDING
+        return {"accuracy": (outputs.argmax(dim=-1) == targets)[is_target].double().mean()}
+
+    def _check_report(self, module: nn.Module, report: Mapping[str, Any]) -> None:
+        """Check that nothing is missing that adapters would leave as it was drawn."""
+        prefix = f"{module.base_model_prefix}."
+        if self.parameters.lora and (
+            missing := sorted(name for name in report["missing_keys"] if name.startswith(prefix))
+        ):
+            raise ValueError(f"tensor {missing[0]} is missing, as are {len(missing) - 1} others")
+
+    def _adapt(self, module: nn.Module, lora: LoRAParameters) -> None:
+        """Put adapters into the layers that are targets, and let only them and a new head learn."""
+        from peft import LoraConfig, inject_adapter_in_model
+        from transformers.pytorch_utils import Conv1D
+
+        layers = {
+            name.rpartition(".")[2]: part
+            for name, part in module.named_modules()
+            if isinstance(part, nn.Linear | Conv1D)
+        }
+        if unknown := sorted(set(lora.targets) - set(layers)):
+            known = ", ".join(sorted(layers))
+            raise LearnerError(f"Base {self.parameters.base}: lora.targets must be among {known}, got {unknown[0]!r}.")
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type] # only ever divided by the rank
+            target_modules=lora.targets,
+            fan_in_fan_out=isinstance(layers[lora.targets[0]], Conv1D),
+        )
+        inject_adapter_in_model(config, module)
+        for name, parameter in module.named_parameters():
+            if self.has_new_head and not name.startswith(f"{module.base_model_prefix}."):
+                parameter.requires_grad_(True)
+
+
+class HuggingFaceCausalLM(HuggingFaceLearner):
+    """Any decoder of transformers on windows of text."""
+
+    task = "predict the next token"
+    data = "text"
+
+    def kind(self, transformers: Any) -> Any:
+        """Return the auto class for next tokens."""
+        return transformers.AutoModelForCausalLM
+
+    def check(self, data: Examples) -> None:
+        """Check that inputs are texts as bytes; what comes after each byte is known from them."""
+        check_windows("hf_causal_lm", data.inputs, 256, self.parameters.window, is_padded=True)
+        check_no_targets("hf_causal_lm", data)
+
+    def batch_loss(self, batch: Examples) -> Tensor:
+        """Predict each token of the texts from those before it."""
+        tokens = self._tokens(_texts(batch.inputs))
+        return self.loss(self.logits(tokens)[:, :-1], tokens[:, 1:])
+
+    def measure_batch(self, batch: Examples) -> Mapping[str, Tensor]:
+        """Measure tokens, and the bits that a character takes: those can be compared between tokenizers."""
+        texts = _texts(batch.inputs)
+        tokens = self._tokens(texts)
+        outputs, targets = self.logits(tokens)[:, :-1], tokens[:, 1:]
+        counts = (targets != PADDING).sum(1)
+        nats = functional.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=PADDING, reduction="none").sum(1)
+        characters = torch.tensor([max(1, len(text)) for text in texts], device=self._device)
+        # Means over each text, then over texts: so they are the same in any batch.
+        return {
+            "loss": (nats / counts).mean(),
+            "accuracy": ((outputs.argmax(dim=2) == targets).sum(1) / counts).mean(),
+            "bits_per_character": (nats / characters).mean() / math.log(2),
+        }
+
+    def finish(self, means: dict[str, float]) -> dict[str, float]:
+        """Add the perplexity of tokens."""
+        return means | {"perplexity": perplexity(means["loss"])}
+
+    @torch.no_grad()
+    def sample(self, state: State, request: SampleRequest) -> Tensor:
+        """Write on from the prompt, token by token; return prompt and text as bytes, int64 (count, time), perhaps padded."""
+        self._load(state)
+        self._module.eval()
+        prompt = b"" if request.prompt is None else bytes(request.prompt.tolist())
+        tokens = self._tokens([prompt.decode(errors="ignore")]).repeat(request.count, 1)
+        start = tokens.shape[1]
+        # A token is a byte or more; those that are more are cut.
+        for _ in range(request.length):
+            logits = self.logits(tokens[:, -self.parameters.window :])[:, -1]
+            tokens = torch.cat(
+                [tokens, drawn(logits, request.temperature, request.generator)[:, None].to(self._device)], 1
+            )
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True).encode() for row in tokens[:, start:]]
+        rows = [[*prompt, *text[: request.length]] for text in texts]
+        return self.padded(rows).cpu()
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        """Return the tokens of texts after one that begins each of them."""
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return self.padded([[self._first, *row] for row in rows])
+
+    @cached_property
+    def _first(self) -> int:
+        """The token before a text, from which its first one is predicted."""
+        for token in ("bos_token_id", "eos_token_id", "cls_token_id"):
+            if (found := getattr(self.tokenizer, token)) is not None:
+                return int(found)
+        raise LearnerError(f"Base {self.parameters.base}: must have a token that begins or ends a text, got none.")
+
+
+class HuggingFaceSequenceClassifier(HuggingFaceLearner):
+    """Any model of transformers on texts with classes."""
+
+    task = "classify"
+    data = "texts with classes"
+
+    parameters: HuggingFaceClassifierParameters
+    has_new_head = True
+
+    def kind(self, transformers: Any) -> Any:
+        """Return the auto class for classes of texts."""
+        return transformers.AutoModelForSequenceClassification
+
+    def options(self) -> Mapping[str, object]:
+        """Return the number of classes."""
+        return {"num_labels": self.parameters.classes}
+
+    def check(self, data: Examples) -> None:
+        """Check that inputs are texts as bytes, perhaps padded, and targets classes."""
+        check_windows("hf_sequence_classifier", data.inputs, 256, self.parameters.window, is_padded=True)
+        tasks.check_classes("hf_sequence_classifier", data, self.parameters.classes)
+
+    def batch_loss(self, batch: Examples) -> Tensor:
+        """Classify the texts."""
+        return self.loss(self._classify(batch.inputs), batch.targets)
+
+    def measure_batch(self, batch: Examples) -> Mapping[str, Tensor]:
+        """Measure classes."""
+        outputs = self._classify(batch.inputs)
+        return {"loss": self.loss(outputs, batch.targets), **self.measure(outputs, batch.targets)}
+
+    def _classify(self, inputs: Tensor) -> Tensor:
+        return self.logits(self.padded(self.tokenizer(_texts(inputs))["input_ids"]))  # (batch, classes)
+
+
+def _texts(inputs: Tensor) -> list[str]:
+    """Return texts of bytes, int64 (batch, time) with `PADDING`; a character that a window cuts is left out."""
+    return [bytes(code for code in row if code != PADDING).decode(errors="ignore") for row in inputs.tolist()]
+
+
+def _transformers() -> Any:
+    """Import the package, which takes seconds, and keep it from writing on the screen."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return transformers
