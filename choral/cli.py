@@ -8,8 +8,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from choral.commands import demo, join, maps, partition, runs, serve, simulate, specs, zoo
-from choral.commands import attention, demo, join, partition, runs, serve, simulate, specs, zoo
+from choral.commands import attention, demo, join, maps, partition, runs, serve, simulate, specs, zoo
 from wire import RELEASE
 from wire.errors import ChoralError
 

@@ -29,10 +29,10 @@ from models.own import own_learners, parameters_of
 from models.rbf import RBFNetwork, RBFNetworkParameters
 from models.rbm import RBM, RBMParameters
 from models.recurrent import GRU, LSTM, RNN, RecurrentParameters
-from models.vae import VAE, VAEParameters
 from models.seq2seq import Seq2Seq, Seq2SeqParameters
-from models.transformer import Transformer, TransformerParameters
 from models.t5 import T5, T5Parameters
+from models.transformer import Transformer, TransformerParameters
+from models.vae import VAE, VAEParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
 
