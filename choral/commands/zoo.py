@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from pydantic_core import to_jsonable_python
-from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from choral.commands.own import Own, add_all
@@ -40,20 +40,19 @@ def models(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("learner", "task", "data", "parameters", "engines", "what it is"):
-        table.add_column(heading, justify="right" if heading == "parameters" else "left", overflow="fold")
-    for name, row in rows.items():
-        engines = " ".join(engine[0] for engine in row["engines"])
-        count = f"{row['parameter_count']:,}" if row["parameter_count"] else "-"
-        table.add_row(name, row["task"], row["data"], count, engines, escape(row["summary"]))
     console = Console()
-    console.print(table)
+    for name, row in rows.items():
+        count = f"{row['parameter_count']:,} parameters" if row["parameter_count"] else "not here"
+        details = " · ".join([row["task"], row["data"], count, ", ".join(row["engines"])])
+        console.print(
+            Padding(f"[bold]{name}[/bold]  {escape(row['summary'])}", (0, 0, 0, 2), expand=False), highlight=False
+        )
+        console.print(Padding(escape(details), (0, 0, 0, 6), style="dim"), highlight=False)
     for name, row in rows.items():
         if row["needs"]:
             console.print(f"{name}: {escape(row['needs'])}", highlight=False)
     console.print(
-        "\nchoral models show NAME: its parameters.  choral models spec NAME > run.yaml: a spec to begin with."
+        "\nchoral models show NAME: what it takes.  choral models spec NAME > run.yaml: a spec to begin with."
     )
 
 

@@ -134,7 +134,7 @@ def bad_data_is_refused(case: Case) -> None:
     for what, bad in {
         "inputs with one axis more": Examples(data.inputs[..., None], data.targets),
         "inputs of another type": Examples(other_type, data.targets),
-        "targets with two axes more": Examples(data.inputs, data.targets.reshape(len(data), -1, 1, 1)),
+        "targets with two axes more": Examples(data.inputs, data.targets[..., None, None]),
     }.items():
         _must_refuse(what, lambda bad=bad: learner.check(bad))  # type: ignore[misc]
     _must_refuse("training without examples", lambda: case.fit(learner, case.state, data.select(torch.arange(0))))
