@@ -1,0 +1,124 @@
+"""What recurrent networks learn of real series and texts, measured on what they were not trained on."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.zoo import dealt, trained
+from choral.examples import example_of
+from client.data import load, load_keys, parse_source
+from client.data.sunspots import SUNSPOTS_FILE
+from models import Examples, build_learner
+from wire.spec import LocalSpec, Named
+from wire.tensors import Layout
+
+WINDOW = 24
+TEST_ROLES = ["timon-of-athens/TIMON", "titus-andronicus/TITUS ANDRONICUS"]
+
+
+def sunspots() -> tuple[Examples, Examples]:
+    """Return the windows of the first 247 years and those that forecast the other 62, in deviations of the first."""
+    counts = np.loadtxt(SUNSPOTS_FILE, delimiter=",", usecols=[1])
+    known = len(counts) * 4 // 5
+    years = torch.from_numpy((counts - counts[:known].mean()) / counts[:known].std()).float()
+    windows = years.unfold(0, WINDOW + 1, 1)  # (windows, WINDOW + 1)
+    data = Examples(windows[:, :WINDOW, None].contiguous(), windows[:, WINDOW:].contiguous())
+    split = known - WINDOW
+    return data.select(torch.arange(split)), data.select(torch.arange(split, len(data)))
+
+
+def measured(named: Named, training: Examples, test: Examples, **local: Any) -> dict[str, float]:
+    """Train on one part of data and return what is measured on the other."""
+    learner = build_learner(named)
+    learner.check(training)
+    state = learner.init(1)
+    layout = Layout.of(state)
+    generator = torch.Generator().manual_seed(1)
+    found = learner.fit(state, training, LocalSpec(**local), generator, lambda _: None)
+    return dict(learner.evaluate(layout.views(layout.flatten(state) + found.vector), test).metrics)
+
+
+def persistence(test: Examples) -> float:
+    """Return the mean squared error of forecasts that nothing changes."""
+    return float((test.inputs[:, -1] - test.targets).square().mean())
+
+
+def test_persistence_on_sunspots_has_the_error_that_is_known() -> None:
+    assert persistence(sunspots()[1]) == pytest.approx(0.954, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("rnn", 0.45),
+        pytest.param("lstm", 0.40, marks=pytest.mark.slow),
+        pytest.param("gru", 0.40, marks=pytest.mark.slow),
+    ],
+)
+def test_forecast_of_sunspots_errs_less_than_half_of_persistence(name: str, most: float) -> None:
+    named = Named(name=name, task="forecast", features=1, hidden=16)
+    adam = Named(name="adam", learning_rate=0.01)
+    found = measured(named, *sunspots(), epochs=30, batch_size=16, optimizer=adam)
+    assert found["mse"] < most
+    assert found["r2"] > 0.8
+
+
+def test_federated_forecast_of_sunspots_errs_less_than_persistence() -> None:
+    """Four spans of years are clients; the fifth, when the sun was most active, is nobody's."""
+    example = example_of("gru")
+    federation = dealt(example)
+    assert len(federation.clients) == 4
+    found = trained(example.spec, federation.clients, federation.test, None)
+    assert found["mse"] < 0.6 * persistence(federation.test)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "learning_rate", "least"), [("rnn", 0.001, 0.35), ("lstm", 0.01, 0.85), ("gru", 0.01, 0.90)]
+)
+def test_classes_of_mnist_1d_are_found_from_one_number_at_a_time(name: str, learning_rate: float, least: float) -> None:
+    from mnist1d.data import get_dataset_args, make_dataset  # type: ignore[import-untyped]
+
+    made = make_dataset(get_dataset_args())
+    training, test = (
+        Examples(torch.from_numpy(made[x]).float()[:, :, None], torch.from_numpy(made[y]).long())
+        for x, y in (("x", "y"), ("x_test", "y_test"))
+    )
+    named = Named(name=name, task="classify", features=1, hidden=64)
+    local = {"epochs": 25, "batch_size": 32} if name == "rnn" else {"epochs": 20, "batch_size": 64}
+    adam = Named(name="adam", learning_rate=learning_rate)
+    assert measured(named, training, test, optimizer=adam, clip_norm=1.0, **local)["accuracy"] > least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "learning_rate", "most"), [("rnn", 0.002, 3.2), ("lstm", 0.01, 3.0), ("gru", 0.005, 3.05)]
+)
+def test_next_character_of_roles_that_nobody_read_is_guessed_after_273_steps(
+    name: str, learning_rate: float, most: float
+) -> None:
+    source = parse_source("shakespeare")
+    examples, keys = load(source), load_keys(source)
+    is_test = torch.from_numpy(np.isin(keys, TEST_ROLES))
+    training, test = (examples.select(rows.nonzero()[:, 0]) for rows in (~is_test, is_test))
+    assert math.ceil(len(training) / 32) == 39
+    adam = Named(name="adam", learning_rate=learning_rate)
+    named = Named(name=name, embedding=64)
+    found = measured(named, training, test, epochs=7, batch_size=32, optimizer=adam, clip_norm=1.0)
+    assert found["bits_per_character"] < most
+
+
+@pytest.mark.slow
+def test_federated_next_character_by_role_is_guessed_better_with_each_few_rounds() -> None:
+    example = example_of("lstm")
+    federation = dealt(example)
+    assert len(federation.clients) == 10
+    bits = []
+    for rounds in (1, 5):
+        found = trained(example.spec.model_copy(update={"rounds": rounds}), federation.clients, federation.test, None)
+        bits.append(found["bits_per_character"])
+    assert bits[1] < bits[0] < 5.0
+    assert bits[1] < 3.7
