@@ -1,15 +1,11 @@
-"""What learners of numbers share: their errors on held-out data, R2, and the check of targets.
+"""What is reported of forecasts: their errors on held-out data, and R2.
 
 R2 = 1 - mean((y - f)^2) / mean((y - mean(y))^2), over all numbers to forecast
 """
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
-
-from models.errors import unsuited
-from models.learner import Examples
 
 _SMALLEST_VARIANCE = 1e-12
 """Of targets, in units of their mean square: below, they are one number but for rounding."""
@@ -34,13 +30,3 @@ def with_r2(means: Mapping[str, float]) -> dict[str, float]:
     variance = means["second_moment"] - means["first_moment"] ** 2
     is_constant = variance <= _SMALLEST_VARIANCE * means["second_moment"]
     return found | {"r2": 0.0 if is_constant else 1 - means["mse"] / variance}
-
-
-def check_values(learner: str, data: Examples, count: int) -> None:
-    """Check that each example has `count` finite numbers to forecast, float32. Raises `DataError`."""
-    if data.targets.dtype != torch.float32 or data.targets.shape != (len(data), count):
-        found = f"{tuple(data.targets.shape[1:])} {str(data.targets.dtype).removeprefix('torch.')}"
-        raise unsuited(f"Learner {learner}: targets must have shape ({count},) float32", found)
-    if not data.targets.isfinite().all():
-        row = int((~data.targets.isfinite()).any(dim=1).nonzero()[0])
-        raise unsuited(f"Learner {learner}: targets must be finite", f"others in example {row}")

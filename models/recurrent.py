@@ -138,13 +138,14 @@ class Recurrent(GradientLearner):
         """Cross-entropy, or squared error of a forecast, over all targets that are no padding."""
         if self.parameters.task != "forecast":
             return functional.cross_entropy(outputs, targets, ignore_index=PADDING)
+        targets = targets.view_as(outputs)
         is_target = ~targets.isnan()
         return functional.mse_loss(outputs[is_target], targets[is_target])
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Accuracy, with bits per character of text; of forecasts their errors."""
         if self.parameters.task == "forecast":
-            return forecasts.forecast_measures(outputs, targets)
+            return forecasts.forecast_measures(outputs, targets.view_as(outputs))
         if self.parameters.task == "classify":
             return tasks.classification_measures(outputs, targets)
         return tasks.next_code_measures(outputs, targets)
@@ -259,7 +260,7 @@ class Recurrent(GradientLearner):
         if parameters.task == "classify":
             tasks.check_classes(self.name, data, parameters.classes)
         elif parameters.task == "forecast":
-            forecasts.check_values(self.name, data, parameters.outputs)
+            tasks.check_values(self.name, data, parameters.outputs)
         else:
             check_sequences(self.name, data.targets, parameters.vocabulary)
             is_alike = padding(data.inputs) == padding(data.targets)

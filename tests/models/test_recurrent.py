@@ -394,6 +394,16 @@ def test_r2_of_targets_that_are_all_the_same_is_zero(count: int) -> None:
     assert learner.evaluate(learner.init(5), data).metrics["r2"] == 0
 
 
+def test_single_numbers_to_forecast_need_no_axis() -> None:
+    learner = recurrent("rnn", task="forecast", features=1, hidden=4, truncate=4)
+    inputs = series([6, 3, 5], 1)
+    with_axis, without = (Examples(inputs, torch.ones(shape)) for shape in ((3, 1), (3,)))
+    learner.check(without)
+    state = learner.init(5)
+    assert learner.evaluate(state, without) == learner.evaluate(state, with_axis)
+    assert fit(learner, state, without).tobytes() == fit(learner, state, with_axis).tobytes()
+
+
 # Samples.
 
 
@@ -540,16 +550,19 @@ NAN = torch.nan
         pytest.param(
             torch.ones(2, 3, 2),
             torch.ones(2, 3),
-            r"targets must have shape \(1,\) float32, got \(3,\) float32",
+            r"targets must be 1 float32 an example, got shape \(2, 3\) float32",
             id="outputs",
         ),
         pytest.param(
-            torch.ones(2, 3, 2), FINE[:, :1], r"targets must have shape \(1,\) float32, got \(1,\) int64", id="classes"
+            torch.ones(2, 3, 2),
+            FINE[:, :1],
+            r"targets must be 1 float32 an example, got shape \(2, 1\) int64",
+            id="classes",
         ),
         pytest.param(
             torch.ones(2, 3, 2),
             torch.tensor([[1], [NAN]]),
-            "targets must be finite, got others in example 1",
+            "targets must be finite, got another one in example 1",
             id="missing",
         ),
     ],
