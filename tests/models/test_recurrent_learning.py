@@ -80,7 +80,7 @@ def test_federated_forecast_of_sunspots_errs_less_than_persistence() -> None:
     ("name", "learning_rate", "least"), [("rnn", 0.001, 0.35), ("lstm", 0.01, 0.85), ("gru", 0.01, 0.90)]
 )
 def test_classes_of_mnist_1d_are_found_from_one_number_at_a_time(name: str, learning_rate: float, least: float) -> None:
-    from mnist1d.data import get_dataset_args, make_dataset  # type: ignore[import-untyped]
+    from mnist1d.data import get_dataset_args, make_dataset
 
     made = make_dataset(get_dataset_args())
     training, test = (
@@ -120,5 +120,5 @@ def test_federated_next_character_by_role_is_guessed_better_with_each_few_rounds
     for rounds in (1, 5):
         found = trained(example.spec.model_copy(update={"rounds": rounds}), federation.clients, federation.test, None)
         bits.append(found["bits_per_character"])
-    assert bits[1] < bits[0] < 5.0
+    assert bits[1] < bits[0] < 4.6
     assert bits[1] < 3.7
