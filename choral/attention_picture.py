@@ -7,19 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from choral.errors import PictureError
+from choral.pictures import COLOURS, INK, check_picture
 
-SUFFIXES = (".png", ".svg", ".pdf")
-INK = "#334155"
 NUMBERED = 12
 """Most codes of either side for which weights are also written as numbers."""
-
-
-def check_picture(path: Path) -> None:
-    """Check that a picture can have this name. Raises `PictureError`."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise PictureError(
-            f"Picture {path}: name must end with one of {', '.join(SUFFIXES)}, got {path.name!r}. Rename it."
-        )
 
 
 def draw_attention(
@@ -46,7 +37,7 @@ def draw_attention(
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    shown = axes.imshow(weights, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    shown = axes.imshow(weights, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(sources)), sources, parse_math=False)
     axes.set_yticks(range(len(outputs)), outputs, parse_math=False)
     axes.xaxis.tick_top()

@@ -6,7 +6,8 @@ from typing import Annotated
 import torch
 import typer
 
-from choral.attention_picture import check_picture, draw_attention
+from choral.attention_picture import draw_attention
+from choral.pictures import check_picture
 from client.data.pronunciations import PHONES
 from models import LearnerError, build_learner
 from models.learner import Attentive
