@@ -117,8 +117,7 @@ class Reconstructor(GradientLearner):
 
     @torch.no_grad()
     def _through(self, part: nn.Module, state: State, inputs: Tensor) -> Tensor:
-        self._load(state)
-        self._module.eval()
+        self._rest(state)
         with self._autocast():
             return torch.cat([part(rows.to(self._device)).float().cpu() for rows in inputs.split(256)])  # type: ignore[no-untyped-call]
 

@@ -118,8 +118,7 @@ class CNN(Classifier):
     @torch.no_grad()
     def maps(self, state: State, image: Tensor) -> Mapping[str, Tensor]:
         """Return the activations of each convolution, after norm and activation, and of each pooling, (channels, height, width)."""
-        self._load(state)
-        self._module.eval()
+        self._rest(state)
         found: dict[str, Tensor] = {}
         name, values = "", image.to(self._device)[None]
         for layer in self._module.children():

@@ -241,10 +241,7 @@ class GradientLearner(ABC):
         """Return the means over `data` of all that `measure_batch` reports, and what `measure_whole` says of it."""
         if len(data) == 0:
             return Evaluation(0, {})
-        self._load(state)
-        self._module.eval()
-        if self._own_statistics:
-            self._gather_statistics(training)
+        self._rest(state, training)
         totals: dict[str, Tensor] = {}
         weight_total = 0
         with RandomStream(0, self._device).drawing(), self._autocast():
@@ -283,6 +280,13 @@ class GradientLearner(ABC):
             # Batch norm has no statistics of a single example: it joins the batch before it.
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
+
+    def _rest(self, state: State, training: Examples | None = None) -> None:
+        """Load a state into the module and make it ready for what is not training. Arguments as `evaluate`."""
+        self._load(state)
+        self._module.eval()
+        if self._own_statistics:
+            self._gather_statistics(training)
 
     def _gather_statistics(self, training: Examples | None) -> None:
         if training is None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models import Examples, Learner, build_learner
+from models import Examples, Learner, LearnerError, build_learner
 from models.learner import ActivationMaps
 from wire.spec import LocalSpec, Named
 from wire.tensors import State
@@ -47,6 +47,13 @@ def test_maps_are_those_of_evaluation_and_not_of_training(images: Examples) -> N
     values = functional.conv2d(images.inputs[:1], state["0.weight"], state["0.bias"], padding=1)
     mean, var, weight, bias = (state[f"1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
     torch.testing.assert_close(found["convolution 1"], functional.batch_norm(values, mean, var, weight, bias).relu()[0])
+
+
+def test_maps_without_a_clients_own_statistics_are_refused(images: Examples) -> None:
+    learner = build_learner(Named(name="cnn", batch_norm=True, statistics="local"))
+    assert isinstance(learner, ActivationMaps)
+    with pytest.raises(LearnerError, match="statistics must be averaged where there is no training data"):
+        learner.maps(learner.init(1), images.inputs[0])
 
 
 @pytest.mark.slow
