@@ -35,9 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import tasks
-from models.classifier import Classifier
+from models.classifier import Classifier, ClassifierParameters
 from models.errors import unsuited
-from models.gradient import GradientParameters
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer
 from wire.spec import LocalSpec
@@ -95,7 +94,7 @@ class Readout(Classifier):
 
     def __init__(self, features: int, classes: int, device: torch.device) -> None:
         self._sizes = (features, classes)
-        super().__init__(GradientParameters(), device)
+        super().__init__(ClassifierParameters(), device)
 
     def build(self) -> nn.Module:
         """Return the dense layer."""
