@@ -35,6 +35,13 @@ def check_features(learner: str, data: Examples, shape: tuple[int, ...]) -> None
         raise unsuited(f"Learner {learner}: examples must have shape {shape} float32", found)
 
 
+def check_bystanders(learner: str, data: Examples) -> None:
+    """Check targets that a learner does not look at: classes, a row of numbers, or none. Raises `DataError`."""
+    if data.targets.dim() > 2 or len(data.targets) != len(data):
+        rule = f"Learner {learner}: targets must be numbers, a row of them or none, for each of {len(data)} examples"
+        raise unsuited(rule, f"shape {tuple(data.targets.shape)}")
+
+
 def check_classes(learner: str, data: Examples, count: int) -> None:
     """Check that each example has one class, int64 from 0 to count - 1. Raises `DataError`."""
     if data.targets.shape != (len(data),):

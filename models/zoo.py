@@ -21,6 +21,9 @@ from models.hugging_face import (
     HuggingFaceParameters,
     HuggingFaceSequenceClassifier,
 )
+from models.diffusion import DDPM, DDPMParameters
+from models.errors import LearnerError
+from models.gan import GAN, GANParameters
 from models.learner import Learner
 from models.mlp import MLP, MLPParameters, MLPRegressor, MLPRegressorParameters
 from models.neurons import Perceptron, PerceptronParameters
@@ -33,6 +36,7 @@ from models.seq2seq import Seq2Seq, Seq2SeqParameters
 from models.t5 import T5, T5Parameters
 from models.transformer import Transformer, TransformerParameters
 from models.vae import VAE, VAEParameters
+from models.score import ScoreMatching, ScoreMatchingParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
 
@@ -88,6 +92,10 @@ MODELS: dict[str, Model] = {
     "t5": Model(T5, T5Parameters),
     "hf_causal_lm": Model(HuggingFaceCausalLM, HuggingFaceParameters),
     "hf_sequence_classifier": Model(HuggingFaceSequenceClassifier, HuggingFaceClassifierParameters),
+    "lstm": Model(LSTM, LSTMParameters),
+    "gan": Model(GAN, GANParameters),
+    "ddpm": Model(DDPM, DDPMParameters),
+    "score_matching": Model(ScoreMatching, ScoreMatchingParameters),
 }
 
 

@@ -1,0 +1,161 @@
+"""Denoising score matching against scores in closed form, Langevin dynamics against its own moments, and digits that it learns to make."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import SVC
+from torch import Tensor
+
+from client.data import load, parse_source
+from models import DataError, Examples, LearnerError, build_learner
+from models.gan import energy_distance
+from models.learner import Sampler, SampleRequest
+from models.score import ScoreMatching, ScoreMatchingParameters, langevin
+from wire.spec import LocalSpec, Named
+from wire.tensors import Layout, State
+
+
+def made(**parameters: Any) -> ScoreMatching:
+    return ScoreMatching(ScoreMatchingParameters(**parameters), torch.device("cpu"))
+
+
+def generator(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def unlabelled(inputs: Tensor) -> Examples:
+    return Examples(inputs, torch.empty(len(inputs), 0, dtype=torch.int64))
+
+
+def trained(
+    learner: ScoreMatching, state: State, data: Examples, epochs: int, learning_rate: float, batch_size: int = 64
+) -> State:
+    local = LocalSpec(epochs=epochs, batch_size=batch_size, optimizer=Named(name="adam", learning_rate=learning_rate))
+    layout = Layout.of(state)
+    contribution = learner.fit(state, data, local, generator(), lambda fraction: None)
+    return layout.views(layout.flatten(state) + contribution.vector)
+
+
+def digits(*blocks: int) -> Examples:
+    return load(parse_source(f"digits,blocks={'|'.join(map(str, blocks))}"))
+
+
+def test_sigmas_fall_by_the_same_part_each() -> None:
+    sigmas = made(noise_levels=5, sigma_high=2.0, sigma_low=0.02).sigmas
+    torch.testing.assert_close(sigmas, torch.tensor([2.0, 0.632456, 0.2, 0.0632456, 0.02]))
+
+
+def test_loss_is_sigma_squared_times_the_distance_from_the_score_of_the_noise() -> None:
+    learner = made(inputs=[3], noise_levels=4)
+    inputs, levels = torch.rand(4, 3, generator=generator()), torch.arange(4)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        found = float(learner._loss_at(inputs, levels))
+    torch.manual_seed(2)
+    noise = torch.randn_like(inputs)
+    terms = []
+    for level, sigma in enumerate(learner.sigmas.tolist()):
+        noisy = (inputs[level] + sigma * noise[level])[None]
+        score = learner.score(learner._module.state_dict(), noisy, level)
+        # The gradient of log N(noisy; inputs, sigma^2) is -noise / sigma.
+        terms.append(sigma**2 * (score + noise[level] / sigma).square().mean().item())
+    assert found == pytest.approx(sum(terms) / 4, rel=1e-5)
+
+
+def test_score_of_one_gaussian_is_learned_within_5_percent() -> None:
+    torch.manual_seed(3)
+    mean, deviation = torch.tensor([0.5, -1.0]), 0.8
+    drawn = torch.randn(4000, 2)
+    data = unlabelled(mean + deviation * (drawn - drawn.mean(0)) / drawn.std(0))
+    learner = made(inputs=[2], hidden=[64, 64], sigma_low=0.1)
+    state: State = learner.init(5)
+    for epochs, rate in ((40, 0.01), (40, 0.002), (30, 0.0003)):
+        state = trained(learner, state, data, epochs, rate, 256)
+    for level, sigma in enumerate(learner.sigmas.tolist()):
+        inputs = mean + math.hypot(deviation, sigma) * torch.randn(1000, 2, generator=generator(level))
+        expected = -(inputs - mean) / (deviation**2 + sigma**2)
+        error = (learner.score(state, inputs, level) - expected).norm() / expected.norm()
+        assert error < 0.05, (sigma, error)
+    # At the least noise it is nearly that of the data itself.
+    clean = -(inputs - mean) / deviation**2
+    assert (learner.score(state, inputs, level) - clean).norm() / clean.norm() < 0.05
+
+
+def test_langevin_comes_to_the_moments_that_its_steps_have() -> None:
+    # Of N(m, v), a step is x - m <- (1 - a / 2v)(x - m) + sqrt(a) z, which rests at variance a / (1 - (1 - a / 2v)^2).
+    torch.manual_seed(4)
+    mean, variance, step = 2.0, 0.5, 0.3
+    found = langevin(torch.zeros(40_000, 1), lambda x: -(x - mean) / variance, step, 60)
+    shrinking = 1 - step / (2 * variance)
+    assert found.mean().item() == pytest.approx(mean, abs=0.02)
+    assert found.var().item() == pytest.approx(step / (1 - shrinking**2), rel=0.03)
+
+
+class Gauss(torch.nn.Module):
+    """The best there is where each number of the data is from N(mean, deviation^2)."""
+
+    def __init__(self, sigmas: Tensor, mean: float, deviation: float) -> None:
+        super().__init__()
+        self.sigmas, self.mean, self.deviation = sigmas, mean, deviation
+
+    def forward(self, noisy: Tensor, levels: Tensor) -> Tensor:
+        sigmas = self.sigmas[levels][:, None]
+        return sigmas * (noisy - self.mean) / (self.deviation**2 + sigmas**2)
+
+
+def test_draws_of_the_best_network_have_the_moments_of_the_data() -> None:
+    learner = made(inputs=[2], sigma_low=0.1, step_size=0.1)
+    learner._module = Gauss(learner.sigmas, 0.3, 0.5)
+    torch.manual_seed(1)
+    found = learner.draw(10_000)
+    assert found.mean().item() == pytest.approx(0.3, abs=0.02)
+    # The last step to the mean leaves s^4 / (s^2 + sigma^2) of the variance.
+    assert found.std().item() == pytest.approx(0.25 / math.hypot(0.5, 0.1), rel=0.03)
+
+
+@pytest.mark.parametrize("network", ["mlp", "unet"])
+def test_networks_learn_and_sample(images: Examples, network: str) -> None:
+    learner = made(network=network, channels=[8, 16], langevin_steps=3)
+    assert isinstance(learner, Sampler)
+    state = learner.init(5)
+    data, held_out = images.select(torch.arange(400)), images.select(torch.arange(1400, 1600))
+    before = learner.evaluate(state, held_out).metrics["loss"]
+    state = trained(learner, state, data, 3, 0.003)
+    assert learner.evaluate(state, held_out).metrics["loss"] < 0.85 < 0.95 < before
+    samples = learner.sample(state, SampleRequest(3, generator()))
+    assert samples.shape == (3, 1, 8, 8)
+    assert samples.dtype == torch.float32
+    assert samples.isfinite().all()
+    assert torch.equal(samples, learner.sample(state, SampleRequest(3, generator())))
+    assert not torch.equal(samples, learner.sample(state, SampleRequest(3, generator(2))))
+
+
+def test_smallest_noise_above_the_largest_is_refused() -> None:
+    with pytest.raises(LearnerError, match=r"sigma_low must be at most sigma_high \(0.5\), got 0.6"):
+        build_learner(Named(name="score_matching", sigma_high=0.5, sigma_low=0.6))
+
+
+def test_values_that_are_not_finite_are_refused(images: Examples) -> None:
+    learner, inputs = made(), images.inputs.clone()
+    learner.check(images)
+    inputs[7, 0, 3, 3] = math.inf
+    with pytest.raises(DataError, match="values must be finite, got another one in example 7"):
+        learner.check(Examples(inputs, images.targets))
+
+
+@pytest.mark.slow
+def test_digits_reach_the_reference_and_every_class_is_made() -> None:
+    learner, data, unseen = made(), digits(*range(11)), digits(11, 12, 13)
+    state: State = learner.init(5)
+    for epochs, rate in ((60, 0.003), (20, 0.001), (20, 0.0003)):
+        state = trained(learner, state, data, epochs, rate)
+    assert learner.evaluate(state, unseen).metrics["loss"] < 0.435
+    samples = learner.sample(state, SampleRequest(1000, generator()))
+    # As far from unseen digits as another writer's may be, of 2 in the mean between two digits.
+    assert energy_distance(samples, unseen.inputs) < 0.15
+    classifier = SVC().fit(data.inputs.flatten(1).numpy(), data.targets.numpy())
+    counts = np.bincount(classifier.predict(samples.flatten(1).numpy()), minlength=10)
+    assert counts.min() >= 20, counts
