@@ -94,6 +94,8 @@ MODELS: dict[str, Model] = {
     "hf_sequence_classifier": Model(HuggingFaceSequenceClassifier, HuggingFaceClassifierParameters),
     "lstm": Model(LSTM, LSTMParameters),
     "gan": Model(GAN, GANParameters),
+    "ddpm": Model(DDPM, DDPMParameters),
+    "score_matching": Model(ScoreMatching, ScoreMatchingParameters),
 }
 
 

@@ -29,11 +29,15 @@ def generator(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def trained(learner: DDPM, state: State, data: Examples, epochs: int, learning_rate: float) -> State:
-    local = LocalSpec(epochs=epochs, batch_size=64, optimizer=Named(name="adam", learning_rate=learning_rate))
+def trained(learner: DDPM, data: Examples, phases: list[tuple[int, float]]) -> State:
+    """Return the state after so many epochs at a learning rate, and so many at the next."""
+    state: State = learner.init(5)
     layout = Layout.of(state)
-    contribution = learner.fit(state, data, local, generator(), lambda fraction: None)
-    return layout.views(layout.flatten(state) + contribution.vector)
+    for seed, (epochs, rate) in enumerate(phases):
+        local = LocalSpec(epochs=epochs, batch_size=64, optimizer=Named(name="adam", learning_rate=rate))
+        contribution = learner.fit(state, data, local, generator(seed), lambda fraction: None)
+        state = layout.views(layout.flatten(state) + contribution.vector)
+    return state
 
 
 def digits(*blocks: int) -> Examples:
@@ -179,10 +183,9 @@ def test_draws_of_the_best_network_have_the_moments_of_the_data(name: ScheduleNa
 def test_networks_learn_and_sample(images: Examples, network: str) -> None:
     learner = made(network=network, channels=[8, 16], steps=20)
     assert isinstance(learner, Sampler)
-    state = learner.init(5)
     data, held_out = images.select(torch.arange(400)), images.select(torch.arange(1400, 1600))
-    before = learner.evaluate(state, held_out).metrics["loss"]
-    state = trained(learner, state, data, 3, 0.003)
+    before = learner.evaluate(learner.init(5), held_out).metrics["loss"]
+    state = trained(learner, data, [(3, 0.003)])
     # Of noise that it does not tell from the example, the error is 1.
     assert learner.evaluate(state, held_out).metrics["loss"] < 0.7 < 0.95 < before
     samples = learner.sample(state, SampleRequest(3, generator()))
@@ -206,7 +209,7 @@ def test_unet_takes_images_of_other_shapes_and_is_told_the_level(shape: list[int
 
 def test_evaluation_noise_hardly_moves_the_loss(images: Examples) -> None:
     learner = made()
-    state = trained(learner, learner.init(5), images, 2, 0.003)
+    state = trained(learner, images, [(2, 0.003)])
     halves = [images.select(torch.arange(start, 1796, 2)) for start in (0, 1)]
     left, right = (learner.evaluate(state, half).metrics["loss"] for half in halves)
     assert left != right
@@ -239,9 +242,7 @@ def test_values_out_of_range_are_refused(images: Examples) -> None:
 @pytest.mark.slow
 def test_digits_reach_the_reference_and_every_class_is_made() -> None:
     learner, data, unseen = made(hidden=[256] * 4), digits(*range(11)), digits(11, 12, 13)
-    state: State = learner.init(5)
-    for epochs, rate in ((80, 0.003), (30, 0.001), (30, 0.0003)):
-        state = trained(learner, state, data, epochs, rate)
+    state = trained(learner, data, [(80, 0.003), (30, 0.001), (30, 0.0003)])
     assert learner.evaluate(state, unseen).metrics["loss"] < 0.187
     samples = learner.sample(state, SampleRequest(1000, generator()))
     classifier = SVC().fit(data.inputs.flatten(1).numpy(), data.targets.numpy())
