@@ -160,9 +160,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, before: int, after: int, embedding: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.GroupNorm(min(8, before), before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1)
-        )
+        self.first = nn.Sequential(nn.GroupNorm(8, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
         self.level = nn.Linear(embedding, after)
         self.second = nn.Sequential(nn.GroupNorm(8, after), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1))
         self.around = nn.Conv2d(before, after, 1) if before != after else nn.Identity()

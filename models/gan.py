@@ -165,10 +165,9 @@ class GAN(GradientLearner):
             of_discriminator = train_discriminator(
                 lambda: discriminator_loss(self._judge(batch.inputs), self._judge(made))
             )
-            # Autocast has kept the discriminator's weights as they were before its step.
+            # Autocast has kept both networks' weights, those of the discriminator as they were before its step.
             torch.clear_autocast_cache()
             of_generator = train_generator(lambda: generator_loss(self._judge(self._make(noise))))
-            torch.clear_autocast_cache()
             self._losses.append(torch.stack([of_generator, of_discriminator]) * len(batch))
             return of_generator + of_discriminator
 
