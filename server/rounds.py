@@ -147,18 +147,28 @@ class Rounds:
         return free_count() == len(client_ids)
 
     async def _select(self, record: RoundRecord) -> Sequence[str]:
-        """Wait until enough clients are present, and choose among them."""
+        """Wait until enough clients are present, and choose among them.
+
+        Who has just dropped off keeps its place; but among many some always have, so that once there are enough others, nobody is waited
+        for longer than one client may take to come back.
+        """
         loop, cohort = asyncio.get_running_loop(), self._spec.cohort
         refused = {refusal.client_id for refusal in record.refusals}
-        give_up = loop.time() + cohort.wait_seconds
+        back_by = give_up = loop.time() + cohort.wait_seconds
 
         def choice_now() -> Choice:
-            return choose(self._site.cohort.members(), self._spec, record.number, loop.time(), refused)
+            members, now = self._site.cohort.members(), loop.time()
+            if now >= back_by:
+                members = [member for member in members if member.is_present]
+            return choose(members, self._spec, record.number, now, refused)
 
         choice = choice_now()
         with self._status.waiting("clients", lambda: len(choice_now().present), choice.want, cohort.wait_seconds):
             while not choice.is_ready and (now := loop.time()) < give_up:
-                await self._site.cohort.changed.wait(max(0.0, min(give_up, choice.back_by) - now))
+                if choice.has_others:
+                    back_by = min(back_by, now + cohort.return_seconds)
+                until = min(choice.back_by, back_by if now < back_by else give_up)
+                await self._site.cohort.changed.wait(max(0.0, until - now))
                 choice = choice_now()
         if not choice.is_ready and len(choice.present) < cohort.fewest:
             raise QuorumError(

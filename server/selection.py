@@ -30,17 +30,19 @@ class Choice:
         want: Clients that the round needs.
         absent: Those of `client_ids` that are expected back.
         back_by: When the first of `absent` is given up, on the clock of `now`; infinite when none is absent.
+        has_others: Whether there would be enough clients without those that are expected back.
     """
 
     client_ids: tuple[str, ...]
     want: int
     absent: frozenset[str]
     back_by: float
+    has_others: bool
 
     @property
     def is_ready(self) -> bool:
-        """Whether enough clients are chosen and all of them are present."""
-        return len(self.client_ids) >= self.want and not self.absent
+        """Whether enough of the chosen clients are present: of more than the round needs, some may be absent."""
+        return len(self.client_ids) - len(self.absent) >= self.want
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -107,4 +109,5 @@ def choose(
         want,
         frozenset(member.client_id for member in absent),
         min((member.absent_since + cohort.return_seconds for member in absent), default=math.inf),
+        sum(member.is_present for member in candidates) >= (cohort.size or cohort.fewest),
     )

@@ -89,7 +89,7 @@ class CohortSpec(Strict):
     wait_seconds: float = Field(default=300.0, ge=0, le=30 * 86_400)
     """Longest wait for enough clients before a round, seconds. Then the run goes on with a quorum, or pauses."""
     return_seconds: float = Field(default=10.0, ge=0, le=86_400)
-    """How long a round keeps the place of a client that has dropped off, seconds, once the quorum is in."""
+    """How long a round keeps the place of a client that has dropped off, seconds, once the quorum is in, or others could take the place."""
     retries: int = Field(default=2, ge=0, le=100)
     """How often a round without a quorum is started over before the run pauses."""
 

@@ -12,6 +12,7 @@ import torch
 from client.data import LocalData
 from server.errors import QuorumError
 from server.records import RoundRecord
+from server.selection import ranks_of
 from simulation.clock import VirtualLoop
 from simulation.cohort import SimulatedCohort
 from simulation.history import simulated_seconds_of
@@ -132,6 +133,29 @@ def test_absent_clients_are_waited_for_and_deliver_when_they_are_back(tmp_path: 
     assert record.phase_seconds["select"] == pytest.approx(30.0)
     assert who(record) == ALL
     assert record.phase_seconds["train"] == pytest.approx(26.0)
+
+
+@pytest.mark.parametrize(
+    ("cohort", "select_seconds", "chosen"),
+    [
+        pytest.param({"return_seconds": 5.0}, 15.0, (2, 3), id="one-return-in-all"),
+        pytest.param({"return_seconds": 60.0, "wait_seconds": 11.0}, 11.0, (1, 2), id="no-longer-than-the-wait"),
+        pytest.param({"return_seconds": 5.0, "over_selection": 1.5}, 10.0, (1, 2), id="over-selection"),
+    ],
+)
+def test_selection_does_not_wait_for_one_absent_client_after_another_where_others_are_present(
+    tmp_path: Path, cohort: dict[str, Any], select_seconds: float, chosen: tuple[int, ...]
+) -> None:
+    by_rank = [ALL[place] for place in np.argsort(ranks_of(ALL, spec({}).seed, 1))]
+    # From 10 s on more than two are there, but the best goes at 8 s, and the next ones before the one before is given up.
+    periods = ("0,8", "10,12", "10,16", "10,999")
+    rows = [f"{client_id},{period}" for client_id, period in zip(by_rank, periods, strict=True)]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["client,from_seconds,until_seconds", *rows]))
+    configured = spec({"size": 2, "quorum": 1} | cohort, trace=str(trace)).model_copy(update={"rounds": 1})
+    _, (record,) = played(configured, tmp_path / "run")
+    assert record.phase_seconds["select"] == pytest.approx(select_seconds)
+    assert record.selected == sorted(by_rank[place] for place in chosen)
 
 
 def test_absent_client_costs_no_more_than_the_time_in_which_it_may_return(tmp_path: Path) -> None:
