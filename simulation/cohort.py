@@ -17,6 +17,7 @@ from models import Evaluation, build_learner
 from server.cohort import Cohort, Member, Order
 from server.inbox import Arrival, Ballot, Binding, Inbox
 from server.signal import Signal
+from simulation.attendance import Attendance
 from simulation.clock import next_tick
 from simulation.population import Population
 from wire.federation_pb2 import RefusalReason
@@ -77,10 +78,11 @@ class SimulatedCohort(Cohort, ABC):
         self._training_counts = {client_id: len(data.training) for client_id, data in sorted(sites.items())}
         self._held_out_counts = {client_id: len(data.held_out) for client_id, data in sites.items()}
         behaviour = spec.simulation
-        self._population = Population(behaviour, list(self._training_counts), spec.seed) if behaviour else None
+        client_ids = list(self._training_counts)
+        self._population = Population(behaviour, client_ids, spec.seed) if behaviour else None
+        self._attendance = Attendance(self._population, client_ids) if self._population else None
         self._always_there = {
-            client_id: Member(client_id, client_id, is_present=True, absent_since=0.0)
-            for client_id in self._training_counts
+            client_id: Member(client_id, client_id, is_present=True, absent_since=0.0) for client_id in client_ids
         }
         self._members = tuple(self._always_there.values())
         self._fallen_out: dict[str, float] = {}
@@ -94,17 +96,17 @@ class SimulatedCohort(Cohort, ABC):
 
     def members(self) -> Sequence[Member]:
         """Return all clients."""
-        if self._population is None:
+        if self._attendance is None:
             return self._members
-        members = [self._member_now(client_id) for client_id in self._training_counts]
-        self._look_again()
-        return members
+        now = asyncio.get_running_loop().time()
+        self._look_again(self._attendance.next_turn(now))
+        return self._attendance.members(now, self._fallen_out)
 
     def member(self, client_id: str) -> Member | None:
         """Return one client as `members` would, or None when there is no such client."""
-        if self._population is None or client_id not in self._always_there:
+        if self._attendance is None or client_id not in self._always_there:
             return self._always_there.get(client_id)
-        return self._member_now(client_id)
+        return self._attendance.member(client_id, asyncio.get_running_loop().time(), self._fallen_out)
 
     @contextlib.contextmanager
     def claim(self, client_ids: Sequence[str], run_id: str) -> Iterator[None]:
@@ -207,16 +209,6 @@ class SimulatedCohort(Cohort, ABC):
                 due[client_id] = moment
         return _earliest_first(due, now + order.spec.cohort.deadline_seconds)
 
-    def _member_now(self, client_id: str) -> Member:
-        assert self._population is not None
-        now = asyncio.get_running_loop().time()
-        presence = self._population.presence(client_id, now)
-        fell = self._fallen_out.get(client_id, math.inf)
-        if presence.is_present and now < fell:
-            return self._always_there[client_id]
-        since = fell if presence.is_present else min(fell, presence.since)
-        return Member(client_id, client_id, is_present=False, absent_since=since)
-
     @contextlib.contextmanager
     def _followed(self, client_ids: Sequence[str]) -> Iterator[None]:
         """Notify whenever one of these clients comes, goes or falls out, while the context is open."""
@@ -244,17 +236,14 @@ class SimulatedCohort(Cohort, ABC):
             for timer in timers.values():
                 timer.cancel()
 
-    def _look_again(self) -> None:
-        """Notify when the next client comes or goes. When that is follows from the time alone, and not from who has looked before."""
-        assert self._population is not None
+    def _look_again(self, turn: float) -> None:
+        """Notify at `turn`, when the next client comes or goes. When that is follows from the time alone, not from who has looked before."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
         if self._next_look is not None:
             self._next_look.cancel()
-        until = min(self._population.presence(client_id, now).until for client_id in self._training_counts)
-        if until < math.inf:
-            soonest = (now // LOOK_SECONDS + 1) * LOOK_SECONDS
-            self._next_look = loop.call_at(max(until, soonest), self._changed.notify)
+        if turn < math.inf:
+            soonest = (loop.time() // LOOK_SECONDS + 1) * LOOK_SECONDS
+            self._next_look = loop.call_at(max(turn, soonest), self._changed.notify)
 
 
 def _earliest_first(due: Mapping[str, float], deadline: float) -> dict[str, float]:
