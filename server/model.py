@@ -7,6 +7,7 @@ temporary name, fsynced and renamed, so that a file with its final name is whole
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ def write_checkpoint(path: Path, model: Model, header: Mapping[str, str], is_syn
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, {**header, **own})
+        _sort_header(temporary)
         if is_synced:
             _sync(temporary)
         temporary.replace(path)
@@ -157,6 +159,18 @@ def read_checkpoint(path: Path, layout: Layout) -> Model:
         if found != expected:
             raise StoreError(f"Checkpoint {path}: {key} must be {expected}, got {found}.")
     return model
+
+
+def _sort_header(path: Path) -> None:
+    """Put the header's keys in order: safetensors writes them in another one each time, and equal models shall be equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size, "only the order changes"
+        file.seek(8)
+        file.write(text)
 
 
 def _digests(model: Model) -> dict[str, str]:

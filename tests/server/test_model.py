@@ -87,6 +87,17 @@ def test_checkpoint_has_a_header_that_says_whose_it_is(tmp_path: Path) -> None:
     assert header == {**HEADER, "layout": layout, "sha256": model.sha256.hex()}
 
 
+def test_checkpoint_of_the_same_model_is_the_same_file(tmp_path: Path) -> None:
+    shop = ModelShop(cnn_spec())
+    model, path = stepped(shop, shop.initial(), 1), tmp_path / "x.safetensors"
+    files = set()
+    for _ in range(8):
+        write_checkpoint(path, model, {**HEADER, "learner": '{"name": "caf\u00e9\\n"}'})
+        files.add(path.read_bytes())
+    assert len(files) == 1
+    assert_same(read_checkpoint(path, model.layout), model)
+
+
 async def test_checkpoint_of_a_run_names_run_round_and_spec(scene: Scene) -> None:
     await scene.play(configured := spec(rounds=2))
     with safe_open(checkpoint_path(scene.folder, 2), framework="np") as file:
