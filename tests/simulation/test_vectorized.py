@@ -105,6 +105,22 @@ async def test_local_terms_agree_with_serial_after_five_rounds(tmp_path: Path, l
     assert await disagreement(federation(**local), tmp_path) < 1e-4
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "adam", "learning_rate": 0.01},
+        {"name": "rmsprop", "learning_rate": 0.001},
+        {"name": "adagrad", "learning_rate": 0.01},
+    ],
+    ids=lambda optimizer: optimizer["name"],
+)
+async def test_fedprox_with_steps_of_a_size_of_their_own_agrees_with_serial_on_images(
+    tmp_path: Path, optimizer: dict[str, Any]
+) -> None:
+    # Where the gradient is all but zero, such a step takes its sign from it.
+    assert await disagreement(federation(CNN, optimizer=optimizer, epochs=2, proximal_mu=0.1), tmp_path) < 1e-4
+
+
 @pytest.mark.parametrize("block", [1, 2, 4])
 async def test_cohort_cut_into_blocks_agrees_with_serial(tmp_path: Path, block: int) -> None:
     optimizer = {"name": "adam", "learning_rate": 0.01}
