@@ -12,6 +12,7 @@ https://arxiv.org/abs/1602.05629  https://arxiv.org/abs/1902.01046
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from server.status import Status
 from server.store import Store
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Rounds:
         self._status = status
         self._phase_seconds: dict[str, float] = {}
         self._total: WeightedMean | None = None
+        self._has_warned = False
 
     async def play(self) -> RunRecord:
         """Run rounds until the last or until the spec's metric is reached, and return the finished run.
@@ -263,7 +267,7 @@ class Rounds:
         )
         evaluation = await self._evaluate(order, model, self._evaluators(record, order, inbox), shop)
         metrics = _training_means(record) | evaluation | _refusal_counts(record)
-        await self._commit(record.with_(metrics=metrics), model)
+        await self._commit(record.with_(metrics=metrics), model, *self._warnings(record.number, metrics))
         return model, metrics
 
     def _evaluators(self, record: RoundRecord, order: Order, inbox: Inbox) -> list[str]:
@@ -279,8 +283,8 @@ class Rounds:
         self, order: Order, model: Model, client_ids: Sequence[str], shop: ModelShop
     ) -> dict[str, float]:
         """Return the metrics of the new model on data that was not trained on, if this round is one to evaluate."""
-        every, number = self._spec.evaluate.every, order.round_number
-        if every == 0 or (number % every and number != self._spec.rounds):
+        number = order.round_number
+        if not self._is_evaluated(number):
             return {}
         self._status.enter("evaluate", number)
         with self._timed("evaluate"):
@@ -298,7 +302,25 @@ class Rounds:
                 asking.cancel()
             return ballot.means()
 
-    async def _commit(self, record: RoundRecord, model: Model) -> None:
+    def _is_evaluated(self, number: int) -> bool:
+        every = self._spec.evaluate.every
+        return every > 0 and (number % every == 0 or number == self._spec.rounds)
+
+    def _warnings(self, number: int, metrics: Mapping[str, float]) -> list[EventRecord]:
+        """Say, once, that the metric by which the run should stop is not among those of an evaluated round."""
+        goal = self._spec.stop_when
+        if goal is None or self._has_warned or goal.metric in metrics or not self._is_evaluated(number):
+            return []
+        self._has_warned = True
+        known = ", ".join(sorted(name for name in metrics if not name.startswith("refused_"))) or "none"
+        text = (
+            f"Round {number}: stop_when.metric must be among the metrics that there are, {known}, got {goal.metric!r}. "
+            "Without it the run goes on to its last round."
+        )
+        log.warning("%s", text)
+        return [self._event("metric_missing", text)]
+
+    async def _commit(self, record: RoundRecord, model: Model, *events: EventRecord) -> None:
         """Make the round durable: first its checkpoint, then one store transaction."""
         self._status.enter("commit", record.number)
         with self._timed("commit"):
@@ -307,7 +329,7 @@ class Rounds:
         run = self._run.with_(round_number=record.number, model_sha256=record.model_sha256)
         record = record.with_(ended_time=now, phase_seconds=self._phase_seconds)
         event = self._event("round_committed", f"round {record.number}")
-        await to_its_end(self._site.store.commit_round(run, record, event))
+        await to_its_end(self._site.store.commit_round(run, record, event, *events))
         self._run = run
         await asyncio.to_thread(self._checkpoints.prune, record.number)
 

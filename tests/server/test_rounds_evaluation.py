@@ -54,6 +54,24 @@ async def test_play_stops_when_the_metric_is_reached(scene: Scene) -> None:
     assert (events[-1].kind, events[-1].detail) == ("run_finished", run.reason)
 
 
+async def test_play_says_once_that_no_evaluation_has_the_metric_to_stop_by(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def measure(order: Order, client_id: str) -> Evaluation:
+        return Evaluation(1, {"loss": 1.0, "accuracy": 0.5})
+
+    scene.scripted.evaluate_script = measure
+    goal = {"metric": "acuracy", "at_least": 0.4}
+    run = await scene.play(spec(rounds=5, evaluate={"every": 2}, stop_when=goal))
+    assert (run.round_number, run.reason) == (5, "")
+    (event,) = [event for event in await scene.store.events("run") if event.kind == "metric_missing"]
+    assert event.detail == (
+        "Round 2: stop_when.metric must be among the metrics that there are, accuracy, loss, got 'acuracy'. "
+        "Without it the run goes on to its last round."
+    )
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [event.detail]
+
+
 async def test_play_what_a_client_says_of_its_training_is_no_evaluation(scene: Scene) -> None:
     boast = Bring(1.0, metrics={"accuracy": 1.0, "train_loss": 0.5})
     scene.scripted.train_script = script(a=boast, b=boast, c=boast)
