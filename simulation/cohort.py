@@ -237,7 +237,7 @@ class SimulatedCohort(Cohort, ABC):
                 timer.cancel()
 
     def _look_again(self, turn: float) -> None:
-        """Notify at `turn`, when the next client comes or goes. When that is follows from the time alone, not from who has looked before."""
+        """Notify at `turn`, when the next client comes or goes. That follows from the time alone, not from who has looked before."""
         loop = asyncio.get_running_loop()
         if self._next_look is not None:
             self._next_look.cancel()

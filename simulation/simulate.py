@@ -5,8 +5,6 @@ it is asked for again, and ends with the model of one that was not.
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 import math
 import shutil
@@ -17,17 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError
 
 from client.data import LocalData, load, load_keys, parse_source
-from models import check_spec
+from models import Examples, check_spec
 from server.checkpoints import checkpoint_path
-from server.folder import held_folder, kept
+from server.folder import held_folder
 from server.records import RoundRecord, RoundState, RunRecord
 from server.rounds import Site
 from server.store import Store
+from simulation.claim import begun, check, note, sha256_of
 from simulation.clock import VirtualLoop
+from simulation.cohort import SimulatedCohort
 from simulation.engines import EngineName, build, choose
 from simulation.errors import SimulationError
 from simulation.history import simulated_seconds_of, write_history, write_plot
@@ -36,6 +37,7 @@ from simulation.partition import local_data, partition
 from simulation.play import RUN_ID, play
 from simulation.resources import Resources, core_count
 from simulation.schemes import ByKey, parse_scheme
+from wire.errors import ChoralError
 from wire.memory import freed_memory_kept
 from wire.spec import RunSpec, read_spec, validate_spec
 from wire.validation import explain
@@ -77,12 +79,14 @@ class Simulation:
         rounds: Its committed rounds, oldest first.
         folder: Where `model.safetensors`, `history.csv` and `history.png` lie.
         engine: What trained the clients.
+        engine_reason: Why that, in a few words.
     """
 
     run: RunRecord
     rounds: tuple[RoundRecord, ...]
     folder: Path
     engine: str
+    engine_reason: str
 
 
 def simulate(
@@ -102,6 +106,7 @@ def simulate(
 
     Raises:
         SimulationError: The folder holds another simulation, or the setting breaks a rule.
+        QuorumError: A round could not get enough contributions. As after Ctrl-C, the results of the rounds before it were written.
         SpecError: The spec breaks a rule, or asks for more clients than there are.
         PartitionError: The data cannot be dealt so.
         DataError: The data cannot be read, or does not suit the learner.
@@ -118,7 +123,7 @@ def simulate(
     threads = torch.get_num_threads()
     try:
         with freed_memory_kept():
-            return _run(_play(spec, checked, Path(folder), on_round or (lambda _: None)))
+            return _run(_Play(spec, checked, Path(folder), on_round or (lambda _: None)).play())
     finally:
         torch.set_num_threads(threads)
 
@@ -148,81 +153,95 @@ def _run_virtually(playing: Coroutine[Any, Any, Simulation]) -> Simulation:
         return runner.run(playing)
 
 
-async def _play(spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound) -> Simulation:
-    with held_folder(folder):
-        engine, reason = choose(setting.engine, spec, setting)
-        if setting.engine == "auto":
-            log.info("engine %s: %s", engine, reason)
-        # Before anything is computed: OpenMP's threads stay awake between small operations as long as no other ones were made.
-        torch.set_num_threads(setting.threads or (core_count() if engine == "vectorized" else 1))
-        store = await Ledger.open(folder / "simulation.sqlite", is_synced=False)
-        try:
-            _claim(folder, spec, setting, has_begun=bool(await store.runs()))
-            sites = _sites(spec, setting)
-            await asyncio.sleep(0)  # Ctrl-C takes effect where the event loop comes round
-            own_data = load(parse_source(setting.own_data)) if setting.own_data else None
-            rounds = await _all_rounds(store)
-            for record in rounds:
-                on_round(record)
-            store.tell = lambda record: _take(record, rounds, on_round)
-            await _set_clock(store, rounds)
-            client_count = len(sites)
-            cohort = build(engine, spec, sites, setting)
-            await asyncio.sleep(0)
-            # Most engines have copied it.
-            del sites
+class _Play:
+    """One simulation in its folder, from the rounds that it has to its end, in whatever way that comes."""
+
+    def __init__(self, spec: RunSpec, setting: Setting, folder: Path, on_round: OnRound) -> None:
+        self._spec = spec
+        self._setting = setting
+        self._folder = folder
+        self._on_round = on_round
+        self._engine, self._reason = "", ""
+        self._rounds: list[RoundRecord] = []
+        self._client_count = 0
+
+    async def play(self) -> Simulation:
+        """Play to the end, and write the results; those of what there is after Ctrl-C or an error that is no bug."""
+        with held_folder(self._folder):
+            self._engine, self._reason = choose(self._setting.engine, self._spec, self._setting)
+            # Before anything is computed: OpenMP's threads stay awake between small operations as long as no other ones were made.
+            torch.set_num_threads(self._setting.threads or (core_count() if self._engine == "vectorized" else 1))
             try:
-                run = await play(spec, Site(store, cohort, folder / "checkpoints", own_data, store.checkpoints))
+                run = await self._play_on()
+            except (ChoralError, asyncio.CancelledError):
+                if self._rounds:
+                    self._write_results()
+                    names = ", ".join(RESULTS)
+                    log.info("in %s, after round %d: %s", self._folder, self._rounds[-1].number, names)
+                raise
+            self._write_results()
+            return Simulation(run, tuple(self._rounds), self._folder, self._engine, self._reason)
+
+    async def _play_on(self) -> RunRecord:
+        store = await Ledger.open(self._folder / "simulation.sqlite", is_synced=False)
+        try:
+            cohort, own_data = await self._staged(store)
+            try:
+                site = Site(store, cohort, self._folder / "checkpoints", own_data, store.checkpoints)
+                return await play(self._spec, site)
             finally:
                 cohort.close()
         finally:
             await store.close()
-        title = f"{spec.name}: {spec.learner.name}, {client_count} clients, {setting.partition}"
-        _write_results(folder, run, rounds, title)
-        return Simulation(run, tuple(rounds), folder, engine)
+
+    async def _staged(self, store: Ledger) -> tuple[SimulatedCohort, Examples | None]:
+        """Read the data, take up the rounds that there are, and build the engine."""
+        sites, own_data = await self._claimed_data(has_begun=bool(await store.runs()))
+        rounds = await _all_rounds(store)
+        for record in rounds:
+            self._take(record)
+        store.tell = self._take
+        await _set_clock(store, rounds)
+        self._client_count = len(sites)
+        cohort = build(self._engine, self._spec, sites, self._setting)
+        if self._setting.engine == "auto":
+            log.info("engine %s: %s", self._engine, self._reason)
+        await asyncio.sleep(0)
+        return cohort, own_data
+
+    async def _claimed_data(self, has_begun: bool) -> tuple[dict[str, LocalData], Examples | None]:
+        """Read the data, and note in the folder what is simulated there, or refuse another simulation than the one that has begun."""
+        claim = begun(self._spec, self._setting.simulated)
+        if has_begun:
+            check(self._folder, claim)
+        sites, data_sha256 = _sites(self._spec, self._setting)
+        await asyncio.sleep(0)  # Ctrl-C takes effect where the event loop comes round
+        own_data = load(parse_source(self._setting.own_data)) if self._setting.own_data else None
+        own = {"own_data_sha256": sha256_of(own_data.inputs, own_data.targets)} if own_data else {}
+        (check if has_begun else note)(self._folder, {**claim, "data": {"data_sha256": data_sha256} | own})
+        return sites, own_data
+
+    def _take(self, record: RoundRecord) -> None:
+        self._rounds.append(record)
+        self._on_round(record)
+
+    def _write_results(self) -> None:
+        title = f"{self._spec.name}: {self._spec.learner.name}, {self._client_count} clients, {self._setting.partition}"
+        write_history(self._folder / "history.csv", self._rounds)
+        write_plot(self._folder / "history.png", self._rounds, title)
+        newest = checkpoint_path(self._folder / "checkpoints", self._rounds[-1].number)
+        shutil.copyfile(newest, self._folder / "model.safetensors")
 
 
-def _write_results(folder: Path, run: RunRecord, rounds: Sequence[RoundRecord], title: str) -> None:
-    write_history(folder / "history.csv", rounds)
-    write_plot(folder / "history.png", rounds, title)
-    shutil.copyfile(checkpoint_path(folder / "checkpoints", run.round_number), folder / "model.safetensors")
-
-
-def _take(record: RoundRecord, rounds: list[RoundRecord], on_round: OnRound) -> None:
-    rounds.append(record)
-    on_round(record)
-
-
-def _claim(folder: Path, spec: RunSpec, setting: Setting, has_begun: bool) -> None:
-    """Note what is simulated in a folder, and refuse another simulation than one that has begun there."""
-    if not has_begun:
-        (folder / "simulation.json").unlink(missing_ok=True)
-    wanted = {"spec": json.loads(spec.canonical_json()), "setting": setting.simulated | _traced(spec)}
-    found = json.loads(kept(folder / "simulation.json", json.dumps(wanted, indent=2) + "\n"))
-    for part, values in wanted.items():
-        for key, value in values.items():
-            if found[part].get(key) != value:
-                raise SimulationError(
-                    f"Folder {folder}: {key} must be that of the simulation that it holds, {found[part].get(key)!r}, got {value!r}. "
-                    "Choose another folder, or delete this one."
-                )
-
-
-def _traced(spec: RunSpec) -> dict[str, str]:
-    """Return the SHA-256 of the spec's trace of clients, if it has one that can be read; who reads it says why it cannot."""
-    path = spec.simulation.trace if spec.simulation else None
-    if path is None or not Path(path).is_file():
-        return {}
-    return {"trace_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
-
-
-def _sites(spec: RunSpec, setting: Setting) -> dict[str, LocalData]:
-    """Read the data and deal it to the clients; every draw follows from the spec's seed."""
+def _sites(spec: RunSpec, setting: Setting) -> tuple[dict[str, LocalData], str]:
+    """Read the data and deal it to the clients; every draw follows from the spec's seed. Return it with its SHA-256."""
     scheme, source = parse_scheme(setting.partition), parse_source(setting.data)
     examples = load(source)
     keys = load_keys(source) if isinstance(scheme, ByKey) else None
     parts = partition(examples, scheme, setting.clients, spec.seed, keys)
-    return local_data(examples, parts, setting.held_out, source.kind)
+    dealt = [torch.from_numpy(parts.sizes), torch.from_numpy(np.concatenate(parts.rows))]
+    sha256 = sha256_of(examples.inputs, examples.targets, *dealt)
+    return local_data(examples, parts, setting.held_out, source.kind), sha256
 
 
 async def _set_clock(store: Store, rounds: Sequence[RoundRecord]) -> None:

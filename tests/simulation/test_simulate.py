@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 import choral
 from client.data import load, parse_source
+from server.errors import QuorumError
 from server.records import RoundRecord, RunState
 from server.store import open_store
 from simulation.engines import choose
@@ -205,7 +207,7 @@ def test_simulate_in_the_folder_of_another_simulation_is_refused(
 ) -> None:
     choral.simulate(SPEC, tmp_path, **SETTING)
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(SimulationError, match=rf"^Folder .+: {key}\. Choose another folder"):
+    with pytest.raises(SimulationError, match=rf"^Folder .+: {key}\. Give the same, choose another folder"):
         choral.simulate(SPEC | changed[0], tmp_path, **SETTING | changed[1])
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
@@ -245,6 +247,56 @@ def test_simulate_with_another_trace_than_the_folders_is_refused(tmp_path: Path)
     trace.write_text("seconds_per_example\n0.6\n")
     with pytest.raises(SimulationError, match=r"trace_sha256 must be that of the simulation that it holds"):
         choral.simulate(spec, tmp_path / "out", **SETTING)
+
+
+@pytest.mark.parametrize("key", ["data", "own_data"])
+def test_simulate_with_other_data_than_the_folders_is_refused(tmp_path: Path, key: str) -> None:
+    digits, path = load(parse_source("digits")), tmp_path / "digits.npz"
+    np.savez(path, x=digits.inputs, y=digits.targets)
+    spec = SPEC | {"rounds": 1, "evaluate": {"on": "coordinator"}}
+    setting = SETTING | {"own_data": "digits", key: f"npz:{path}"}
+    first = choral.simulate(spec, tmp_path / "out", **setting)
+    assert choral.simulate(spec, tmp_path / "out", **setting).rounds == first.rounds
+    digits.inputs[7, 0, 3, 3] += 1
+    np.savez(path, x=digits.inputs, y=digits.targets)
+    with pytest.raises(
+        SimulationError, match=rf"{key}_sha256 must be that of the simulation that it holds, .+ data back"
+    ):
+        choral.simulate(spec, tmp_path / "out", **setting)
+
+
+def test_ctrl_c_leaves_the_results_of_the_rounds_so_far(tmp_path: Path) -> None:
+    cut_off(KILLED, str(tmp_path), "SIGINT", "serial", AT_ONCE)
+    assert_results(tmp_path, 2)
+
+
+def test_round_without_its_quorum_leaves_the_results_of_the_rounds_before(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    # All are there for the first two rounds, of about 40 s each; then two are left.
+    rows = [f"client-{number:04},0.5,0,{999_999 if number < 2 else 100}" for number in range(20)]
+    trace.write_text("\n".join(["client,seconds_per_example,from_seconds,until_seconds", *rows]))
+    cohort = {"size": 5, "quorum": 3, "deadline_seconds": 60.0, "wait_seconds": 5.0, "return_seconds": 1.0}
+    spec = SPEC | {"cohort": cohort, "simulation": {"trace": str(trace)}}
+    with pytest.raises(QuorumError):
+        choral.simulate(spec, tmp_path / "out", clients=20)
+    assert_results(tmp_path / "out", committed_rounds(tmp_path / "out"))
+
+
+def assert_results(folder: Path, count: int) -> None:
+    assert count > 0
+    assert (folder / "history.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "history.csv").open(newline="") as file:
+        assert [int(row["round"]) for row in csv.DictReader(file)] == list(range(1, count + 1))
+    newest = folder / "checkpoints" / f"round-{count:07}.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == newest.read_bytes()
+
+
+def cut_off(script: str, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run a script that is ended by the signal that it sends itself."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, timeout=60, check=False
+    )
 
 
 def test_ctrl_c_between_a_rounds_sum_and_its_commit_leaves_the_round_before_it(tmp_path: Path) -> None:
