@@ -1,6 +1,18 @@
-"""`python -m choral`: the command line."""
+"""`python -m choral` and `choral`: the command line, which Ctrl-C ends without a word even while it is imported."""
 
-from choral.cli import main
+import sys
+
+
+def main() -> None:
+    """Import the command line and run it."""
+    try:
+        # Here, because it takes a second or two.
+        from choral.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

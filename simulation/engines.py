@@ -6,6 +6,7 @@ from typing import Literal
 from client.data import LocalData
 from models import build_learner
 from simulation.cohort import SimulatedCohort
+from simulation.interrupt import interruptible
 from simulation.processes import ProcessesCohort
 from simulation.reasons import reason_against
 from simulation.resources import Resources
@@ -30,10 +31,11 @@ def build(engine: str, spec: RunSpec, sites: Mapping[str, LocalData], resources:
         case "processes":
             return ProcessesCohort(spec, sites, resources)
         case "ray":
-            # Here, because Ray is an extra, and takes two seconds to import.
-            from simulation.on_ray import RayCohort
+            with interruptible():
+                # Here, because Ray is an extra, and takes two seconds to import.
+                from simulation.on_ray import RayCohort
 
-            return RayCohort(spec, sites, resources)
+                return RayCohort(spec, sites, resources)
     raise AssertionError(engine)
 
 

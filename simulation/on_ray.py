@@ -110,9 +110,9 @@ class RayCohort(CrewCohort):
     def _take_seats(self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources) -> Sequence["RaySeat"]:
         device, threads = resources.device, resources.threads or 1
         self._is_ours = not ray.is_initialized()
-        if self._is_ours:
-            _connect(resources.ray_address, resources.workers, threads)
         try:
+            if self._is_ours:
+                _connect(resources.ray_address, resources.workers, threads)
             pooled = PooledSites.copied(sites, lambda shape, dtype: torch.empty(shape, dtype=dtype))
             amounts = ray.cluster_resources()
             gpu_count = 0 if device == "cpu" else int(amounts.get("GPU", 0))

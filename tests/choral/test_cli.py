@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.federation import Process
 from wire.errors import SpecError
 from wire.spec import RunSpec
 
+ROOT = Path(__file__).parents[2]
 GOOD = """\
 name: digits-mlp
 seed: 7
@@ -276,3 +278,21 @@ def _references(schema: Any) -> Iterator[str]:
     if isinstance(schema, list):
         for part in schema:
             yield from _references(part)
+
+
+INTERRUPTED_IMPORT = """
+import runpy, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("choral", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_without_a_traceback() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")

@@ -2,6 +2,10 @@
 
 import asyncio
 import logging
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +96,27 @@ def test_cluster_that_is_not_there_is_refused(address: str) -> None:
     with pytest.raises(SimulationError, match=rf"^Ray cluster {address}: must be reachable, got: "):
         RayCohort(federation(), sites(), Resources(ray_address=address))
     assert not ray.is_initialized()
+
+
+CTRL_C = """
+import signal, sys
+import ray
+import choral
+from tests.simulation.test_simulate import SETTING, SPEC
+def start(**_):
+    signal.raise_signal(signal.SIGINT)
+    print("went on")
+ray.init = start
+choral.simulate(SPEC, sys.argv[1], engine="ray", **SETTING)
+"""
+
+
+def test_ctrl_c_while_ray_starts_ends_at_once(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", CTRL_C, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, b""), ended.stderr
