@@ -43,7 +43,11 @@ class ContributionRefused(ChoralError):
 
 
 class QuorumError(ChoralError):
-    """A round could not reach its quorum. Its run pauses with this message."""
+    """A round could not reach its quorum. Its run pauses with this message: the problem, and what to do about it."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem} {advice}")
+        self.problem = problem
 
 
 def reason_name(reason: RefusalReason) -> str:

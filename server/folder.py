@@ -31,8 +31,8 @@ def held_folder(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise LeaseTakenError(
-                f"Folder {folder}: must be served by one coordinator at a time, got a second one beside process {file.read(20)}. "
-                "Stop that one, or give this one another folder."
+                f"Folder {folder}: must be used by one process at a time, got another one beside process {file.read(20)}. "
+                "Stop that one, or take another folder."
             ) from error
         except OSError as error:
             raise ConfigurationError(

@@ -177,7 +177,8 @@ class Rounds:
         if not choice.is_ready and len(choice.present) < cohort.fewest:
             raise QuorumError(
                 f"Round {record.number}: at least {cohort.fewest} clients must be present within {cohort.wait_seconds:g} s, "
-                f"got {len(choice.present)}. Start more clients that can run {self._spec.learner.name!r}, then resume the run."
+                f"got {len(choice.present)}.",
+                f"Start more clients that can run {self._spec.learner.name!r}, then resume the run.",
             )
         return choice.present
 
@@ -245,7 +246,8 @@ class Rounds:
         if is_last:
             raise QuorumError(
                 f"Round {record.number}: quorum must be {cohort.fewest} contributions, got {len(inbox.contributions)} of "
-                f"{len(record.selected)} asked, {_summary(inbox)}. Mend the clients, then resume the run."
+                f"{len(record.selected)} asked, {_summary(inbox)}.",
+                "Mend the clients, then resume the run.",
             )
         return again
 

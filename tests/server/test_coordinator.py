@@ -228,8 +228,8 @@ def test_second_process_on_a_folder_is_refused_until_the_first_is_killed(tmp_pat
         refused = second.start_coordinator(wait=False)
         assert refused.wait() == 1
         sentence = (
-            f"Error: Folder {tmp_path / 'coordinator'}: must be served by one coordinator at a time, "
-            f"got a second one beside process {served.pid}. Stop that one, or give this one another folder."
+            f"Error: Folder {tmp_path / 'coordinator'}: must be used by one process at a time, "
+            f"got another one beside process {served.pid}. Stop that one, or take another folder."
         )
         assert sentence in refused.output
         assert "Traceback" not in refused.output

@@ -29,9 +29,7 @@ def test_held_folder_of_another_process_is_refused_until_that_is_killed(tmp_path
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        message = (
-            f"folder: must be served by one coordinator at a time, got a second one beside process {process.pid}\\."
-        )
+        message = f"folder: must be used by one process at a time, got another one beside process {process.pid}\\."
         with pytest.raises(LeaseTakenError, match=message), held_folder(folder):
             pass
         process.send_signal(signal.SIGKILL)
