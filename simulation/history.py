@@ -9,22 +9,26 @@ from server.records import RoundRecord
 INK, FAINT = "#334155", "#e2e8f0"
 COLOURS = ("#1d4ed8", "#c2410c", "#475569", "#0f766e", "#7e22ce")
 
+PHASES = {f"simulated_{phase}_seconds": phase for phase in ("select", "train", "evaluate")}
+"""Columns of the phases in which simulated time passes."""
+
 
 def write_history(path: Path, rounds: Sequence[RoundRecord]) -> None:
     """Write a line a round, oldest first.
 
     Its columns are the round's number, the clients that were asked and those that contributed, refused contributions, seconds on this
-    machine and on the simulation's clock, then every metric that some round has, by name.
+    machine and on the simulation's clock, of which so much to select, train and evaluate, then every metric that some round has, by name.
     """
     names = sorted({name for record in rounds for name in record.metrics if not name.startswith("refused_")})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["round", "asked", "clients", "refused", "seconds", "simulated_seconds", *names])
+        writer.writerow(["round", "asked", "clients", "refused", "seconds", "simulated_seconds", *PHASES, *names])
         for record in rounds:
             metrics = [f"{record.metrics[name]:.6g}" if name in record.metrics else "" for name in names]
             counts = [record.number, len(record.selected), len(record.contributions), len(record.refusals)]
-            seconds = [f"{seconds_of(record):.3f}", f"{simulated_seconds_of(record):.3f}"]
-            writer.writerow([*counts, *seconds, *metrics])
+            phases = [record.phase_seconds.get(phase, 0.0) for phase in PHASES.values()]
+            seconds = [seconds_of(record), simulated_seconds_of(record), *phases]
+            writer.writerow([*counts, *(f"{value:.3f}" for value in seconds), *metrics])
 
 
 def write_plot(path: Path, rounds: Sequence[RoundRecord], title: str) -> None:

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 from client.data import LocalData, load, load_keys, parse_source
 from models import Examples, check_spec
 from server.checkpoints import checkpoint_path
+from server.errors import QuorumError
 from server.folder import held_folder
 from server.records import RoundRecord, RoundState, RunRecord
 from server.rounds import Site
@@ -45,6 +46,12 @@ from wire.validation import explain
 log = logging.getLogger(__name__)
 
 OnRound = Callable[[RoundRecord], None]
+ADVICE = (
+    "In the spec, raise cohort.over_selection, cohort.deadline_seconds or cohort.wait_seconds, or lower cohort.quorum or "
+    "simulation.dropout; if contributions were refused as not finite, lower learning_rate. Then take another folder."
+)
+"""What can be done about a round without its quorum, where clients are only simulated."""
+
 RESULTS = ("model.safetensors", "history.csv", "history.png")
 
 
@@ -173,11 +180,13 @@ class _Play:
             torch.set_num_threads(self._setting.threads or (core_count() if self._engine == "vectorized" else 1))
             try:
                 run = await self._play_on()
-            except (ChoralError, asyncio.CancelledError):
+            except (ChoralError, asyncio.CancelledError) as error:
                 if self._rounds:
                     self._write_results()
                     names = ", ".join(RESULTS)
                     log.info("in %s, after round %d: %s", self._folder, self._rounds[-1].number, names)
+                if isinstance(error, QuorumError):
+                    raise QuorumError(error.problem, ADVICE) from error
                 raise
             self._write_results()
             return Simulation(run, tuple(self._rounds), self._folder, self._engine, self._reason)

@@ -120,10 +120,12 @@ def _records(path: Path) -> Generator[tuple[str, list[str]], None, None]:
                 raise SimulationError(
                     f"Trace {path}, line {reader.line_num}: line must be CSV, got {reason(error)}. Mend or drop it."
                 ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise SimulationError(
-            f"Trace {path}: file must be readable text in UTF-8, got {reason(error)}. Check it."
+            f"Trace {path}: file must be there to be read, got {reason(error)}. A path counts from the working directory, {Path.cwd()}."
         ) from error
+    except ValueError as error:
+        raise SimulationError(f"Trace {path}: file must be text in UTF-8, got {reason(error)}. Check it.") from error
 
 
 def _columns(path: Path, names: Sequence[str]) -> Sequence[str]:

@@ -56,7 +56,7 @@ class VectorizedCohort(SimulatedCohort):
         resources = resources or Resources()
         self._device = resources.one_device()
         if reason := reason_against(spec, self._device):
-            raise SpecError(f"Run spec: the vectorized engine cannot train it: {reason}. Take the serial engine.")
+            raise SpecError(f"Run spec: the vectorized engine cannot train it: {reason}. Take processes or serial.")
         super().__init__(spec, sites)
         learner = gradient_learner(spec, self._device)
         pooled = PooledSites.copied(sites, lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self._device))

@@ -30,7 +30,9 @@ def partition(
         ),
     ] = "iid",
     clients: Annotated[int | None, typer.Option(help="Clients; by-key without it: one for each key.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of every draw. That of a run spec shows what choral simulate deals.")
+    ] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")] = Path(
         "partition.png"
     ),

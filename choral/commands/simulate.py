@@ -61,6 +61,7 @@ def simulate(
     Example: choral simulate run.yaml --clients 100 --partition dirichlet,alpha=0.3
     """
     add_all(own)
+    most = _most_clients(block)
     total = read_spec(spec).rounds
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
@@ -75,8 +76,7 @@ def simulate(
 
         setting: dict[str, object] = {"data": data, "clients": clients, "partition": partition, "engine": engine}
         setting |= {"held_out": held_out, "own_data": own_data, "device": device, "threads": threads}
-        most = int(block) if block.isdecimal() else block
-        setting |= {"block": None if most == "auto" else most, "workers": workers, "ray_address": ray_address}
+        setting |= {"block": most, "workers": workers, "ray_address": ray_address}
         try:
             result = play(spec, folder, show, **setting)
         except KeyboardInterrupt:
@@ -90,6 +90,12 @@ def simulate(
         simulated = timedelta(seconds=round(sum(map(simulated_seconds_of, result.rounds))))
         typer.echo(f"On the simulation's clock they took {simulated}.")
     typer.echo(f"In {folder}: {', '.join(RESULTS)}.")
+
+
+def _most_clients(block: str) -> int | None:
+    if block != "auto" and not block.isdecimal():
+        raise typer.BadParameter(f"--block must be a number of clients or auto, got {block!r}.")
+    return None if block == "auto" else int(block)
 
 
 def _sentence(record: RoundRecord) -> str:

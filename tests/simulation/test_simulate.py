@@ -130,6 +130,7 @@ def test_simulate_leaves_model_history_and_plot(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["round"]) for row in rows] == [1, 2, 3, 4]
     assert [int(row["clients"]) for row in rows] == [5] * 4
+    assert [float(row["simulated_train_seconds"]) for row in rows] == [0.0] * 4
     assert float(rows[-1]["accuracy"]) == pytest.approx(result.rounds[-1].metrics["accuracy"], rel=1e-5)
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
@@ -179,7 +180,7 @@ def test_choose_auto_says_why(learner: dict[str, Any], workers: int, engine: str
 
 def test_simulate_with_an_engine_that_cannot_train_the_learner_is_refused(tmp_path: Path) -> None:
     spec = SPEC | {"learner": SPEC["learner"] | {"batch_norm": True}}
-    with pytest.raises(SpecError, match=r"the vectorized engine cannot train it: .+ Take the serial engine\."):
+    with pytest.raises(SpecError, match=r"the vectorized engine cannot train it: .+ Take processes or serial\."):
         choral.simulate(spec, tmp_path, engine="vectorized", **SETTING)
 
 
@@ -193,6 +194,7 @@ def test_simulate_stops_early(tmp_path: Path) -> None:
     result = choral.simulate(spec, tmp_path, **SETTING)
     assert len(result.rounds) == 1
     assert result.run.reason.startswith("loss reached")
+    assert (result.engine, result.engine_reason[:22]) == ("vectorized", "with 1,210 parameters,")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,9 @@ def test_round_without_its_quorum_leaves_the_results_of_the_rounds_before(tmp_pa
     trace.write_text("\n".join(["client,seconds_per_example,from_seconds,until_seconds", *rows]))
     cohort = {"size": 5, "quorum": 3, "deadline_seconds": 60.0, "wait_seconds": 5.0, "return_seconds": 1.0}
     spec = SPEC | {"cohort": cohort, "simulation": {"trace": str(trace)}}
-    with pytest.raises(QuorumError):
+    with pytest.raises(
+        QuorumError, match=r"^Round 3: at least 3 clients must be present within 5 s, got .\. In the spec, raise"
+    ):
         choral.simulate(spec, tmp_path / "out", clients=20)
     assert_results(tmp_path / "out", committed_rounds(tmp_path / "out"))
 
@@ -384,6 +388,11 @@ def test_simulate_with_behaviour_goes_on_at_the_moment_at_which_it_was_cut_off(t
     result = choral.simulate(SPEC | BEHAVIOUR, tmp_path / "cut", **setting)
     assert [record.selected for record in result.rounds] == [record.selected for record in undisturbed.rounds]
     assert result.run.model_sha256 == undisturbed.run.model_sha256
+    with (tmp_path / "cut" / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    phases = [sum(float(row[f"simulated_{name}_seconds"]) for name in ("select", "train", "evaluate")) for row in rows]
+    assert phases == pytest.approx([float(row["simulated_seconds"]) for row in rows], abs=0.01)
+    assert phases[0] > 0
     for own, other in zip(result.rounds, undisturbed.rounds, strict=True):
         assert own.phase_seconds == pytest.approx(other.phase_seconds, rel=1e-6)
 

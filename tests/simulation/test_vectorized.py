@@ -325,7 +325,7 @@ def test_spec_that_would_not_agree_is_refused(learner: dict[str, Any], local: di
     configured = federation(learner, **local)
     assert reason in reason_against(configured, torch.device("cpu"))
     with pytest.raises(
-        SpecError, match=rf"^Run spec: the vectorized engine cannot train it: .*{reason}.*Take the serial"
+        SpecError, match=rf"^Run spec: the vectorized engine cannot train it: .*{reason}.*Take processes"
     ):
         VectorizedCohort(configured, sites())
 

@@ -37,6 +37,20 @@ def test_simulate_of_another_federation_in_the_same_folder_is_one_sentence(chora
     outcome = choral("simulate", spec, "--engine", "serial", "--clients", "11")
     rule = "clients must be that of the simulation that it holds, 10, got 11."
     assert sentence(outcome).startswith(f"Folder simulated: {rule}")
+    outcome = choral("simulate", spec, "--engine", "serial")
+    rule = "clients must be that of the simulation that it holds, 10, got none. Give the same, choose another folder"
+    assert sentence(outcome).startswith(f"Folder simulated: {rule}")
+
+
+def test_simulate_in_blocks_that_are_no_number_is_refused(choral: Choral, spec: str) -> None:
+    outcome = choral("simulate", spec, "--clients", "10", "--block", "abc")
+    assert outcome.code == 2
+    assert "--block must be a number of clients or auto, got 'abc'." in outcome.err
+
+
+def test_simulate_whose_data_cannot_be_dealt_is_one_sentence(choral: Choral, spec: str) -> None:
+    outcome = choral("simulate", spec, "--clients", "10", "--partition", "shards,per_client=9999")
+    assert sentence(outcome).startswith("Partition ")
 
 
 def test_simulate_interrupted_says_how_it_goes_on(choral: Choral, spec: str, tmp_path: Path) -> None:
