@@ -12,8 +12,10 @@ from models.bayesian_network import BayesianNetwork, BayesianNetworkParameters
 from models.bert import BERT, BERTParameters
 from models.cnn import CNN, CNNParameters
 from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
+from models.diffusion import DDPM, DDPMParameters
 from models.errors import LearnerError
 from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
+from models.gan import GAN, GANParameters
 from models.gpt import GPT, GPTParameters
 from models.hugging_face import (
     HuggingFaceCausalLM,
@@ -21,9 +23,6 @@ from models.hugging_face import (
     HuggingFaceParameters,
     HuggingFaceSequenceClassifier,
 )
-from models.diffusion import DDPM, DDPMParameters
-from models.errors import LearnerError
-from models.gan import GAN, GANParameters
 from models.learner import Learner
 from models.mlp import MLP, MLPParameters, MLPRegressor, MLPRegressorParameters
 from models.neurons import Perceptron, PerceptronParameters
@@ -32,11 +31,11 @@ from models.own import own_learners, parameters_of
 from models.rbf import RBFNetwork, RBFNetworkParameters
 from models.rbm import RBM, RBMParameters
 from models.recurrent import GRU, LSTM, RNN, RecurrentParameters
+from models.score import ScoreMatching, ScoreMatchingParameters
 from models.seq2seq import Seq2Seq, Seq2SeqParameters
 from models.t5 import T5, T5Parameters
 from models.transformer import Transformer, TransformerParameters
 from models.vae import VAE, VAEParameters
-from models.score import ScoreMatching, ScoreMatchingParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
 
@@ -72,19 +71,20 @@ class Model:
 MODELS: dict[str, Model] = {
     "perceptron": Model(Perceptron, PerceptronParameters),
     "mlp": Model(MLP, MLPParameters),
-    "rbf_network": Model(RBFNetwork, RBFNetworkParameters),
     "mlp_regressor": Model(MLPRegressor, MLPRegressorParameters),
+    "rbf_network": Model(RBFNetwork, RBFNetworkParameters),
     "cnn": Model(CNN, CNNParameters),
-    "rnn": Model(RNN, RecurrentParameters),
-    "lstm": Model(LSTM, RecurrentParameters),
-    "gru": Model(GRU, RecurrentParameters),
-    "evolution": Model(EvolutionStrategy, EvolutionParameters),
-    "genetic": Model(GeneticAlgorithm, GeneticParameters),
     "autoencoder": Model(Autoencoder, AutoencoderParameters),
     "conv_autoencoder": Model(ConvAutoencoder, ConvAutoencoderParameters),
     "vae": Model(VAE, VAEParameters),
     "rbm": Model(RBM, RBMParameters),
     "bayesian_network": Model(BayesianNetwork, BayesianNetworkParameters),
+    "gan": Model(GAN, GANParameters),
+    "ddpm": Model(DDPM, DDPMParameters),
+    "score_matching": Model(ScoreMatching, ScoreMatchingParameters),
+    "rnn": Model(RNN, RecurrentParameters),
+    "lstm": Model(LSTM, RecurrentParameters),
+    "gru": Model(GRU, RecurrentParameters),
     "seq2seq": Model(Seq2Seq, Seq2SeqParameters),
     "transformer": Model(Transformer, TransformerParameters),
     "gpt": Model(GPT, GPTParameters),
@@ -92,10 +92,8 @@ MODELS: dict[str, Model] = {
     "t5": Model(T5, T5Parameters),
     "hf_causal_lm": Model(HuggingFaceCausalLM, HuggingFaceParameters),
     "hf_sequence_classifier": Model(HuggingFaceSequenceClassifier, HuggingFaceClassifierParameters),
-    "lstm": Model(LSTM, LSTMParameters),
-    "gan": Model(GAN, GANParameters),
-    "ddpm": Model(DDPM, DDPMParameters),
-    "score_matching": Model(ScoreMatching, ScoreMatchingParameters),
+    "evolution": Model(EvolutionStrategy, EvolutionParameters),
+    "genetic": Model(GeneticAlgorithm, GeneticParameters),
 }
 
 
