@@ -94,6 +94,7 @@ MODELS: dict[str, Model] = {
     "hf_sequence_classifier": Model(HuggingFaceSequenceClassifier, HuggingFaceClassifierParameters),
     "evolution": Model(EvolutionStrategy, EvolutionParameters),
     "genetic": Model(GeneticAlgorithm, GeneticParameters),
+    "vae": Model(VAE, VAEParameters),
 }
 
 
