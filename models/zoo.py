@@ -35,6 +35,7 @@ from models.score import ScoreMatching, ScoreMatchingParameters
 from models.seq2seq import Seq2Seq, Seq2SeqParameters
 from models.t5 import T5, T5Parameters
 from models.transformer import Transformer, TransformerParameters
+from models.rbm import RBM, RBMParameters
 from models.vae import VAE, VAEParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
@@ -95,6 +96,7 @@ MODELS: dict[str, Model] = {
     "evolution": Model(EvolutionStrategy, EvolutionParameters),
     "genetic": Model(GeneticAlgorithm, GeneticParameters),
     "vae": Model(VAE, VAEParameters),
+    "rbm": Model(RBM, RBMParameters),
 }
 
 
