@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from models.autoencoder import Autoencoder, AutoencoderParameters
 from models.bayesian_network import BayesianNetwork, BayesianNetworkParameters
 from models.bert import BERT, BERTParameters
+from models.bayesian_network import BayesianNetwork, BayesianNetworkParameters
 from models.cnn import CNN, CNNParameters
 from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
 from models.diffusion import DDPM, DDPMParameters
@@ -97,6 +98,7 @@ MODELS: dict[str, Model] = {
     "genetic": Model(GeneticAlgorithm, GeneticParameters),
     "vae": Model(VAE, VAEParameters),
     "rbm": Model(RBM, RBMParameters),
+    "bayesian_network": Model(BayesianNetwork, BayesianNetworkParameters),
 }
 
 
