@@ -30,6 +30,7 @@ def test_only_models_of_others_need_to_be_told_which() -> None:
 def test_build_with_defaults_gives_a_learner_with_a_summary(name: str) -> None:
     state = build_learner(Named(name=name)).init(1)
     assert 500 < Layout.of(state).size < 300_000
+    assert 50 < Layout.of(state).size < 200_000
     assert MODELS[name].summary.endswith(".")
 
 
