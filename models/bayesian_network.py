@@ -109,6 +109,9 @@ class BayesianNetwork:
     Neither epochs beyond the first nor an optimizer change what it learns.
     """
 
+    task = "generate, answer queries"
+    data = "states of discrete variables"
+
     def __init__(self, parameters: BayesianNetworkParameters, device: torch.device) -> None:
         self.parameters = parameters
         self._device = device
@@ -136,6 +139,7 @@ class BayesianNetwork:
                 f"Learner bayesian_network: examples must have {len(variables)} variables",
                 f"shape {data.example_shape}",
             )
+        tasks.check_other_targets("bayesian_network", data)
         for column, variable in enumerate(variables):
             tasks.check_codes("bayesian_network", f"states of {variable.name}", data.inputs[:, column], variable.states)
 

@@ -123,6 +123,8 @@ class RBM(GradientLearner):
     The loss of an evaluation is minus `log_likelihood`, nats an example. Targets have no part in it.
     """
 
+    task = "generate"
+    data = "binary vectors, small images"
     parameters: RBMParameters
     _module: Machine
 
@@ -177,6 +179,7 @@ class RBM(GradientLearner):
     def check(self, data: Examples) -> None:
         """Check that examples have the shape `inputs` and values of 0 to 1."""
         tasks.check_features("rbm", data, tuple(self.parameters.inputs))
+        tasks.check_other_targets("rbm", data)
         is_wrong = ~((data.inputs >= 0) & (data.inputs <= 1))
         if is_wrong.any():
             raise unsuited("Learner rbm: values must be 0 to 1", f"{float(data.inputs[is_wrong][0]):g}", "Scale them.")

@@ -129,6 +129,8 @@ class VAE(GradientLearner):
     The loss is minus the ELBO, nats an example: `reconstruction`, which is -E_q[log p(x | z)], plus `kl`.
     """
 
+    task = "generate"
+    data = "vectors, small images"
     parameters: VAEParameters
     _module: Autoencoder
 
@@ -168,6 +170,7 @@ class VAE(GradientLearner):
     def check(self, data: Examples) -> None:
         """Check that examples have the shape `inputs` and values that the decoder can give."""
         tasks.check_features("vae", data, tuple(self.parameters.inputs))
+        tasks.check_other_targets("vae", data)
         is_wrong = ~((data.inputs >= 0) & (data.inputs <= 1))
         if self.parameters.decoder == "bernoulli" and is_wrong.any():
             value = float(data.inputs[is_wrong][0])

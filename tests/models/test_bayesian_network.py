@@ -332,7 +332,7 @@ async def test_example_of_admissions_shows_in_the_federation_what_no_office_sees
     offices, data = admissions()
     sites = {
         office: split(data.select(torch.tensor([place for place, own in enumerate(offices) if own == office])), 0.2, 7)
-        for office in "ABCDEF"
+        for office in "012345"
     }
     learner, state = await federated(read_spec(SPECS / "bayesian_network.yaml"), sites, tmp_path)
     training = torch.cat([site.training.inputs for site in sites.values()])
