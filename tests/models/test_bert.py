@@ -194,6 +194,7 @@ def test_classifier_tells_two_kinds_of_text_apart() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_comedies_are_learned_to_the_reference() -> None:
     """3 layers of 96: top-1 accuracy .266 after 600 steps of a reference of our own; the last play is held out."""
     *training, last = plays("comedies").values()

@@ -243,6 +243,7 @@ def test_sample_pads_what_has_ended_and_draws_from_its_generator() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_comedies_are_learned_to_the_reference() -> None:
     """3 + 3 layers of 96: accuracy .328 in gaps after 600 steps of a reference of our own; the last play is held out."""
     *training, last = plays("comedies").values()
