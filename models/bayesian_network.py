@@ -139,7 +139,7 @@ class BayesianNetwork:
                 f"Learner bayesian_network: examples must have {len(variables)} variables",
                 f"shape {data.example_shape}",
             )
-        tasks.check_other_targets("bayesian_network", data)
+        tasks.check_bystanders("bayesian_network", data)
         for column, variable in enumerate(variables):
             tasks.check_codes("bayesian_network", f"states of {variable.name}", data.inputs[:, column], variable.states)
 

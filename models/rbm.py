@@ -179,7 +179,7 @@ class RBM(GradientLearner):
     def check(self, data: Examples) -> None:
         """Check that examples have the shape `inputs` and values of 0 to 1."""
         tasks.check_features("rbm", data, tuple(self.parameters.inputs))
-        tasks.check_other_targets("rbm", data)
+        tasks.check_bystanders("rbm", data)
         is_wrong = ~((data.inputs >= 0) & (data.inputs <= 1))
         if is_wrong.any():
             raise unsuited("Learner rbm: values must be 0 to 1", f"{float(data.inputs[is_wrong][0]):g}", "Scale them.")

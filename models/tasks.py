@@ -60,12 +60,6 @@ def check_values(learner: str, data: Examples, count: int) -> None:
         raise unsuited(f"Learner {learner}: targets must be finite", f"another one in example {row}")
 
 
-def check_other_targets(learner: str, data: Examples) -> None:
-    """Check that targets that have no part in what is learned are classes, rows of values, or none. Raises `DataError`."""
-    if not 1 <= data.targets.dim() <= 2:
-        raise unsuited(f"Learner {learner}: targets must have 1 or 2 axes", f"shape {tuple(data.targets.shape)}")
-
-
 def check_codes(learner: str, what: str, codes: Tensor, count: int) -> None:
     """Check that `codes` are int64 from 0 to count - 1. Raises `DataError`, naming the first example that is not."""
     if codes.dtype != torch.int64:

@@ -170,7 +170,7 @@ class VAE(GradientLearner):
     def check(self, data: Examples) -> None:
         """Check that examples have the shape `inputs` and values that the decoder can give."""
         tasks.check_features("vae", data, tuple(self.parameters.inputs))
-        tasks.check_other_targets("vae", data)
+        tasks.check_bystanders("vae", data)
         is_wrong = ~((data.inputs >= 0) & (data.inputs <= 1))
         if self.parameters.decoder == "bernoulli" and is_wrong.any():
             value = float(data.inputs[is_wrong][0])

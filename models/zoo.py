@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from models.autoencoder import Autoencoder, AutoencoderParameters
 from models.bayesian_network import BayesianNetwork, BayesianNetworkParameters
 from models.bert import BERT, BERTParameters
-from models.bayesian_network import BayesianNetwork, BayesianNetworkParameters
 from models.cnn import CNN, CNNParameters
 from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
 from models.diffusion import DDPM, DDPMParameters
@@ -36,7 +35,6 @@ from models.score import ScoreMatching, ScoreMatchingParameters
 from models.seq2seq import Seq2Seq, Seq2SeqParameters
 from models.t5 import T5, T5Parameters
 from models.transformer import Transformer, TransformerParameters
-from models.rbm import RBM, RBMParameters
 from models.vae import VAE, VAEParameters
 from wire.spec import Named, RunSpec
 from wire.validation import Strict, explain
@@ -96,9 +94,6 @@ MODELS: dict[str, Model] = {
     "hf_sequence_classifier": Model(HuggingFaceSequenceClassifier, HuggingFaceClassifierParameters),
     "evolution": Model(EvolutionStrategy, EvolutionParameters),
     "genetic": Model(GeneticAlgorithm, GeneticParameters),
-    "vae": Model(VAE, VAEParameters),
-    "rbm": Model(RBM, RBMParameters),
-    "bayesian_network": Model(BayesianNetwork, BayesianNetworkParameters),
 }
 
 
