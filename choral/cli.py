@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from choral.commands import attention, demo, join, maps, partition, runs, serve, simulate, specs, zoo
+from choral.commands import attention, demo, join, maps, partition, runs, sample, serve, simulate, specs, zoo
 from wire import RELEASE
 from wire.errors import ChoralError
 
@@ -38,6 +38,7 @@ app.command("clients")(runs.clients)
 app.command("simulate")(simulate.simulate)
 app.command("partition")(partition.partition)
 app.add_typer(zoo.app, name="models")
+app.command("sample")(sample.sample)
 app.command("maps")(maps.maps)
 app.command("attention")(attention.attention)
 app.add_typer(specs.app, name="spec")

@@ -109,6 +109,7 @@ class BayesianNetwork:
     Neither epochs beyond the first nor an optimizer change what it learns.
     """
 
+    samples_text = False
     task = "generate, answer queries"
     data = "states of discrete variables"
 

@@ -56,6 +56,7 @@ class DenoiserParameters(GradientParameters):
 class Denoiser(GradientLearner):
     """Trains a network to tell the noise in an example from the example. Targets have no part in it."""
 
+    samples_text = False
     parameters: DenoiserParameters
 
     @property

@@ -118,6 +118,7 @@ class GAN(GradientLearner):
     and then one of the generator. `train_loss` is the sum of both losses.
     """
 
+    samples_text = False
     task = "generate"
     data = "points, images"
     parameters: GANParameters

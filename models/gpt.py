@@ -78,6 +78,7 @@ class Decoder(nn.Module):
 class GPT(LanguageModel):
     """Decoder-only transformer on windows of text."""
 
+    samples_text = True
     task = "predict the next character"
     data = "text"
     parameters: GPTParameters

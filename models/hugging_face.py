@@ -173,6 +173,7 @@ class HuggingFaceLearner(GradientLearner):
 class HuggingFaceCausalLM(HuggingFaceLearner):
     """Any decoder of transformers on windows of text."""
 
+    samples_text = True
     task = "predict the next token"
     data = "text"
 

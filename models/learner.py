@@ -8,7 +8,7 @@ https://arxiv.org/abs/1602.05629
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -173,6 +173,9 @@ class SampleRequest:
 @runtime_checkable
 class Sampler(Protocol):
     """A learner that can make examples like those that it was trained on."""
+
+    samples_text: ClassVar[bool]
+    """Whether samples are texts, as bytes that may end in `PADDING`, and the request's prompt, length and temperature count."""
 
     def sample(self, state: State, request: SampleRequest) -> Tensor:
         """Return samples, (count, ...): like the inputs it is trained on, float32 features or int64 codes."""

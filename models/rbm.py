@@ -123,6 +123,7 @@ class RBM(GradientLearner):
     The loss of an evaluation is minus `log_likelihood`, nats an example. Targets have no part in it.
     """
 
+    samples_text = False
     task = "generate"
     data = "binary vectors, small images"
     parameters: RBMParameters

@@ -120,6 +120,7 @@ class RecurrentNetwork(nn.Module):
 class Recurrent(GradientLearner):
     """A recurrent network on sequences of any length."""
 
+    samples_text = True
     task = "predict the next character, classify, forecast"
     data = "text, codes, series"
     name: ClassVar[str]

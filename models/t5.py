@@ -169,6 +169,7 @@ class EncoderDecoder(nn.Module):
 class T5(LanguageModel):
     """Encoder-decoder transformer that fills the gaps of texts, or goes from text to text by prefix."""
 
+    samples_text = True
     task = "fill gaps, or from text to text"
     data = "text, pairs of texts"
     parameters: T5Parameters

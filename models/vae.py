@@ -129,6 +129,7 @@ class VAE(GradientLearner):
     The loss is minus the ELBO, nats an example: `reconstruction`, which is -E_q[log p(x | z)], plus `kl`.
     """
 
+    samples_text = False
     task = "generate"
     data = "vectors, small images"
     parameters: VAEParameters

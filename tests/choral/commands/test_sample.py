@@ -1,0 +1,104 @@
+"""`choral sample`: what generative models make, as pictures, rows or text."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from choral.examples import example_of
+from models import MODELS, build_learner
+from models.learner import Sampler
+from models.saved import LEARNER_KEY
+from tests.choral.command_line import Choral, sentence
+from wire.spec import Named
+
+SAMPLERS = [name for name, model in MODELS.items() if hasattr(model.learner, "sample") and not name.startswith("hf_")]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save(named: Named) -> str:
+    """Save a new model of a learner, and return the file's name."""
+    state = {name: tensor.contiguous() for name, tensor in build_learner(named).init(1).items()}
+    save_file(state, "model.safetensors", metadata={LEARNER_KEY: named.model_dump_json()})
+    return "model.safetensors"
+
+
+def learner_of(name: str) -> Named:
+    """Return the learner of an example, or one that has samples where the example's has none."""
+    return Named(name=name) if name == "gru" else example_of(name).spec.learner
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sample_of_each_generative_learner_is_what_its_kind_makes(choral: Choral, folder: Path, name: str) -> None:
+    named = learner_of(name)
+    learner: Any = build_learner(named)
+    assert isinstance(learner, Sampler)
+    model = save(named)
+    outcome = choral("sample", model, "--count", "3", "--length", "12", "--seed", "2")
+    assert outcome.code == 0, outcome.err
+    if learner.samples_text:
+        assert [line for line in outcome.lines if line.startswith("---")] == ["--- 1 ---", "--- 2 ---", "--- 3 ---"]
+    else:
+        (path,) = folder.glob("samples.*")
+        assert outcome.lines == [f"{path.name}: 3 samples of {name}"]
+        assert path.stat().st_size > 0
+    again = choral("sample", model, "--count", "3", "--length", "12", "--seed", "2", "--out", "again.csv")
+    assert again.code == 0, again.err
+
+
+def test_sample_of_images_is_a_grid_and_the_same_for_the_same_seed(choral: Choral, folder: Path) -> None:
+    model = save(Named(name="vae", inputs=[1, 8, 8]))
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert choral("sample", model, "--count", "9", "--seed", seed, "--out", f"{name}.csv").code == 0
+    texts = {name: (folder / f"{name}.csv").read_text() for name in "abc"}
+    assert texts["a"] == texts["b"] != texts["c"]
+    rows = list(csv.reader(texts["a"].splitlines()))
+    assert [len(row) for row in rows] == [64] * 9
+    assert choral("sample", model, "--count", "9", "--out", "grid.png").code == 0
+    with Image.open(folder / "grid.png") as picture:
+        assert picture.size[0] == 780
+        assert 700 < picture.size[1] < 900
+
+
+def test_sample_of_points_is_a_scatter(choral: Choral, folder: Path) -> None:
+    outcome = choral("sample", save(Named(name="gan", kind="points", inputs=[2])), "--count", "50")
+    assert (outcome.code, outcome.lines) == (0, ["samples.png: 50 samples of gan"])
+    with Image.open(folder / "samples.png") as picture:
+        assert picture.size == (650, 650)
+
+
+def test_sample_of_text_goes_on_from_the_prompt(choral: Choral) -> None:
+    outcome = choral("sample", save(Named(name="lstm")), "--count", "2", "--prompt", "To be, ", "--length", "20")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("\nTo be, ") == 2
+    written = choral(
+        "sample", "model.safetensors", "--count", "2", "--prompt", "To be, ", "--length", "20", "--out", "a.txt"
+    )
+    assert written.lines == ["a.txt: 2 texts"]
+    assert Path("a.txt").read_text() == outcome.out
+
+
+def test_sample_of_a_classifier_is_refused(choral: Choral) -> None:
+    outcome = choral("sample", save(Named(name="mlp")))
+    assert sentence(outcome) == "Saved model model.safetensors: the learner must be a generative one, got mlp."
+
+
+def test_sample_of_rows_as_a_picture_is_refused(choral: Choral) -> None:
+    outcome = choral("sample", save(Named(name="vae", inputs=[7])), "--out", "rows.png")
+    assert sentence(outcome).startswith(
+        "Samples: must be images or points for a picture (.png, .svg, .pdf), got shape (7,)."
+    )
+
+
+def test_sample_to_another_kind_of_file_is_refused_before_anything_is_drawn(choral: Choral, folder: Path) -> None:
+    outcome = choral("sample", save(Named(name="vae")), "--out", "samples.txt")
+    assert "name must end with one of .png, .svg, .pdf, got 'samples.txt'" in sentence(outcome)
+    assert not (folder / "samples.txt").exists()
