@@ -43,7 +43,9 @@ class GPTParameters(GradientParameters):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Part of embeddings, attention weights and what blocks add that is dropped in training."""
     lora: LoRAParameters | None = None
-    """Train a low-rank correction only; targets are among query, key, value, output, expand and contract."""
+    """Train a low-rank correction of a base only; targets are among query, key, value, output, expand and contract."""
+
+    needs_base = (*GradientParameters.needs_base, "lora")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -50,9 +50,12 @@ class GradientParameters(Strict):
     freeze: list[str] = []
     """Patterns of tensors that stay as they were taken over: they are not trained, and they do not travel."""
 
+    needs_base: ClassVar[tuple[str, ...]] = ("base_sha256", "reset", "freeze")
+    """Parameters that mean nothing without a base."""
+
     @model_validator(mode="after")
     def _has_base(self) -> Self:
-        for key in ("base_sha256", "reset", "freeze"):
+        for key in self.needs_base:
             if getattr(self, key) and self.initialize_from is None:
                 raise ValueError(f"{key} must come with initialize_from, got none")
         return self
@@ -84,6 +87,8 @@ class GradientLearner(ABC):
             # Channels last: torch's convolutions and pools are faster so. Other tensors than those of images stay as they are.
             self._module = self._begun(self.build()).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's annotations lack it alone
         self._frozen = self.frozen_names()
+        if self._base and (absent := sorted(self._frozen - self._taken)):
+            raise LearnerError(f"Learner: what is frozen must come from initialize_from, got none for {absent[0]!r}.")
         is_local = parameters.statistics == "local"
         self._own_statistics = statistics_of(self._module, self._frozen) if is_local else frozenset()
         if is_local and not self._own_statistics:
@@ -297,14 +302,14 @@ class GradientLearner(ABC):
 
     def _begun(self, module: nn.Module) -> nn.Module:
         """Give a new module what it takes over from a base, and return it."""
-        own = module.state_dict()
         if self._base:
-            frozen = chosen(self.parameters.freeze, own, "freeze")
+            own = module.state_dict()
             kept_out = chosen(self.parameters.reset, own, "reset")
-            places = {name: tensor for name, tensor in own.items() if name not in kept_out}
+            found = taken_over({name: tensor for name, tensor in own.items() if name not in kept_out}, self._base)
             with torch.no_grad():
-                for name, tensor in taken_over(places, self._base, frozen).items():
+                for name, tensor in found.items():
                     own[name].copy_(tensor)
+            self._taken = frozenset(found)
         return module
 
     def _travelling(self, module: nn.Module) -> dict[str, Tensor]:

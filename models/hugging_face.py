@@ -36,12 +36,13 @@ class HuggingFaceParameters(GradientParameters):
 
     base: BaseName
     """Name of the base: a folder with config.json, safetensors weights and a tokenizer, on the coordinator and on each client."""
-    base_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Digest that the base must have on each machine; not checked if not given."""
     window: int = Field(default=256, ge=1, le=1 << 16)
     """Most bytes of a text."""
     lora: LoRAParameters | None = None
     """Train a low-rank correction only; `targets` are names of dense layers, such as query and value in a BERT and c_attn in a GPT-2."""
+
+    # They have one of their own.
+    needs_base = ()
 
 
 class HuggingFaceClassifierParameters(HuggingFaceParameters):

@@ -54,27 +54,21 @@ def chosen(patterns: Sequence[str], names: Iterable[str], what: str) -> frozense
     return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-def taken_over(own: Mapping[str, Tensor], base: Mapping[str, Tensor], frozen: frozenset[str]) -> dict[str, Tensor]:
+def taken_over(own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a base that have a place in a model: the same name and shape.
 
     Args:
         own: The model's tensors that may be taken over.
         base: The base's.
-        frozen: Names that must be among them.
 
     Raises:
-        LearnerError: None has a place, or one that is frozen has none.
+        LearnerError: None has a place.
     """
     found = {name: base[name] for name, tensor in own.items() if name in base and base[name].shape == tensor.shape}
     if not any(tensor.is_floating_point() for tensor in found.values()):
         raise LearnerError(
             f"Learner: initialize_from must have tensors of the model's names and shapes, got {_listed(base)}. "
             f"The model has {_listed(own)}."
-        )
-    if absent := sorted(frozen - found.keys()):
-        raise LearnerError(
-            f"Learner: what freeze names must come from initialize_from, got none for {absent[0]!r} "
-            f"{tuple(own[absent[0]].shape) if absent[0] in own else '(which reset names)'}."
         )
     return found
 

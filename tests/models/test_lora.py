@@ -1,10 +1,13 @@
 """LoRA: only adapters travel, the base stays as it is to the bit, and it is fine-tuned all the same."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models import Examples, LearnerError
@@ -18,13 +21,20 @@ CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"width": 32, "layers": 1}
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHORAL_BASES", str(tmp_path))
+
+
 def adapted(base: State, **parameters: Any) -> GPT:
     """Return a learner with adapters on a base."""
-    learner = GPT(GPTParameters.model_validate({**SMALL, "lora": {}, **parameters}), CPU)
-    missing, unexpected = learner._module.load_state_dict(dict(base), strict=False)
-    assert unexpected == []
-    assert all(name.endswith(("lora_a", "lora_b")) for name in missing)
-    return learner
+    save_file(dict(base), find_folder() / "author.safetensors")
+    given = {**SMALL, "lora": {}, "initialize_from": "author", **parameters}
+    return GPT(GPTParameters.model_validate(given), CPU)
+
+
+def find_folder() -> Path:
+    return Path(os.environ["CHORAL_BASES"])
 
 
 def plain(**parameters: Any) -> GPT:
@@ -158,3 +168,17 @@ def test_comedies_are_adapted_to_tragedies() -> None:
 def test_target_that_is_no_dense_layer_is_refused() -> None:
     with pytest.raises(LearnerError, match=r"^LoRA: targets must be among 0, 2, got '1'\.$"):
         adapt(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), LoRAParameters(targets=["1"]))
+
+
+def test_target_that_is_no_layer_is_refused() -> None:
+    message = r"^LoRA: targets must be among contract, expand, key, output, query, value, got 'quarry'\.$"
+    with pytest.raises(LearnerError, match=message):
+        adapted(plain().init(3), lora={"targets": ["query", "quarry"]})
+
+
+def test_adapters_on_a_base_that_lacks_what_is_frozen_are_refused() -> None:
+    base = {name: tensor for name, tensor in plain().init(3).items() if "expand" not in name}
+    with pytest.raises(
+        LearnerError, match=r"what is frozen must come from initialize_from, got none for .blocks\.0\..*expand"
+    ):
+        adapted(base)

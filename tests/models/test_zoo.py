@@ -29,8 +29,7 @@ def test_only_models_of_others_need_to_be_told_which() -> None:
 @pytest.mark.parametrize("name", WITH_DEFAULTS)
 def test_build_with_defaults_gives_a_learner_with_a_summary(name: str) -> None:
     state = build_learner(Named(name=name)).init(1)
-    assert 500 < Layout.of(state).size < 300_000
-    assert 50 < Layout.of(state).size < 200_000
+    assert 50 < Layout.of(state).size < 500_000
     assert MODELS[name].summary.endswith(".")
 
 
@@ -115,7 +114,7 @@ def test_build_each_choice_gives_another_model(name: str, parameter: str, choice
         ),
         pytest.param(
             "{name: mlp}",
-            "server: {optimizer: {name: lbfgs}}",
+            "server: {optimizer: {name: lbfgs, max_iter: 5}}",
             r"^Run spec: server\.optimizer: Optimizer lbfgs",
             id="server",
         ),

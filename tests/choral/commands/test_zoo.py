@@ -19,11 +19,10 @@ OWN = '''
 from torch import nn
 
 from models import Examples, tasks
-from models.classifier import Classifier
-from models.gradient import GradientParameters
+from models.classifier import Classifier, ClassifierParameters
 
 
-class MineParameters(GradientParameters):
+class MineParameters(ClassifierParameters):
     """Parameters of mine."""
 
     classes: int = 10

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from choral.conformance import CHECKS, Case, Nonconforming
 from client.data import load, parse_source
 from models import Contribution, DataError, Evaluation, Examples, ServerOptimizer, tasks
-from models.classifier import Classifier
-from models.gradient import GradientParameters
+from models.classifier import Classifier, ClassifierParameters
 from models.zoo import MODELS, Model
 from wire.spec import LocalSpec, parse_spec
 from wire.tensors import State
@@ -143,7 +142,7 @@ class HalfPrecision(Sound):
 @pytest.fixture
 def case_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Any]], Case]:
     def make(learner: type[Any]) -> Case:
-        monkeypatch.setitem(MODELS, "subject", Model(learner, GradientParameters))
+        monkeypatch.setitem(MODELS, "subject", Model(learner, ClassifierParameters))
         return Case(SPEC, DIGITS)
 
     return make
