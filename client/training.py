@@ -14,7 +14,8 @@ import torch
 
 from client.data import LocalData
 from models import Evaluation, Learner, build_learner, unsuited
-from models.learner import Report
+from models.learner import Contribution, Report
+from models.optimizers import ServerOptimizer
 from wire.seeds import derive_generator
 from wire.spec import Named, RunSpec
 from wire.tensors import Layout, State, Vector
@@ -24,6 +25,8 @@ QUALITY_SHARPNESS = 5.0
 
 QUALITY_STEPS = 64
 """Weights by quality are multiples of 1/64 example, because weights travel as integers."""
+
+_FED_AVG = Named(name="sgd", learning_rate=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +97,15 @@ class Trainer:
         """
         start = time.perf_counter()
         spec = assignment.spec
+        check_held_out(spec, len(data.held_out))
         state = self.layout.views(assignment.vector)
-        weight = self._weight(spec, state, data)
         generator = derive_generator(spec.seed, "fit", assignment.round_number, assignment.client_id)
         contribution = self._learner.fit(
             state, data.training, spec.local_in(assignment.round_number), generator, report
         )
         return Result(
             contribution.vector,
-            weight,
+            self._weight(assignment, contribution, data),
             contribution.example_count,
             contribution.metrics,
             time.perf_counter() - start,
@@ -112,28 +115,37 @@ class Trainer:
         """Measure a model on the held-out examples; of 0 examples if there are none."""
         return self._learner.evaluate(self.layout.views(vector), data.held_out, data.training)
 
-    def _weight(self, spec: RunSpec, state: State, data: LocalData) -> int:
+    def _weight(self, assignment: Assignment, contribution: Contribution, data: LocalData) -> int:
         """Return the weight of a client's contribution, 1 to the cap."""
+        spec, count = assignment.spec, len(data.training)
         if spec.weight_by == "examples":
-            return min(len(data.training), spec.limits.weight_cap)
-        return weight_by_quality(spec, len(data.training), self._learner.evaluate(state, data.held_out, data.training))
+            return min(count, spec.limits.weight_cap)
+        trained = self._trained(assignment.vector, contribution)
+        held_out = self._learner.evaluate(trained, data.held_out, data.training)
+        return weight_by_quality(spec, count, held_out.metrics["loss"])
+
+    def _trained(self, vector: Vector, contribution: Contribution) -> State:
+        """Return a client's own model after its training: what a round of FedAvg that it had to itself would end with."""
+        # Copies, because a server step may change what it is given.
+        state, mean = self.layout.views(vector.copy()), self.contribution_layout.views(contribution.vector.copy())
+        return self._learner.apply(state, mean, ServerOptimizer(_FED_AVG), contribution.example_count)
 
 
-def weight_by_quality(spec: RunSpec, example_count: int, held_out: Evaluation) -> int:
-    """Return the weight of a contribution, 1 to the cap, from how good the received model is for the client.
+def check_held_out(spec: RunSpec, held_out_count: int) -> None:
+    """Check that a client has what its weight is measured on. Raises `DataError` where it does not."""
+    if spec.weight_by == "quality" and not held_out_count:
+        raise unsuited(
+            "Weight by quality: at least 1 example must be held out", "0", "Join with a held-out fraction above 0."
+        )
+
+
+def weight_by_quality(spec: RunSpec, example_count: int, loss: float) -> int:
+    """Return the weight of a contribution, 1 to the cap, from how good the model is that the client has trained.
 
     Args:
         spec: The run's spec, for its cap.
         example_count: Examples trained on.
-        held_out: What the received model measures on the client's held-out data.
-
-    Raises:
-        DataError: Nothing was held out.
+        loss: Of the trained model on the client's held-out data, before it is averaged with any other.
     """
-    if not held_out.example_count:
-        raise unsuited(
-            "Weight by quality: at least 1 example must be held out", "0", "Join with a held-out fraction above 0."
-        )
-    loss = held_out.metrics["loss"]
     quality = math.exp(-QUALITY_SHARPNESS * loss) if math.isfinite(loss) else 0.0
     return min(spec.limits.weight_cap, max(1, round(example_count * QUALITY_STEPS * quality)))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from client.data import LocalData
-from client.training import weight_by_quality
+from client.training import check_held_out, weight_by_quality
 from models import DataError, Evaluation
 from server.aggregation import WeightedMean
 from server.cohort import Order
@@ -96,27 +96,20 @@ class VectorizedCohort(SimulatedCohort):
         """Return an empty sum on the device."""
         return WeightedMean(grid, size) if self._device.type == "cpu" else DeviceMean(grid, size, self._device)
 
-    def _weights(
-        self, order: Order, client_ids: Sequence[str], report: Callable[[], None]
-    ) -> tuple[dict[str, int], dict[str, Outcome]]:
-        """Return the weight of each client that can take part, and what the others say."""
-        spec, weights = order.spec, {}
+    def _ready(self, spec: RunSpec, client_ids: Sequence[str]) -> tuple[list[str], dict[str, Outcome]]:
+        """Return who can take part, and what the others say."""
+        ready: list[str] = []
         refusals: dict[str, Outcome] = {}
-        by_quality = spec.weight_by == "quality"
-        held_out = self._evaluate(order, client_ids, report) if by_quality else {}
         for client_id in client_ids:
-            count = len(self._training.ranges[client_id])
             try:
-                if not count:
+                if not self._training.ranges[client_id]:
                     raise DataError("Training data: batches must have at least 1 examples, got 0.")
-                weights[client_id] = (
-                    weight_by_quality(spec, count, held_out[client_id])
-                    if by_quality
-                    else min(count, spec.limits.weight_cap)
-                )
+                check_held_out(spec, len(self._held_out.ranges[client_id]))
             except DataError as error:
                 refusals[client_id] = Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_DATA, str(error))
-        return weights, refusals
+            else:
+                ready.append(client_id)
+        return ready, refusals
 
     def _train(
         self, order: Order, client_ids: Sequence[str], binding: Binding, report: Callable[[], None]
@@ -124,20 +117,40 @@ class VectorizedCohort(SimulatedCohort):
         """Return what each client brings, or says."""
         report()
         begin, local = time.perf_counter(), order.spec.local_in(order.round_number)
-        weights, outcomes = self._weights(order, client_ids, report)
-        if not weights:
+        ready, outcomes = self._ready(order.spec, client_ids)
+        if not ready:
             return outcomes
-        plan = draw_plan(list(weights), self._training.ranges, local, Round(order.spec.seed, order.round_number))
+        plan = draw_plan(ready, self._training.ranges, local, Round(order.spec.seed, order.round_number))
         trained = self._stacked.fit(self._state(order), self._training.data, plan, local, report)
+        weights = self._weights(order, plan.client_ids, trained.changes, report)
         # On a GPU they stay there, where `empty_sum` adds them up.
         changes: Any = trained.changes.numpy() if self._device.type == "cpu" else trained.changes
         losses = trained.losses.tolist()
-        seconds = (time.perf_counter() - begin) / len(weights)
+        seconds = (time.perf_counter() - begin) / len(ready)
         for place, client_id in enumerate(plan.client_ids):
             metrics = {"train_loss": losses[place]} if local.epochs else {}
             size, change = int(plan.sizes[place]), changes[place]
-            outcomes[client_id] = Arrival(client_id, binding, weights[client_id], size, metrics, seconds, change)
+            outcomes[client_id] = Arrival(client_id, binding, weights[place], size, metrics, seconds, change)
         return outcomes
+
+    def _weights(
+        self, order: Order, client_ids: Sequence[str], changes: torch.Tensor, report: Callable[[], None]
+    ) -> list[int]:
+        """Return the weight of each client, whose model has moved by its row of `changes`, (clients, parameters)."""
+        spec, counts = order.spec, [len(self._training.ranges[client_id]) for client_id in client_ids]
+        if spec.weight_by == "examples":
+            return [min(count, spec.limits.weight_cap) for count in counts]
+        state, weights = self._state(order), []
+        for client_id, count, change in zip(client_ids, counts, changes, strict=True):
+            own = self._held_out.ranges[client_id]
+            held_out = self._held_out.data.select(torch.arange(own.start, own.stop, device=self._device))
+            trained = {
+                entry.name: state[entry.name] + change[entry.offset : entry.offset + entry.size].view(entry.shape)
+                for entry in self._layout.entries
+            }
+            loss = self._stacked.measure(trained, held_out, report)["loss"].mean()
+            weights.append(weight_by_quality(spec, count, float(loss)))
+        return weights
 
     def _evaluate(self, order: Order, client_ids: Sequence[str], report: Callable[[], None]) -> dict[str, Evaluation]:
         ranges = [self._held_out.ranges[client_id] for client_id in client_ids]

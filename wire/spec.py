@@ -185,7 +185,7 @@ class RunSpec(Strict):
     local: LocalSpec = LocalSpec()
     server: ServerSpec = ServerSpec()
     weight_by: Literal["examples", "quality"] = "examples"
-    """`examples`: n. `quality`: n * exp(-5 * loss), where loss is that of the received model on the client's held-out data."""
+    """`examples`: n. `quality`: n * exp(-5 * loss), where loss is that of the client's trained model on its held-out data."""
     evaluate: EvaluateSpec = EvaluateSpec()
     limits: LimitsSpec = LimitsSpec()
     simulation: SimulationSpec | None = None

@@ -9,6 +9,7 @@ import torch
 from client.data import LocalData, split
 from client.training import Assignment, Trainer
 from models import DataError, Examples, LearnerError, TrainingStopped
+from server.model import ModelShop
 from tests.client.sites import CPU, DIGITS, digits_spec
 from wire.errors import LayoutError
 from wire.seeds import derive_generator
@@ -27,7 +28,8 @@ def coins(training: int, held_out: int) -> LocalData:
 
 
 def quality_weight(data: LocalData, vector: list[float], **limits: int) -> int:
-    spec = digits_spec(learner=COIN, weight_by="quality", limits=limits)
+    """Return the weight of a client that trains for no epoch, so that its own model is the one that it has received."""
+    spec = digits_spec(learner=COIN, weight_by="quality", limits=limits, local={"epochs": 0})
     assignment = Assignment(spec, 1, "ana", np.array(vector, dtype=np.float32))
     return Trainer(spec.learner, CPU).train(assignment, data, ignore).weight
 
@@ -96,16 +98,46 @@ def test_weight_by_quality_of_a_broken_model_is_1(value: float) -> None:
     assert quality_weight(coins(7, 3), [0, 0, value, value]) == 1
 
 
-def test_weight_by_quality_measures_the_received_model_on_held_out_data() -> None:
+def test_weight_by_quality_measures_on_held_out_data() -> None:
     # Class 1 in training, class 0 held out: the loss on the training data would be another.
     data = LocalData("memory", Examples(torch.ones(7, 1), torch.ones(7, dtype=torch.int64)), coins(1, 3).held_out)
     assert quality_weight(data, [0, 0, 40, 0]) == 7 * 64
 
 
+def test_weight_by_quality_measures_the_trained_model_by_hand() -> None:
+    # A step of 1 from zeros ends at (1/2, -1/2, 1/2, -1/2), whose logits are 2 apart: the loss is log(1 + exp(-2)). That of the received
+    # model is ln 2, for a weight of 4.
+    sgd = {"name": "sgd", "learning_rate": 1.0}
+    spec = digits_spec(learner=COIN, weight_by="quality", local={"batch_size": 2, "optimizer": sgd})
+    vector = np.zeros(4, np.float32)
+    result = Trainer(spec.learner, CPU).train(Assignment(spec, 1, "ana", vector), coins(2, 3), ignore)
+    assert result.weight == 68 == round(2 * 64 * (1 + math.exp(-2)) ** -5)
+    # The model and the contribution are as they were before the weight was measured.
+    np.testing.assert_array_equal(vector, [0, 0, 0, 0])
+    np.testing.assert_allclose(result.vector, [0.5, -0.5, 0.5, -0.5])
+
+
+def test_weight_by_quality_of_statistics_measures_the_model_that_they_make_by_hand() -> None:
+    # One variable, 0 in three examples of four: with a count added to each state, p(0) = 4/6. Of the received model it is 1/2.
+    learner = {"name": "bayesian_network", "variables": [{"name": "coin", "states": 2}]}
+    spec = digits_spec(learner=learner, weight_by="quality")
+    codes = torch.tensor([[0], [0], [1], [0], [0]])
+    examples = Examples(codes, torch.empty(5, 0, dtype=torch.int64))
+    data = LocalData("memory", examples.select(torch.arange(4)), examples.select(torch.tensor([4])))
+    received = ModelShop(spec).initial().vector
+    result = Trainer(spec.learner, CPU).train(Assignment(spec, 1, "ana", received), data, ignore)
+    assert result.weight == 34 == round(4 * 64 * (4 / 6) ** 5)
+
+
 def test_weight_by_quality_without_held_out_data_is_refused_before_training() -> None:
     rule = r"^Weight by quality: at least 1 example must be held out, got 0. Join with a held-out fraction above 0.$"
+    spec = digits_spec(learner=COIN, weight_by="quality")
+    reports: list[float] = []
     with pytest.raises(DataError, match=rule):
-        quality_weight(coins(7, 0), [0, 0, 0, 0])
+        Trainer(spec.learner, CPU).train(
+            Assignment(spec, 1, "ana", np.zeros(4, np.float32)), coins(7, 0), reports.append
+        )
+    assert reports == []
 
 
 # --- Draws ---

@@ -129,7 +129,6 @@ async def test_cohort_cut_into_blocks_agrees_with_serial(tmp_path: Path, block: 
 
 async def test_records_agree_with_serial(tmp_path: Path) -> None:
     configured = federation(epochs=2, rounds=2)
-    configured = configured.model_copy(update={"weight_by": "quality"})
     _, serial = await play(SerialCohort(configured, sites()), configured, tmp_path / "serial")
     _, vectorized = await play(
         VectorizedCohort(configured, sites(), Resources(block=4)), configured, tmp_path / "vectorized"
@@ -144,6 +143,24 @@ async def test_records_agree_with_serial(tmp_path: Path) -> None:
                 other.example_count,
             )
             assert own.metrics == pytest.approx(other.metrics, rel=1e-5)
+
+
+async def test_weights_by_quality_agree_with_serial(tmp_path: Path) -> None:
+    configured = federation(epochs=20, rounds=2, optimizer={"name": "sgd", "learning_rate": 0.5})
+    configured = configured.model_copy(update={"weight_by": "quality"})
+    # Held out is what each has learned, so that weights are large and differ, but for one that has learned other digits than its own.
+    data = {name: LocalData("memory", part.training, part.training) for name, part in sites().items()}
+    data["site-4"] = LocalData("memory", data["site-4"].training, data["site-5"].training)
+    _, serial = await play(SerialCohort(configured, data), configured, tmp_path / "serial")
+    _, vectorized = await play(
+        VectorizedCohort(configured, data, Resources(block=4)), configured, tmp_path / "vectorized"
+    )
+    for ours, theirs in zip(vectorized, serial, strict=True):
+        weights = {part.client_id: part.weight for part in ours.contributions}
+        # To one step up or down: the losses agree to float32's accuracy.
+        assert weights == pytest.approx({part.client_id: part.weight for part in theirs.contributions}, rel=1e-3, abs=1)
+    assert weights["site-3"] > 10 * weights["site-4"] > 0
+    assert len(set(weights.values())) == len(weights)
 
 
 async def test_train_of_no_epochs_changes_nothing(tmp_path: Path) -> None:
