@@ -166,6 +166,10 @@ class BayesianNetwork:
         shares = {COUNTS + name: (count / len(data)).view(self._shapes[name]) for name, count in counts.items()}
         return Contribution(self.contribution_layout.flatten(shares), len(data), {})
 
+    def step_bytes(self, data: Examples, local: LocalSpec) -> int:
+        """Tell the bytes of the counts, those of a batch and their shares, and of the places of a batch's examples in a table."""
+        return 16 * self.contribution_layout.size + 24 * min(local.batch_size, len(data))
+
     def apply(self, state: State, mean: State, server: ServerOptimizer, weight_total: int) -> State:
         """Return the pooled counts, which the mean gives exactly, and their tables. The server's optimizer has no part in it."""
         # Where noise was added for differential privacy, a count may have fallen below 0.

@@ -146,6 +146,11 @@ class Evolution(ABC):
         fitness = torch.cat(found)
         return Contribution(fitness.numpy(), len(data), {"train_best_fitness": float(fitness.max())})
 
+    def step_bytes(self, data: Examples, local: LocalSpec) -> int:
+        """Tell the bytes of the variants that are measured at once, drawn and side by side, and of two of their layers."""
+        widest = max([*self.parameters.hidden, self.parameters.classes])
+        return 8 * min(VARIANTS_AT_ONCE, self.variant_count) * (self._layout.size + len(data) * widest)
+
     def evaluate(self, state: State, data: Examples, training: Examples | None = None) -> Evaluation:
         """Return cross-entropy and accuracy of the state's one model."""
         return self._model.evaluate(self.model_of(state), data)

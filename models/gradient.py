@@ -9,6 +9,7 @@ Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 202
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -20,6 +21,7 @@ from models.bases import BaseName
 from models.batch_norm import gather_statistics, statistics_of
 from models.errors import LearnerError, unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
+from models.memory import KeptForBackward, step_bytes
 from models.optimizers import ServerOptimizer, build_optimizer
 from models.random_stream import RandomStream
 from models.transfer import chosen, read_tensors, taken_over
@@ -188,13 +190,9 @@ class GradientLearner(ABC):
         Raises:
             DataError: There are no examples, or batches of one where batch norm needs two. Nothing was changed.
         """
-        fewest = 2 if self._needs_pairs else 1
-        if (found := min(len(data), local.batch_size)) < fewest:
-            raise unsuited(f"Training data: batches must have at least {fewest} examples", str(found))
+        self._check_batches(data, local)
         self._load(state)
-        self._module.train()
-        for part in self._resting:
-            part.eval()
+        self._train()
         step = self.begin(local)
         losses: list[Tensor] = []
         stream = RandomStream(int(torch.randint(1 << 62, (), generator=generator)), self._device)
@@ -208,6 +206,27 @@ class GradientLearner(ABC):
                 report((epoch + len(losses) / len(batches)) / local.epochs)
         metrics = {"train_loss": float(torch.stack(losses).sum()) / len(data)} if losses else {}
         return Contribution(self._change_since(state), len(data), metrics)
+
+    def step_bytes(self, data: Examples, local: LocalSpec) -> int:
+        """Estimate from steps on a few examples what one on a batch takes. The module is left as it was. Raises as `fit`."""
+        self._check_batches(data, local)
+        trained = sum(parameter.nbytes for parameter in self._trained)
+        free = local.model_copy(update={"proximal_mu": 0.0})
+        return step_bytes(trained, data, local, partial(self._pass_bytes, free))
+
+    def _pass_bytes(self, local: LocalSpec, batch: Examples) -> int:
+        """Return the bytes of both passes of a step of the module as it is, which is then put back."""
+        own = self._module.state_dict()
+        before = {name: tensor.clone() for name, tensor in own.items()}
+        kept = KeptForBackward([*own.values(), batch.inputs, batch.targets])
+        self._train()
+        with RandomStream(0, self._device).drawing(), self._autocast(), kept.watching():
+            self.begin(local)(batch)
+        self._module.zero_grad()
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(before[name])
+        return kept.most + 2 * kept.largest
 
     def begin(self, local: LocalSpec) -> Step:
         """Return what takes the steps of one fit, with whatever it keeps from one to the next."""
@@ -285,6 +304,17 @@ class GradientLearner(ABC):
             # Batch norm has no statistics of a single example: it joins the batch before it.
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
+
+    def _check_batches(self, data: Examples, local: LocalSpec) -> None:
+        fewest = 2 if self._needs_pairs else 1
+        if (found := min(len(data), local.batch_size)) < fewest:
+            raise unsuited(f"Training data: batches must have at least {fewest} examples", str(found))
+
+    def _train(self) -> None:
+        """Make the module ready for training; what is frozen as a whole stays at rest."""
+        self._module.train()
+        for part in self._resting:
+            part.eval()
 
     def _rest(self, state: State, training: Examples | None = None) -> None:
         """Load a state into the module and make it ready for what is not training. Arguments as `evaluate`."""

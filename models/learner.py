@@ -131,6 +131,17 @@ class Learner(Protocol):
             report: Called as training goes on.
         """
 
+    def step_bytes(self, data: Examples, local: LocalSpec) -> int:
+        """Estimate the bytes that one step of training takes beside the model's state and the data.
+
+        Copies of parameters, gradients, slots of the optimizer, and what layers keep for the backward pass of a batch. `fit` takes
+        about that at most; `choral models check` refuses a learner that takes more than twice as much.
+
+        Args:
+            data: At least one example; a batch has `local.batch_size` of them, or all where there are fewer.
+            local: Batch size and optimizer.
+        """
+
     def apply(self, state: State, mean: State, server: ServerOptimizer, weight_total: int) -> State:
         """Return the next state from the contributions of a round. May change the tensors of all arguments in place.
 

@@ -105,6 +105,11 @@ class Perceptron:
         metrics = {"train_loss": mistakes / len(data)} if local.epochs else {}
         return Contribution(self._layout.flatten(change), len(data), metrics)
 
+    def step_bytes(self, data: Examples, local: LocalSpec) -> int:
+        """Tell the bytes of the weights and their change, a batch with its sums, and the order of the examples."""
+        count, (neurons, features) = min(local.batch_size, len(data)), self._shapes["weight"]
+        return 4 * (2 * self._layout.size + count * (features + neurons)) + 8 * (len(data) + 2 * count)
+
     def apply(self, state: State, mean: State, server: ServerOptimizer, weight_total: int) -> State:
         """Take the server step on the mean change of the weights."""
         return server.step(state, mean)

@@ -168,6 +168,19 @@ class RBFNetwork:
         parts = {entry.name: found.get(entry.name, torch.zeros(entry.shape)) for entry in self._layout.entries}
         return Contribution(self._layout.flatten(parts), len(data), metrics)
 
+    def step_bytes(self, data: Examples, local: LocalSpec) -> int:
+        """Tell the bytes of the phase that takes most: of statistics, or of a readout by gradient with how near all examples are."""
+        count, centres = min(local.batch_size, len(data)), self.parameters.centres
+        features = math.prod(self.parameters.inputs)
+        # How near, as float32 twice, as int64 and as float64; the examples as float64; sums of a batch and of all, and the contribution.
+        statistics = (
+            count * (24 * centres + 8 * features) + 16 * centres * max(features, centres) + 4 * self._layout.size
+        )
+        if self.parameters.readout == "ridge":
+            return statistics
+        near = Examples(torch.zeros(len(data), centres, device=self._device), data.targets)
+        return max(statistics, 3 * near.inputs.nbytes + self._readout.step_bytes(near, local))
+
     def apply(self, state: State, mean: State, server: ServerOptimizer, weight_total: int) -> State:
         """Take the phase's step. The server's optimizer steps the readout by gradient alone: the other steps are exact solutions.
 
