@@ -15,8 +15,10 @@ from rich.table import Table
 
 from choral.commands.own import Own, add_all
 from choral.examples import example_of
+from client.data import load, parse_source
 from models import LearnerError, add_own, build_learner, learners
 from models.zoo import MODELS, Model
+from wire.errors import ChoralError
 from wire.spec import CohortSpec, Named, RunSpec, read_spec
 from wire.tensors import Layout
 
@@ -38,7 +40,8 @@ def models(
         return
     rows = {name: described(name, model) for name, model in learners().items()}
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        full = {name: {**row, "step_bytes": step_bytes(name)} for name, row in rows.items()}
+        typer.echo(json.dumps(full, indent=2))
         return
     console = Console()
     for name, row in rows.items():
@@ -72,6 +75,8 @@ def show(name: Annotated[str, typer.Argument(help="A learner's name.")], own: Ow
     for parameter, row in described_parameters(model).items():
         table.add_row(parameter, escape(row["type"]), escape(json.dumps(row["default"])), escape(row["meaning"]))
     console.print(table)
+    if size := step_bytes(name):
+        console.print(f"Memory: a step of the spec below takes about {size:,} bytes beside the model and the data.\n")
     if name in MODELS:
         console.print("A spec to copy; its first line is the command that runs it:\n")
         typer.echo(example_of(name).text)
@@ -161,6 +166,17 @@ def described(name: str, model: Model) -> dict[str, Any]:
         "engines": ["serial", "processes", "ray", *(["vectorized"] if example and not _against(example) else [])],
         "parameters": described_parameters(model),
     }
+
+
+def step_bytes(name: str) -> int:
+    """Return the bytes that a step of a learner's example takes beside the model and the data; 0 without an example, or what it needs."""
+    if name not in MODELS:
+        return 0
+    example = example_of(name)
+    try:
+        return build_learner(example.spec.learner).step_bytes(load(parse_source(example.data)), example.spec.local)
+    except (ChoralError, ImportError):
+        return 0
 
 
 def _against(spec: RunSpec) -> str:

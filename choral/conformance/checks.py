@@ -14,6 +14,7 @@ import torch
 
 from choral.conformance.case import SEED, Case, are_equal, copied, require
 from choral.conformance.federations import central_state, deployed_model, serial_model, site_of
+from choral.conformance.memory import LiveTensors
 from models import DataError, Examples, ServerOptimizer, TrainingStopped
 from models.saved import read_saved
 from server.aggregation import WeightedMean
@@ -22,6 +23,9 @@ from wire.tensors import Layout, State
 
 ROUNDS = 4
 """Rounds in which the loss must fall; a learner whose phases take longer has as many as its spec."""
+
+MOST_MEMORY, LEAST_MEMORY = 2, 0.1
+"""What `fit` may take of the bytes that are declared for a step, and what it must take, so that nobody declares any number."""
 
 
 def init_follows_from_the_seed(case: Case) -> None:
@@ -127,6 +131,25 @@ def fit_can_be_stopped(case: Case) -> None:
     require(again.tobytes() == expected.tobytes(), "a learner that was stopped must be as good as new")
 
 
+def memory_is_as_declared(case: Case) -> None:
+    """`fit` holds at most twice as many bytes at a time as `step_bytes` says, which is an estimate and leaves no trace."""
+    learner, before = case.learner(), torch.get_rng_state()
+    declared = learner.step_bytes(case.data, case.spec.local)
+    require(torch.equal(before, torch.get_rng_state()), "`step_bytes` must leave torch's generator alone")
+    with LiveTensors() as live:
+        vector = case.fit(learner, case.state).vector.copy()
+    require(
+        live.most <= MOST_MEMORY * declared,
+        f"`fit` must hold at most {MOST_MEMORY} times the {declared:,} bytes of `step_bytes`, got {live.most:,}",
+    )
+    require(
+        live.most >= LEAST_MEMORY * declared,
+        f"`fit` must hold at least {LEAST_MEMORY} times the {declared:,} bytes of `step_bytes`, got {live.most:,}",
+    )
+    is_same = case.fit(case.learner(), case.state).vector.tobytes() == vector.tobytes()
+    require(is_same, "`fit` must give the same after `step_bytes`")
+
+
 def bad_data_is_refused(case: Case) -> None:
     """No examples, inputs of another shape and inputs of another type each get a `DataError`."""
     learner, data = case.learner(), case.data
@@ -226,6 +249,7 @@ CHECKS: Mapping[str, Callable[[Case], None]] = {
         fit_is_a_function,
         fit_can_be_stopped,
         loss_falls,
+        memory_is_as_declared,
         bad_data_is_refused,
         evaluate_is_a_function,
         one_client_is_central_training,

@@ -68,6 +68,7 @@ def test_models_as_json_lists_every_learner_with_its_parameters(choral: Choral) 
         assert {"serial", "processes", "ray"} <= set(listed[name]["engines"])
         size = Layout.of(build_learner(example_of(name).spec.learner).init(0)).size
         assert listed[name]["parameter_count"] == size
+        assert listed[name]["step_bytes"] > 1000
     assert "vectorized" in listed["mlp"]["engines"]
     assert "vectorized" not in listed["lstm"]["engines"]
     assert listed["mlp"]["parameters"]["hidden"] == {
@@ -84,6 +85,7 @@ def test_models_lists_every_learner_within_the_width_of_a_terminal(choral: Chora
     assert max(len(line) for line in outcome.lines) <= WIDTH
 
 
+@pytest.mark.usefixtures("bases")
 @pytest.mark.parametrize("name", MODELS)
 def test_models_show_prints_what_it_is_its_parameters_and_a_spec(choral: Choral, name: str) -> None:
     outcome = choral("models", "show", name)
@@ -91,6 +93,7 @@ def test_models_show_prints_what_it_is_its_parameters_and_a_spec(choral: Choral,
     assert set(MODELS[name].parameters.model_fields) <= set(outcome.out.replace("│", " ").split())
     assert MODELS[name].explanation.splitlines()[0] in outcome.out
     assert example_of(name).text in outcome.out
+    assert "Memory: a step of the spec below takes about" in outcome.out
     assert choral("models", "spec", name).out == example_of(name).text
 
 
@@ -103,7 +106,7 @@ def test_models_of_an_unknown_learner_names_those_that_there_are(choral: Choral,
 def test_models_check_of_a_learner_of_ones_own_passes(choral: Choral, own: str) -> None:
     outcome = choral("models", "check", own)
     assert outcome.code == 0, outcome.err
-    assert outcome.lines[-1].startswith("my_own: 11 of 11 checks passed")
+    assert outcome.lines[-1].startswith("my_own: 12 of 12 checks passed")
 
 
 def test_models_check_that_fails_says_which_rule_and_ends_with_an_error(choral: Choral, own: str) -> None:
@@ -112,7 +115,7 @@ def test_models_check_that_fails_says_which_rule_and_ends_with_an_error(choral: 
     outcome = choral("models", "check", own)
     assert outcome.code == 1
     assert "FAILED  bad data is refused: inputs with one axis more must be refused" in outcome.out
-    assert outcome.lines[-1].startswith("my_own: 10 of 11 checks passed")
+    assert outcome.lines[-1].startswith("my_own: 11 of 12 checks passed")
 
 
 def test_simulate_trains_a_learner_of_ones_own_in_worker_processes_too(

@@ -82,6 +82,21 @@ class ReportsNothing(Sound):
         return super().fit(state, data, local, generator, lambda fraction: None)
 
 
+class Hoards(Sound):
+    """Keeps something of every batch, until it is gone itself."""
+
+    def batch_loss(self, batch: Examples) -> Tensor:
+        self.hoard = [*getattr(self, "hoard", []), torch.zeros(5000)]
+        return super().batch_loss(batch)
+
+
+class DeclaresAnything(Sound):
+    """Declares more memory than any machine has."""
+
+    def step_bytes(self, data: Examples, local: LocalSpec) -> int:
+        return 1 << 60
+
+
 class LearnsNothing(Sound):
     """Goes up the slope."""
 
@@ -168,6 +183,8 @@ BROKEN = [
     (KeepsMomentum, "order of clients does not matter", "must not depend on the order"),
     (ChangesTheState, "fit is a function", "must leave the state unchanged"),
     (ReportsNothing, "fit can be stopped", "must report 1 at its end"),
+    (Hoards, "memory is as declared", "`fit` must hold at most 2 times the .* bytes of `step_bytes`, got"),
+    (DeclaresAnything, "memory is as declared", "`fit` must hold at least 0.1 times"),
     (LearnsNothing, "loss falls", "must lower the loss, got"),
     (TakesAnything, "bad data is refused", "inputs with one axis more must be refused"),
     (EvaluatesAtRandom, "evaluate is a function", "must give the same again"),
