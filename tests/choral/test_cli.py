@@ -238,7 +238,7 @@ def test_spec_check_names_each_problem_on_a_line(choral: Choral, tmp_path: Path)
         (("mlp", "mpl"), f"Learner: name must be one of {', '.join(sorted(MODELS))}, got 'mpl'."),
         (("[1, 8, 8]", "[0]"), "Learner mlp: inputs.0 must be greater than or equal to 1, got 0."),
         (
-            ("evaluate:", "server: {optimizer: {name: lbfgs}}\nevaluate:"),
+            ("evaluate:", "server: {optimizer: {name: lbfgs, max_iter: 5}}\nevaluate:"),
             "Run spec: server.optimizer: Optimizer lbfgs: ",
         ),
         (
