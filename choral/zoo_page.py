@@ -62,7 +62,9 @@ def _parts() -> Iterator[str]:
     yield "\n## All\n\n| learner | what it is | task | data | parameters | engines |\n| --- | --- | --- | --- | ---: | --- |\n"
     for name, model in MODELS.items():
         row = described(name, model)
-        count = f"{row['parameter_count']:,}" if row["parameter_count"] else "its base's"
+        # Whatever base this machine happens to have.
+        has_base = "base" in model.parameters.model_fields
+        count = "its base's" if has_base else f"{row['parameter_count']:,}"
         engines = "all" if "vectorized" in row["engines"] else "all but vectorized"
         yield f"| [`{name}`](#{name}) | {row['summary']} | {row['task']} | {row['data']} | {count} | {engines} |\n"
     yield "\n" + _RESULTS_HEAD
