@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from choral.errors import PictureError
-from choral.pictures import COLOURS, INK, check_picture
+from choral.pictures import COLOURS, INK, new_picture
 
 NUMBERED = 12
 """Most codes of either side for which weights are also written as numbers."""
@@ -28,29 +27,18 @@ def draw_attention(
     Raises:
         PictureError: The name ends otherwise, or the file cannot be written.
     """
-    check_picture(path)
-    # Here, because it takes a second that no other command should pay. Without pyplot, which looks for a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     size = (min(40.0, max(4.0, 1.8 + 0.45 * len(sources))), min(40.0, max(3.0, 1.4 + 0.4 * len(outputs))))
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    shown = axes.imshow(weights, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(sources)), sources, parse_math=False)
-    axes.set_yticks(range(len(outputs)), outputs, parse_math=False)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[:].set_visible(False)
-    if max(weights.shape) <= NUMBERED:
-        for (row, column), weight in np.ndenumerate(weights):
-            colour = "white" if weight < 0.55 else "black"
-            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", color=colour, fontsize=7)
-    bar = figure.colorbar(shown, ax=axes, pad=0.02)
-    bar.ax.tick_params(colors=INK, labelsize=8)
-    figure.suptitle(title, color=INK, fontweight="bold", parse_math=False)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise PictureError(f"Picture {path}: file must be writable, got {error.strerror}. Choose another.") from error
+    with new_picture(path, size, title) as figure:
+        axes = figure.subplots()
+        shown = axes.imshow(weights, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(sources)), sources, parse_math=False)
+        axes.set_yticks(range(len(outputs)), outputs, parse_math=False)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0, colors=INK)
+        axes.spines[:].set_visible(False)
+        if max(weights.shape) <= NUMBERED:
+            for (row, column), weight in np.ndenumerate(weights):
+                colour = "white" if weight < 0.55 else "black"
+                axes.text(column, row, f"{weight:.2f}", ha="center", va="center", color=colour, fontsize=7)
+        bar = figure.colorbar(shown, ax=axes, pad=0.02)
+        bar.ax.tick_params(colors=INK, labelsize=8)

@@ -50,7 +50,7 @@ def draw_maps(path: Path, image: Tensor, maps: Mapping[str, Tensor], title: str)
     columns = min(COLUMNS, max(8, *(len(layer) for layer in maps.values())))
     grids = {name: mosaic(layer.numpy(), columns) for name, layer in maps.items()}
     heights = [1.2, *(0.5 + 8.0 * grid.shape[0] / grid.shape[1] for grid in grids.values())]
-    with _figure(path, (9.6, 0.6 + sum(heights)), title) as figure:
+    with new_picture(path, (9.6, 0.6 + sum(heights)), title) as figure:
         top, *rest = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         pixels = image.permute(1, 2, 0).numpy()  # (height, width, channels)
         top.imshow(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
@@ -80,7 +80,7 @@ def draw_samples(path: Path, images: Tensor, title: str) -> None:
     pixels = np.stack(planes, axis=-1)  # (height, width, channels)
     shown = pixels[:, :, 0] if pixels.shape[2] == 1 else np.nan_to_num(pixels, nan=1.0)
     height = 0.6 + 6.0 * pixels.shape[0] / pixels.shape[1]
-    with _figure(path, (6.0, height), title) as figure:
+    with new_picture(path, (6.0, height), title) as figure:
         axes = figure.subplots()
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
@@ -88,7 +88,7 @@ def draw_samples(path: Path, images: Tensor, title: str) -> None:
 
 def draw_points(path: Path, points: Tensor, title: str) -> None:
     """Draw points of a plane, float32 (count, 2). Arguments and errors as `draw_samples`."""
-    with _figure(path, (5.0, 5.0), title) as figure:
+    with new_picture(path, (5.0, 5.0), title) as figure:
         axes = figure.subplots()
         across, up = points.numpy().T
         axes.scatter(across, up, s=8, color=INK, alpha=0.6, linewidths=0)
@@ -96,7 +96,7 @@ def draw_points(path: Path, points: Tensor, title: str) -> None:
 
 
 @contextlib.contextmanager
-def _figure(path: Path, size: tuple[float, float], title: str) -> Iterator["Figure"]:
+def new_picture(path: Path, size: tuple[float, float], title: str) -> Iterator["Figure"]:
     """Yield a figure to draw on, which is then written to `path`."""
     check_picture(path)
     # Here, because it takes a second that no other command should pay. Without pyplot, which looks for a screen.
