@@ -30,8 +30,9 @@ from models.learner import PADDING, Examples
 from models.professor import Contest, Discriminator, contest
 from models.ragged import read
 from models.scheduled_sampling import exponential, inverse_sigmoid, linear, mixed
+from models.sequences import lengths
 from models.step_count import StepCount
-from models.translation import Translation, TranslationParameters, Translator, lengths_of, shifted, trimmed
+from models.translation import Translation, TranslationParameters, Translator, shifted, trimmed
 from wire.spec import LocalSpec
 
 DEFAULT_K = {"linear": 1.0, "exponential": 0.998, "inverse_sigmoid": 100.0}
@@ -126,7 +127,7 @@ class EncoderDecoder(Translation):
     def start(self, sources: Tensor) -> Carried:
         """Read the sources: s_0, and what attention looks at."""
         embedded = self.dropout(self.source(sources.clamp(min=0)))  # (batch, time, embedding)
-        memory, last = read(self.encoder, embedded, lengths_of(sources))  # (batch, time, hidden)
+        memory, last = read(self.encoder, embedded, lengths(sources))  # (batch, time, hidden)
         state = torch.tanh(self.bridge(torch.cat([last[0], last[1]], dim=1)))  # (batch, hidden)
         if self.attention is None:
             return (state,)
@@ -235,4 +236,4 @@ class Seq2Seq(Translator):
     def _contest(self, taught: Run, batch: Examples) -> Contest:
         inputs, _ = shifted(trimmed(batch.targets), self._boundary)
         free = self._network.run(trimmed(batch.inputs), inputs, 0.0)
-        return contest(self._network.discriminator, taught.states, free.states, lengths_of(batch.targets) + 1)
+        return contest(self._network.discriminator, taught.states, free.states, lengths(batch.targets) + 1)

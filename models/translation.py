@@ -19,6 +19,7 @@ from models.decoding import Carried, Search, beam_search, greedy
 from models.errors import LearnerError, unsuited
 from models.gradient import GradientLearner, GradientParameters
 from models.learner import PADDING, Examples
+from models.sequences import lengths
 from wire.tensors import State
 
 
@@ -63,14 +64,9 @@ class Translation(nn.Module, ABC):
         """
 
 
-def lengths_of(codes: Tensor) -> Tensor:
-    """Return the length of each padded sequence, int64 (batch,)."""
-    return (codes != PADDING).sum(dim=1)
-
-
 def trimmed(codes: Tensor) -> Tensor:
     """Return padded sequences, (batch, time), without the padding that all of them share."""
-    return codes[:, : int(lengths_of(codes).max())]
+    return codes[:, : int(lengths(codes).max())]
 
 
 def shifted(targets: Tensor, boundary: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +74,7 @@ def shifted(targets: Tensor, boundary: int) -> tuple[Tensor, Tensor]:
     first = targets.new_full((len(targets), 1), boundary)
     inputs = torch.cat([first, targets.where(targets != PADDING, boundary)], dim=1)
     outputs = torch.cat([targets, first.fill_(PADDING)], dim=1)
-    return inputs, outputs.scatter(1, lengths_of(targets).unsqueeze(1), boundary)
+    return inputs, outputs.scatter(1, lengths(targets).unsqueeze(1), boundary)
 
 
 def count_edits(found: Tensor, targets: Tensor) -> int:
@@ -87,7 +83,7 @@ def count_edits(found: Tensor, targets: Tensor) -> int:
 
     # A character for each code: the rate over characters is exact, and is of the characters of the targets.
     rate = char_error_rate(_as_texts(found), _as_texts(targets))
-    return round(float(rate.double()) * int(lengths_of(targets).sum()))
+    return round(float(rate.double()) * int(lengths(targets).sum()))
 
 
 def _as_texts(codes: Tensor) -> list[str]:
@@ -152,14 +148,14 @@ class Translator(GradientLearner):
         measured = {"loss": self.loss(logits, outputs), **self.measure(logits, outputs)}
         if count := self.parameters.decoded:
             edits = count_edits(self._decode(sources[:count]), targets[:count])
-            symbols = int(lengths_of(targets[:count]).sum())
+            symbols = int(lengths(targets[:count]).sum())
             weight = self.weigh(batch)
             measured |= {"edits": torch.tensor(edits / weight), "symbols": torch.tensor(symbols / weight)}
         return measured
 
     def weigh(self, batch: Examples) -> int:
         """Return the number of outputs: the codes of the targets, and their ends."""
-        return int(lengths_of(batch.targets).sum()) + len(batch)
+        return int(lengths(batch.targets).sum()) + len(batch)
 
     def finish(self, means: dict[str, float]) -> dict[str, float]:
         """Return the means, and for edits and symbols the error rate: edits a true code."""
@@ -172,7 +168,7 @@ class Translator(GradientLearner):
         """Check that sources and targets are padded sequences of codes, and that decoding may become as long as targets are."""
         check_sequences(self.name, "sources", data.inputs, self.parameters.source_vocabulary)
         check_sequences(self.name, "targets", data.targets, self.parameters.target_vocabulary)
-        if len(data) and (found := int(lengths_of(data.targets).max())) > self.parameters.longest:
+        if len(data) and (found := int(lengths(data.targets).max())) > self.parameters.longest:
             rule = f"Learner {self.name}: targets must have at most {self.parameters.longest} codes"
             raise unsuited(rule, str(found), "Raise the parameter longest.")
 

@@ -11,9 +11,9 @@ from torch.nn import functional
 from models import DataError, Examples, LearnerError, build_learner
 from models.attention import MultiHeadAttention
 from models.learner import PADDING
+from models.sequences import lengths
 from models.transformer import Transformer, warm_up_factor
 from models.transformer_layers import DecoderLayer, EncoderLayer, LayerShape, positions
-from models.translation import lengths_of
 from tests.models.pronunciations import ADAM, fit, moved, part
 from wire.spec import Named
 
@@ -248,7 +248,7 @@ def test_classifies_spellings_by_the_phone_that_they_end_in() -> None:
 
 
 def last_phones(targets: Tensor) -> Tensor:
-    return targets.gather(1, lengths_of(targets).unsqueeze(1) - 1).squeeze(1)
+    return targets.gather(1, lengths(targets).unsqueeze(1) - 1).squeeze(1)
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models import PADDING, DataError, Examples, LearnerError, build_learner
-from models.translation import Translator, count_edits, lengths_of, shifted, trimmed
+from models.sequences import lengths
+from models.translation import Translator, count_edits, shifted, trimmed
 from wire.spec import Named
 from wire.tensors import State
 
@@ -47,7 +48,7 @@ def test_shifted_puts_the_boundary_before_inputs_and_behind_outputs() -> None:
 
 
 def test_trimmed_drops_what_all_lack() -> None:
-    assert lengths_of(TARGETS).tolist() == [3, 1]
+    assert lengths(TARGETS).tolist() == [3, 1]
     assert trimmed(TARGETS).tolist() == [[4, 5, 6], [7, -1, -1]]
     assert trimmed(TARGETS[1:]).tolist() == [[7]]
 
@@ -176,7 +177,7 @@ def test_wider_beams_are_no_less_likely(name: str) -> None:
         found = learner.translate(state, sources)
         inputs, outputs = shifted(found, 3)
         if found.shape[1] == 6:  # what is as long as may be need not end
-            outputs[lengths_of(found) == 6, 6] = PADDING
+            outputs[lengths(found) == 6, 6] = PADDING
         logits, _ = learner._translation(sources, inputs)
         steps = logits.log_softmax(dim=2).gather(2, outputs.clamp(min=0).unsqueeze(2)).squeeze(2)
         likelihoods.append((steps * (outputs != PADDING)).sum(dim=1).detach())
