@@ -1,0 +1,16 @@
+"""Errors of the privacy package.
+
+ChoralError
+├── EnrolmentError           an enrolment file or key cannot be used
+└── SecureAggregationError   secure aggregation cannot be done as it is asked for
+"""
+
+from wire.errors import ChoralError
+
+
+class EnrolmentError(ChoralError):
+    """An enrolment file or key cannot be used. Nothing was changed."""
+
+
+class SecureAggregationError(ChoralError):
+    """Secure aggregation cannot be done as it is asked for. Nothing was sent."""
