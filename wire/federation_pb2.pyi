@@ -27,6 +27,7 @@ class VectorEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     VECTOR_ENCODING_UNSPECIFIED: _ClassVar[VectorEncoding]
     VECTOR_ENCODING_FLOAT32: _ClassVar[VectorEncoding]
+    VECTOR_ENCODING_MASKED: _ClassVar[VectorEncoding]
 
 class RefusalReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -61,6 +62,7 @@ PHASE_UPLOADING: Phase
 PHASE_EVALUATING: Phase
 VECTOR_ENCODING_UNSPECIFIED: VectorEncoding
 VECTOR_ENCODING_FLOAT32: VectorEncoding
+VECTOR_ENCODING_MASKED: VectorEncoding
 REFUSAL_REASON_UNSPECIFIED: RefusalReason
 REFUSAL_REASON_WRONG_RUN: RefusalReason
 REFUSAL_REASON_WRONG_ROUND: RefusalReason
@@ -82,34 +84,50 @@ REFUSAL_REASON_CLIENT_ERROR: RefusalReason
 REFUSAL_REASON_TOO_LATE: RefusalReason
 
 class JoinRequest(_message.Message):
-    __slots__ = ("hello", "heartbeat", "progress", "task_failed", "evaluate_result")
+    __slots__ = ("hello", "heartbeat", "progress", "task_failed", "evaluate_result", "advertise", "shares", "survivor_ack", "unmask")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     TASK_FAILED_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_RESULT_FIELD_NUMBER: _ClassVar[int]
+    ADVERTISE_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    SURVIVOR_ACK_FIELD_NUMBER: _ClassVar[int]
+    UNMASK_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     progress: Progress
     task_failed: TaskFailed
     evaluate_result: EvaluateResult
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., task_failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., evaluate_result: _Optional[_Union[EvaluateResult, _Mapping]] = ...) -> None: ...
+    advertise: Advertise
+    shares: Shares
+    survivor_ack: SurvivorAck
+    unmask: Unmask
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., task_failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., evaluate_result: _Optional[_Union[EvaluateResult, _Mapping]] = ..., advertise: _Optional[_Union[Advertise, _Mapping]] = ..., shares: _Optional[_Union[Shares, _Mapping]] = ..., survivor_ack: _Optional[_Union[SurvivorAck, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("challenge", "welcome", "heartbeat", "task", "cancel_task", "goodbye")
+    __slots__ = ("challenge", "welcome", "heartbeat", "task", "cancel_task", "goodbye", "roster", "delivery", "survivors", "ack_bundle")
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     CANCEL_TASK_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    SURVIVORS_FIELD_NUMBER: _ClassVar[int]
+    ACK_BUNDLE_FIELD_NUMBER: _ClassVar[int]
     challenge: Challenge
     welcome: Welcome
     heartbeat: Heartbeat
     task: Task
     cancel_task: CancelTask
     goodbye: Goodbye
-    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., cancel_task: _Optional[_Union[CancelTask, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    roster: Roster
+    delivery: Delivery
+    survivors: Survivors
+    ack_bundle: AckBundle
+    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., cancel_task: _Optional[_Union[CancelTask, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., ack_bundle: _Optional[_Union[AckBundle, _Mapping]] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("protocol_version", "nonce")
@@ -180,7 +198,7 @@ class Goodbye(_message.Message):
     def __init__(self, reason: _Optional[_Union[GoodbyeReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("task_id", "run_id", "round", "attempt", "spec_json", "base", "cohort_size", "train", "evaluate")
+    __slots__ = ("task_id", "run_id", "round", "attempt", "spec_json", "base", "cohort_size", "train", "evaluate", "offer")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +208,7 @@ class Task(_message.Message):
     COHORT_SIZE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     run_id: str
     round: int
@@ -199,7 +218,8 @@ class Task(_message.Message):
     cohort_size: int
     train: TrainTask
     evaluate: EvaluateTask
-    def __init__(self, task_id: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., spec_json: _Optional[str] = ..., base: _Optional[_Union[ModelReference, _Mapping]] = ..., cohort_size: _Optional[int] = ..., train: _Optional[_Union[TrainTask, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateTask, _Mapping]] = ...) -> None: ...
+    offer: SessionOffer
+    def __init__(self, task_id: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., spec_json: _Optional[str] = ..., base: _Optional[_Union[ModelReference, _Mapping]] = ..., cohort_size: _Optional[int] = ..., train: _Optional[_Union[TrainTask, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateTask, _Mapping]] = ..., offer: _Optional[_Union[SessionOffer, _Mapping]] = ...) -> None: ...
 
 class ModelReference(_message.Message):
     __slots__ = ("sha256", "layout_sha256", "total_bytes")
@@ -358,3 +378,133 @@ class UploadVerdict(_message.Message):
     reason: RefusalReason
     detail: str
     def __init__(self, reason: _Optional[_Union[RefusalReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class SessionOffer(_message.Message):
+    __slots__ = ("federation", "attempt", "nonce", "signature")
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    federation: str
+    attempt: int
+    nonce: bytes
+    signature: bytes
+    def __init__(self, federation: _Optional[str] = ..., attempt: _Optional[int] = ..., nonce: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Advertise(_message.Message):
+    __slots__ = ("session_id", "client_id", "public_key", "certificate", "encryption_key", "mask_key", "seed_commitment", "signature")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ENCRYPTION_KEY_FIELD_NUMBER: _ClassVar[int]
+    MASK_KEY_FIELD_NUMBER: _ClassVar[int]
+    SEED_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    client_id: bytes
+    public_key: bytes
+    certificate: bytes
+    encryption_key: bytes
+    mask_key: bytes
+    seed_commitment: bytes
+    signature: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., client_id: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., encryption_key: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ..., seed_commitment: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Roster(_message.Message):
+    __slots__ = ("session_id", "members", "signature")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    members: _containers.RepeatedCompositeFieldContainer[Advertise]
+    signature: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[Advertise, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Packet(_message.Message):
+    __slots__ = ("index", "nonce", "ciphertext")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    CIPHERTEXT_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    nonce: bytes
+    ciphertext: bytes
+    def __init__(self, index: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ciphertext: _Optional[bytes] = ...) -> None: ...
+
+class Shares(_message.Message):
+    __slots__ = ("session_id", "packets", "signature")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PACKETS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    packets: _containers.RepeatedCompositeFieldContainer[Packet]
+    signature: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., packets: _Optional[_Iterable[_Union[Packet, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Delivery(_message.Message):
+    __slots__ = ("session_id", "sharers", "packets")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARERS_FIELD_NUMBER: _ClassVar[int]
+    PACKETS_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    sharers: bytes
+    packets: _containers.RepeatedCompositeFieldContainer[Packet]
+    def __init__(self, session_id: _Optional[bytes] = ..., sharers: _Optional[bytes] = ..., packets: _Optional[_Iterable[_Union[Packet, _Mapping]]] = ...) -> None: ...
+
+class Survivors(_message.Message):
+    __slots__ = ("session_id", "survivors", "signature")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SURVIVORS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    survivors: bytes
+    signature: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., survivors: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class SurvivorAck(_message.Message):
+    __slots__ = ("session_id", "signature")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    signature: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ("index", "signature")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    signature: bytes
+    def __init__(self, index: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class AckBundle(_message.Message):
+    __slots__ = ("session_id", "acks")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    ACKS_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    acks: _containers.RepeatedCompositeFieldContainer[Ack]
+    def __init__(self, session_id: _Optional[bytes] = ..., acks: _Optional[_Iterable[_Union[Ack, _Mapping]]] = ...) -> None: ...
+
+class HeldShare(_message.Message):
+    __slots__ = ("index", "share")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    share: bytes
+    def __init__(self, index: _Optional[int] = ..., share: _Optional[bytes] = ...) -> None: ...
+
+class Unmask(_message.Message):
+    __slots__ = ("session_id", "own_seed", "seed_shares", "key_shares", "missing", "signature")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    OWN_SEED_FIELD_NUMBER: _ClassVar[int]
+    SEED_SHARES_FIELD_NUMBER: _ClassVar[int]
+    KEY_SHARES_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    own_seed: bytes
+    seed_shares: _containers.RepeatedCompositeFieldContainer[HeldShare]
+    key_shares: _containers.RepeatedCompositeFieldContainer[HeldShare]
+    missing: _containers.RepeatedScalarFieldContainer[int]
+    signature: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., own_seed: _Optional[bytes] = ..., seed_shares: _Optional[_Iterable[_Union[HeldShare, _Mapping]]] = ..., key_shares: _Optional[_Iterable[_Union[HeldShare, _Mapping]]] = ..., missing: _Optional[_Iterable[int]] = ..., signature: _Optional[bytes] = ...) -> None: ...

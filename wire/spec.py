@@ -14,6 +14,7 @@ from wire.document import parse_document
 from wire.errors import SpecError
 from wire.realism import SimulationSpec
 from wire.schedule import ScheduleSpec
+from wire.secure import PrivacySpec, SecureAggregationSpec
 from wire.validation import Strict, explain, shown
 
 SPEC_BYTES = 256 << 10
@@ -188,6 +189,7 @@ class RunSpec(Strict):
     """`examples`: n. `quality`: n * exp(-5 * loss), where loss is that of the client's trained model on its held-out data."""
     evaluate: EvaluateSpec = EvaluateSpec()
     limits: LimitsSpec = LimitsSpec()
+    privacy: PrivacySpec = PrivacySpec()
     simulation: SimulationSpec | None = None
     """How simulated clients behave; a deployed coordinator ignores it."""
 
@@ -202,6 +204,16 @@ class RunSpec(Strict):
                 f"got {self.limits.coordinate_bound} * {self.limits.weight_cap} * {most_clients}"
             )
         return self
+
+    @property
+    def secure(self) -> SecureAggregationSpec | None:
+        """How updates are masked, or nothing where they travel in the clear."""
+        return self.privacy.secure_aggregation
+
+    @property
+    def weight_cap(self) -> int:
+        """Largest weight of a contribution."""
+        return self.secure.weight_cap if self.secure else self.limits.weight_cap
 
     def local_in(self, round_number: int) -> LocalSpec:
         """Return what a client does in a round: `local` with the learning rate of that round."""

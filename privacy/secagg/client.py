@@ -1,0 +1,460 @@
+"""A client's side of a session: message in, message out, nothing else. What it does not accept ends the session and erases its secrets.
+
+    offer -> Advertise, roster -> Shares, delivery and vector -> masked vector, survivors -> SurvivorAck, acknowledgements -> Unmask
+
+Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, figure 4 (malicious server);
+CSA-1 (docs/secure-aggregation.md), section "Client". https://eprint.iacr.org/2017/281
+"""
+
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NoReturn, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from google.protobuf.message import Message
+
+from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
+from privacy.secagg.labels import derive_key, hashed, is_signed, sign
+from privacy.secagg.masks import RingVector, add_masks, pair_mask, self_mask
+from privacy.secagg.members import (
+    Members,
+    Problem,
+    advertised_parts,
+    entry_problem,
+    packet_parts,
+    unmask_parts,
+)
+from privacy.secagg.session import SessionParameters
+from privacy.secagg.shamir import SHARE_BYTES, split
+from wire import federation_pb2 as pb
+from wire.identity import client_id_of
+
+NONCE_BYTES = 12
+_VERSION = b"\x01"
+
+
+class ClientState(StrEnum):
+    """Where a client stands in a session."""
+
+    ADVERTISED = "advertised"
+    SHARED = "shared"
+    DELIVERED = "delivered"
+    MASKED = "masked"
+    ACKED = "acked"
+    DONE = "done"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom a client believes.
+
+    Attributes:
+        federation: The federation that its certificate is for.
+        coordinator_key: Ed25519, 32 bytes, pinned.
+        problem_with: Tells what speaks against another client.
+    """
+
+    federation: str
+    coordinator_key: bytes
+    problem_with: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The least that a site asks of a session, whatever the coordinator says.
+
+    Attributes:
+        minimum_cohort: Fewest honest clients that a sum must be of.
+        corrupt_ppm: Least part of corrupt clients that must be withstood, in millionths.
+    """
+
+    minimum_cohort: int = 3
+    corrupt_ppm: int = 0
+
+
+class Journal(Protocol):
+    """What a client must not forget, even if it is killed: written before the coordinator hears anything that follows from it."""
+
+    def begin(self, parameters: SessionParameters) -> None:
+        """Note that a session begins. Raises `SessionAbortedError` for one that is not later than every session of its task before."""
+
+    def reveal(self, parameters: SessionParameters) -> None:
+        """Note that the sum of this round is about to be opened: no other session for it may begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a client is: its Ed25519 key, and the enrolment key's signature over it."""
+
+    key: Ed25519PrivateKey = field(repr=False)
+    certificate: bytes
+
+    @property
+    def public_key(self) -> bytes:
+        """The public key, 32 bytes."""
+        return self.key.public_key().public_bytes_raw()
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """What a client brings to every session: who it is, whom it believes, what its site asks for, what it must not forget."""
+
+    identity: Identity
+    trust: Trust
+    floor: Floor
+    journal: Journal
+
+
+@dataclass(slots=True)
+class _Secrets:
+    """What must be erased at the end."""
+
+    encryption_key: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, repr=False)
+    mask_key: X25519PrivateKey | None = field(default_factory=X25519PrivateKey.generate, repr=False)
+    seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    held: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
+    """Shares of seed and mask key by their dealer's index."""
+
+
+class ClientSession:
+    """One session of one client.
+
+    Every method takes the coordinator's next message and returns the answer. Any of them raises `SessionAbortedError` when a check fails;
+    the session is then over.
+
+    Attributes:
+        state: Where it stands.
+        session_id: 32 bytes.
+        advertisement: The answer to the offer.
+    """
+
+    def __init__(self, parameters: SessionParameters, offer: pb.SessionOffer, party: Party) -> None:
+        """Answer an offer whose vector is ready.
+
+        Args:
+            parameters: What the client itself computes from its task, run spec and the model that it holds.
+            offer: The coordinator's.
+            party: This client.
+
+        Raises:
+            SessionAbortedError: The offer is not what it must be. Nothing secret was made.
+        """
+        self.state = ClientState.ABORTED
+        self._parameters = parameters
+        self._identity, self._trust, self._floor = party.identity, party.trust, party.floor
+        self._journal = party.journal
+        self._secrets: _Secrets | None = None
+        self._ack = pb.SurvivorAck()
+        self.session_id = _accepted(parameters, offer, party.trust, party.floor)
+        self._journal.begin(parameters)
+        self._secrets = _Secrets()
+        self.state = ClientState.ADVERTISED
+        self.advertisement = self._advertise(self._secrets)
+
+    def take_roster(self, roster: pb.Roster) -> pb.Shares:
+        """Check who takes part, and return the shares of this session's secrets, encrypted to their holders."""
+        held = self._in(ClientState.ADVERTISED)
+        self._members = members = self._checked(roster)
+        self._index = index = next(
+            place for place, entry in enumerate(members.entries) if entry.client_id == self.advertisement.client_id
+        )
+        closed = members.closed(index)
+        assert held.mask_key is not None
+        threshold, count = members.graph.threshold, len(closed)
+        dealt = zip(
+            split(held.seed, threshold, count),
+            split(held.mask_key.private_bytes_raw(), threshold, count),
+            strict=True,
+        )
+        packets = []
+        for holder, shares in zip(closed, dealt, strict=True):
+            if holder != index:
+                packets.append(self._sealed(held, holder, _VERSION + b"".join(shares)))
+        self.state = ClientState.SHARED
+        signature = sign(self._identity.key, "shares", self.session_id, members.roster_hash, *packet_parts(packets))
+        return pb.Shares(session_id=self.session_id, packets=packets, signature=signature)
+
+    def take_delivery(self, delivery: pb.Delivery) -> None:
+        """Check who has shared, and open the shares for this client. One that cannot be opened is noted as missing."""
+        held, members = self._in(ClientState.SHARED), self._members
+        self._sharers = sharers = self._member_set(delivery.sharers, delivery)
+        if self._index not in sharers:
+            self._abort(AbortCode.TOO_FEW, "this client must be among those who have shared, it is not", delivery)
+        self._check_count(len(sharers), "sharers", delivery)
+        near = [other for other in members.neighbours[self._index] if other in sharers]
+        packets = {packet.index: packet for packet in delivery.packets}
+        self._missing = []
+        for dealer in near:
+            shares = self._opened(held, dealer, packets.get(dealer))
+            if shares is None:
+                self._missing.append(dealer)
+            else:
+                held.held[dealer] = shares
+        self._check_live(sharers, "sharers", delivery)
+        self._near = near
+        self.state = ClientState.DELIVERED
+
+    def mask(self, vector: RingVector) -> None:
+        """Mask this client's vector in place, once: a second vector under the same masks would show the difference of the two."""
+        held, members = self._in(ClientState.DELIVERED), self._members
+        if len(vector) != self._parameters.size or vector.itemsize * 8 != self._parameters.spec.ring_bits:
+            raise ValueError("A vector must have the session's size and ring.")
+        self.state = ClientState.MASKED
+        own = members.peer(self._index)
+        assert held.mask_key is not None
+        masks = [
+            self_mask(held.seed, self.session_id, members.roster_hash, own.client_id),
+            *(
+                pair_mask(held.mask_key, own, members.peer(other), self.session_id, members.roster_hash)
+                for other in self._near
+            ),
+        ]
+        held.mask_key = None
+        add_masks(vector, masks)
+
+    def take_survivors(self, survivors: pb.Survivors) -> pb.SurvivorAck:
+        """Check whose vectors are in the sum, and bind this client to them."""
+        if self.state is ClientState.ACKED:
+            self._check_same(survivors)
+            return self._ack
+        self._in(ClientState.MASKED)
+        self._check_server(survivors.signature, "survivors-srv", survivors, survivors.survivors)
+        alive = self._member_set(survivors.survivors, survivors)
+        if self._index not in alive:
+            self._abort(
+                AbortCode.EQUIVOCATION,
+                "this client must be among the survivors, its vector was called missing",
+                survivors,
+            )
+        if not alive <= self._sharers:
+            self._abort(AbortCode.EQUIVOCATION, "survivors must be among those who have shared", survivors)
+        self._check_count(len(alive), "survivors", survivors)
+        self._check_live(alive, "survivors", survivors)
+        self._alive, self._survivors = alive, survivors
+        signature = sign(
+            self._identity.key, "survivors-ack", self.session_id, self._members.roster_hash, survivors.survivors
+        )
+        self.state = ClientState.ACKED
+        self._ack = pb.SurvivorAck(session_id=self.session_id, signature=signature)
+        return self._ack
+
+    def take_acks(self, bundle: pb.AckBundle) -> pb.Unmask:
+        """Check that enough neighbours acknowledged the same survivors, and give what opens the sum: seeds of survivors, keys of others."""
+        held, members = self._in(ClientState.ACKED), self._members
+        acked = {self._index}
+        near = set(members.neighbours[self._index]) & self._alive
+        for ack in bundle.acks:
+            if ack.index not in near or not is_signed(
+                members.entries[ack.index].public_key,
+                ack.signature,
+                "survivors-ack",
+                self.session_id,
+                members.roster_hash,
+                self._survivors.survivors,
+            ):
+                self._abort(
+                    AbortCode.EQUIVOCATION,
+                    f"member {ack.index} must have acknowledged the same survivors, its acknowledgement does not fit them",
+                    self._survivors,
+                    bundle,
+                )
+            acked.add(ack.index)
+        if len(acked) < members.graph.threshold:
+            self._abort(
+                AbortCode.TOO_FEW,
+                f"acknowledgements must be at least {members.graph.threshold}, got {len(acked)}",
+                self._survivors,
+                bundle,
+            )
+        self._journal.reveal(self._parameters)
+        message = self._unmask(held)
+        self._erase(ClientState.DONE)
+        return message
+
+    def abort(self) -> None:
+        """End the session for reasons of its own: erase the secrets."""
+        if self.state is not ClientState.DONE:
+            self._erase(ClientState.ABORTED)
+
+    def _advertise(self, held: _Secrets) -> pb.Advertise:
+        assert held.mask_key is not None
+        public_key = self._identity.public_key
+        client_id = bytes.fromhex(client_id_of(public_key))
+        entry = pb.Advertise(
+            session_id=self.session_id,
+            client_id=client_id,
+            public_key=public_key,
+            certificate=self._identity.certificate,
+            encryption_key=held.encryption_key.public_key().public_bytes_raw(),
+            mask_key=held.mask_key.public_key().public_bytes_raw(),
+            seed_commitment=hashed("commit-b", self.session_id, client_id, held.seed),
+        )
+        entry.signature = sign(self._identity.key, "advertise", self.session_id, *advertised_parts(entry))
+        return entry
+
+    def _checked(self, roster: pb.Roster) -> Members:
+        """Return the members of a roster that breaks no rule."""
+        entries = list(roster.members)
+        ids = [entry.client_id for entry in entries]
+        if ids != sorted(set(ids)):
+            self._abort(AbortCode.FORGED, "members of a roster must be different and in order", roster)
+        for name in ("public_key", "encryption_key", "mask_key"):
+            if len({getattr(entry, name) for entry in entries}) < len(entries):
+                self._abort(AbortCode.FORGED, f"each member must have a {name} of its own", roster)
+        if self.advertisement not in entries:
+            self._abort(AbortCode.FORGED, "this client's own entry must be what it advertised", roster)
+        if len(entries) > self._parameters.purpose.client_count:
+            most = self._parameters.purpose.client_count
+            self._abort(AbortCode.POLICY, f"members must be at most {most}, got {len(entries)}", roster)
+        for entry in entries:
+            if entry != self.advertisement and (
+                problem := entry_problem(entry, self.session_id, self._trust.problem_with)
+            ):
+                self._abort(AbortCode.FORGED, f"member {entry.client_id.hex()}: {problem}", roster)
+        try:
+            graph = self._parameters.graph(len(entries))
+        except SecureAggregationError as error:
+            self._abort(AbortCode.POLICY, str(error).rstrip("."), roster)
+        members = Members.of(entries, self.session_id, graph)
+        if not is_signed(
+            self._trust.coordinator_key, roster.signature, "roster-sig", self.session_id, members.roster_hash
+        ):
+            self._abort(AbortCode.FORGED, "a roster must be signed by the coordinator", roster)
+        self._fewest = graph.fewest_survivors(max(self._parameters.spec.minimum_cohort, self._floor.minimum_cohort))
+        self._check_count(len(entries), "members", roster)
+        return members
+
+    def _sealed(self, held: _Secrets, holder: int, plaintext: bytes) -> pb.Packet:
+        members = self._members
+        source, target = self.advertisement.client_id, members.entries[holder].client_id
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        try:
+            shared = held.encryption_key.exchange(
+                X25519PublicKey.from_public_bytes(members.entries[holder].encryption_key)
+            )
+        except ValueError:
+            self._abort(AbortCode.FORGED, f"member {target.hex()}: its encryption key must be usable")
+        key = derive_key(shared, self.session_id, "share-key", members.roster_hash, source, target)
+        bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
+        return pb.Packet(index=holder, nonce=nonce, ciphertext=AESGCM(key).encrypt(nonce, plaintext, bound))
+
+    def _opened(self, held: _Secrets, dealer: int, packet: pb.Packet | None) -> tuple[bytes, bytes] | None:
+        """Return the shares in a packet, or None when there is none that can be opened."""
+        if packet is None or len(packet.nonce) != NONCE_BYTES:
+            return None
+        members = self._members
+        source, target = members.entries[dealer].client_id, self.advertisement.client_id
+        try:
+            shared = held.encryption_key.exchange(
+                X25519PublicKey.from_public_bytes(members.entries[dealer].encryption_key)
+            )
+            key = derive_key(shared, self.session_id, "share-key", members.roster_hash, source, target)
+            bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
+            plaintext = AESGCM(key).decrypt(packet.nonce, packet.ciphertext, bound)
+        except (InvalidTag, ValueError):
+            return None
+        if len(plaintext) != 1 + 2 * SHARE_BYTES or not plaintext.startswith(_VERSION):
+            return None
+        return plaintext[1 : 1 + SHARE_BYTES], plaintext[1 + SHARE_BYTES :]
+
+    def _unmask(self, held: _Secrets) -> pb.Unmask:
+        """Return what opens the sum: of each sharer one kind of share, decided by the one set of survivors."""
+        message = pb.Unmask(session_id=self.session_id, own_seed=held.seed, missing=self._missing)
+        for dealer, (seed_share, key_share) in sorted(held.held.items()):
+            if dealer in self._alive:
+                message.seed_shares.add(index=dealer, share=seed_share)
+            else:
+                message.key_shares.add(index=dealer, share=key_share)
+        message.signature = sign(
+            self._identity.key, "unmask", self.session_id, self._members.roster_hash, *unmask_parts(message)
+        )
+        return message
+
+    def _check_same(self, survivors: pb.Survivors) -> None:
+        """Check that survivors that are named again are the same."""
+        self._check_server(survivors.signature, "survivors-srv", survivors, survivors.survivors)
+        if survivors.survivors != self._survivors.survivors:
+            self._abort(
+                AbortCode.EQUIVOCATION,
+                "survivors must be the same whenever they are named, got others",
+                self._survivors,
+                survivors,
+            )
+
+    def _check_server(self, signature: bytes, label: str, message: Message, *parts: bytes) -> None:
+        roster_hash = self._members.roster_hash
+        if not is_signed(self._trust.coordinator_key, signature, label, self.session_id, roster_hash, *parts):
+            self._abort(AbortCode.FORGED, f"{message.DESCRIPTOR.name} must be signed by the coordinator", message)
+
+    def _member_set(self, bitmap: bytes, message: Message) -> frozenset[int]:
+        try:
+            return self._members.members_in(bitmap)
+        except ValueError as error:
+            self._abort(AbortCode.MALFORMED, str(error), message)
+
+    def _check_count(self, count: int, who: str, message: Message) -> None:
+        if count < self._fewest:
+            self._abort(AbortCode.TOO_FEW, f"{who} must be at least {self._fewest}, got {count}", message)
+
+    def _check_live(self, alive: frozenset[int], who: str, message: Message) -> None:
+        threshold, live = self._members.graph.threshold, self._members.live_count(self._index, alive)
+        if live < threshold:
+            self._abort(AbortCode.TOO_FEW, f"{who} near this client must be at least {threshold}, got {live}", message)
+
+    def _in(self, state: ClientState) -> _Secrets:
+        """Return the secrets if the session stands where it must."""
+        if self.state is not state or self._secrets is None:
+            self._abort(
+                AbortCode.MALFORMED, f"a message must come when it is due, got one for {state} while {self.state}"
+            )
+        return self._secrets
+
+    def _abort(self, code: AbortCode, detail: str, *evidence: Message) -> NoReturn:
+        self.abort()
+        raise SessionAbortedError(code, detail, *evidence)
+
+    def _erase(self, state: ClientState) -> None:
+        self.state = state
+        self._secrets = None
+
+
+def _accepted(parameters: SessionParameters, offer: pb.SessionOffer, trust: Trust, floor: Floor) -> bytes:
+    """Return the id of a session whose offer breaks no rule.
+
+    Raises:
+        SessionAbortedError: It does.
+    """
+    purpose, spec = parameters.purpose, parameters.spec
+
+    def refuse(code: AbortCode, detail: str) -> NoReturn:
+        raise SessionAbortedError(code, detail, offer)
+
+    if purpose.federation != trust.federation:
+        refuse(AbortCode.FORGED, f"federation must be {trust.federation!r}, got {purpose.federation!r}")
+    try:
+        canon = parameters.canon()
+    except SecureAggregationError as error:
+        refuse(AbortCode.POLICY, str(error).rstrip("."))
+    if problem := parameters.head.problem:
+        refuse(AbortCode.POLICY, problem)
+    if len(offer.nonce) != 32 or not is_signed(trust.coordinator_key, offer.signature, "offer", canon, offer.nonce):
+        refuse(
+            AbortCode.FORGED,
+            "an offer must be signed by the coordinator for this task, run spec and the model that this client holds",
+        )
+    if spec.corrupt_ppm < floor.corrupt_ppm:
+        refuse(
+            AbortCode.POLICY,
+            f"corrupt_fraction must be at least this site's {floor.corrupt_ppm / 1e6:g}, got {spec.corrupt_fraction:g}",
+        )
+    if spec.minimum_cohort < floor.minimum_cohort:
+        refuse(
+            AbortCode.POLICY,
+            f"minimum_cohort must be at least this site's {floor.minimum_cohort}, got {spec.minimum_cohort}",
+        )
+    return parameters.session_id(offer.nonce)

@@ -1,0 +1,340 @@
+"""The coordinator's side of a session: messages in, messages out, nothing else. It learns the sum of the survivors' vectors.
+
+    offer -> advertisements -> roster -> shares -> deliveries -> (masked vectors) -> survivors -> acknowledgements -> unmask
+
+Masked vectors themselves go into a sum that lies elsewhere; here is only whose are in it. A client whose message breaks a rule is excluded
+and the session goes on, as long as enough are left.
+
+Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, figure 4 (malicious server);
+CSA-1 (docs/secure-aggregation.md), section "Coordinator". https://eprint.iacr.org/2017/281
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from privacy.errors import AbortCode, MemberExcludedError, SessionAbortedError
+from privacy.secagg.client import NONCE_BYTES
+from privacy.secagg.head import HeadSum
+from privacy.secagg.labels import hashed, is_signed, sign
+from privacy.secagg.masks import Mask, RingVector, add_masks, pair_mask, self_mask
+from privacy.secagg.members import Members, Problem, entry_problem, packet_parts, unmask_parts
+from privacy.secagg.session import SessionParameters
+from privacy.secagg.shamir import SHARE_BYTES, combine
+from wire import federation_pb2 as pb
+
+CIPHERTEXT_BYTES = 1 + 2 * SHARE_BYTES + 16
+
+
+class CoordinatorSession:
+    """One session of the coordinator. Clients are named by their identity, 32 hexadecimal digits.
+
+    Attributes:
+        parameters: What the session is about.
+        session_id: 32 bytes.
+        offer: What opens it for a client.
+        complaints: How many members could not open a member's packet, by identity.
+        false_holders: Members that gave a share which does not fit the others, by identity.
+    """
+
+    def __init__(self, parameters: SessionParameters, key: Ed25519PrivateKey, problem_with: Problem) -> None:
+        """Open a session.
+
+        Args:
+            parameters: What it is about.
+            key: The coordinator's signing key.
+            problem_with: Tells what speaks against a client that wants to take part.
+
+        Raises:
+            SecureAggregationError: There is no session with such parameters.
+        """
+        self.parameters = parameters
+        nonce, canon = secrets.token_bytes(32), parameters.canon()
+        self.session_id = parameters.session_id(nonce)
+        purpose = parameters.purpose
+        self.offer = pb.SessionOffer(
+            federation=purpose.federation,
+            attempt=purpose.attempt,
+            nonce=nonce,
+            signature=sign(key, "offer", canon, nonce),
+        )
+        self.complaints: Counter[str] = Counter()
+        self.false_holders: set[str] = set()
+        self._key = key
+        self._problem_with = problem_with
+        self._entries: dict[str, pb.Advertise] = {}
+        self._packets: dict[int, dict[int, pb.Packet]] = {}
+        self._alive: set[int] = set()
+        self._acks: dict[int, bytes] = {}
+        self._unmasks: dict[int, pb.Unmask] = {}
+
+    @property
+    def count(self) -> int:
+        """Clients that have advertised."""
+        return len(self._entries)
+
+    @property
+    def fewest(self) -> int:
+        """Fewest members whose vectors must be in the sum."""
+        return self._members.graph.fewest_survivors(self.parameters.spec.minimum_cohort)
+
+    @property
+    def clients(self) -> list[str]:
+        """Members by identity, in the roster's order."""
+        return [entry.client_id.hex() for entry in self._members.entries]
+
+    @property
+    def sharers(self) -> list[str]:
+        """Members that have shared."""
+        return [self.clients[index] for index in sorted(self._packets)]
+
+    @property
+    def survivors(self) -> list[str]:
+        """Members whose vectors are in the sum."""
+        return [self.clients[index] for index in sorted(self._alive)]
+
+    @property
+    def acknowledged(self) -> list[str]:
+        """Survivors that have acknowledged."""
+        return [self.clients[index] for index in sorted(self._acks)]
+
+    def take_advertisement(self, client_id: str, message: pb.Advertise) -> None:
+        """Note a client that is ready. Raises `MemberExcludedError` when its advertisement breaks a rule."""
+        if client_id in self._entries:
+            raise MemberExcludedError("A client must advertise once in a session.")
+        if message.session_id != self.session_id or message.client_id.hex() != client_id:
+            raise MemberExcludedError("An advertisement must be for this session and of the client that sends it.")
+        if problem := entry_problem(message, self.session_id, self._problem_with):
+            raise MemberExcludedError(f"Advertisement: {problem}.")
+        keys = {key for entry in self._entries.values() for key in (entry.encryption_key, entry.mask_key)}
+        if keys & {message.encryption_key, message.mask_key}:
+            raise MemberExcludedError("Advertisement: its keys must be its own, another has them too.")
+        self._entries[client_id] = message
+
+    def freeze(self) -> pb.Roster:
+        """Close the session to newcomers and return its roster.
+
+        Raises:
+            SecureAggregationError: So few have advertised that there is no session for them.
+        """
+        entries = sorted(self._entries.values(), key=lambda entry: entry.client_id)
+        graph = self.parameters.graph(len(entries))
+        self._members = Members.of(entries, self.session_id, graph)
+        self._index = {entry.client_id.hex(): index for index, entry in enumerate(entries)}
+        self._check_count(len(entries), "members")
+        signature = sign(self._key, "roster-sig", self.session_id, self._members.roster_hash)
+        return pb.Roster(session_id=self.session_id, members=entries, signature=signature)
+
+    def take_shares(self, client_id: str, message: pb.Shares) -> None:
+        """Note the packets of a member. Raises `MemberExcludedError` when they break a rule."""
+        index = self._signed(client_id, message.signature, "shares", *packet_parts(message.packets))
+        if [packet.index for packet in message.packets] != list(self._members.neighbours[index]):
+            raise MemberExcludedError("Shares: there must be one packet for each neighbour, in order.")
+        for packet in message.packets:
+            if len(packet.nonce) != NONCE_BYTES or len(packet.ciphertext) != CIPHERTEXT_BYTES:
+                raise MemberExcludedError(f"Shares: a packet must have {NONCE_BYTES} and {CIPHERTEXT_BYTES} bytes.")
+        self._packets[index] = {packet.index: packet for packet in message.packets}
+
+    def deliver(self) -> dict[str, pb.Delivery]:
+        """Close the sharing, and return what each sharer is handed.
+
+        Raises:
+            SessionAbortedError: Too few have shared.
+        """
+        members, sharers = self._members, self._packets.keys()
+        self._check_count(len(sharers), "sharers")
+        for index in sharers:
+            self._check_live(index, sharers, "sharers")
+        bitmap = members.bitmap(sharers)
+        deliveries = {}
+        for index in sharers:
+            packets = [
+                pb.Packet(index=dealer, nonce=packet.nonce, ciphertext=packet.ciphertext)
+                for dealer in members.neighbours[index]
+                if dealer in sharers and (packet := self._packets[dealer].get(index)) is not None
+            ]
+            client_id = self.clients[index]
+            deliveries[client_id] = pb.Delivery(session_id=self.session_id, sharers=bitmap, packets=packets)
+        return deliveries
+
+    def close_sum(self, client_ids: list[str]) -> pb.Survivors:
+        """Note whose vectors are in the sum, all of them whole, and return what they are told.
+
+        Raises:
+            SessionAbortedError: They are too few, or the sum could not be opened.
+        """
+        self._alive = {self._index[client_id] for client_id in client_ids}
+        self._check_count(len(self._alive), "survivors")
+        for index in self._packets:
+            self._check_live(index, self._alive, "survivors")
+        self._bitmap = self._members.bitmap(self._alive)
+        signature = sign(self._key, "survivors-srv", self.session_id, self._members.roster_hash, self._bitmap)
+        return pb.Survivors(session_id=self.session_id, survivors=self._bitmap, signature=signature)
+
+    def take_ack(self, client_id: str, message: pb.SurvivorAck) -> None:
+        """Note an acknowledgement. Raises `MemberExcludedError` when it is not of these survivors."""
+        index = self._signed(client_id, message.signature, "survivors-ack", self._bitmap)
+        self._acks[index] = message.signature
+
+    def bundles(self) -> dict[str, pb.AckBundle]:
+        """Return the acknowledgements that each acknowledging member is shown: those of its neighbours.
+
+        Raises:
+            SessionAbortedError: Too few have acknowledged for the sum to be opened.
+        """
+        for index in self._packets:
+            self._check_live(index, self._acks, "acknowledgements")
+        found = {}
+        for index in self._acks:
+            near = [other for other in self._members.neighbours[index] if other in self._acks]
+            acks = [pb.Ack(index=other, signature=self._acks[other]) for other in near]
+            found[self.clients[index]] = pb.AckBundle(session_id=self.session_id, acks=acks)
+        return found
+
+    def take_unmask(self, client_id: str, message: pb.Unmask) -> None:
+        """Note what a member gives to open the sum. Raises `MemberExcludedError` when it breaks a rule."""
+        index = self._signed(client_id, message.signature, "unmask", *unmask_parts(message))
+        if index not in self._acks:
+            raise MemberExcludedError("Unmask: a member must acknowledge the survivors first.")
+        near = set(self._members.neighbours[index])
+        seeds = {held.index for held in message.seed_shares}
+        keys = {held.index for held in message.key_shares}
+        if seeds & keys:
+            raise MemberExcludedError("Unmask: a member must never give both kinds of shares of another.")
+        if not seeds <= near & self._alive or not keys <= near & self._packets.keys() - self._alive:
+            raise MemberExcludedError("Unmask: shares must be of seeds of survivors and of keys of the others.")
+        for dealer in set(message.missing) & near & self._packets.keys():
+            self.complaints[self.clients[dealer]] += 1
+        self._unmasks[index] = message
+
+    def open(self, total: RingVector) -> HeadSum:
+        """Take every mask off the sum, in place, and read its head.
+
+        Raises:
+            SessionAbortedError: Secrets cannot be had again, or the sum is not that of the survivors' vectors. It is then useless.
+        """
+        try:
+            add_masks(total, self._masks())
+        finally:
+            self._unmasks.clear()
+        head = self.parameters.head.read(total)
+        if head.count != len(self._alive):
+            raise SessionAbortedError(
+                AbortCode.CANARY,
+                f"the opened sum must be of {len(self._alive)} vectors, its canary says {head.count}; "
+                "some client has brought another vector than it shared for",
+            )
+        if head.weight_total > len(self._alive) * self.parameters.spec.weight_cap:
+            most = len(self._alive) * self.parameters.spec.weight_cap
+            raise SessionAbortedError(
+                AbortCode.CANARY, f"the sum of weights must be at most {most}, got {head.weight_total}"
+            )
+        return head
+
+    def _masks(self) -> list[Mask]:
+        """Return what takes all masks off the sum."""
+        members, roster_hash = self._members, self._members.roster_hash
+        masks = []
+        for index in sorted(self._alive):
+            seed = self._seed_of(index)
+            mask = self_mask(seed, self.session_id, roster_hash, members.entries[index].client_id)
+            masks.append(Mask(mask.key, is_negative=True))
+        for index in sorted(self._packets.keys() - self._alive):
+            secret = X25519PrivateKey.from_private_bytes(self._key_of(index))
+            # As the one who is gone would have added them: the opposite of what its neighbours did.
+            masks += [
+                pair_mask(secret, members.peer(index), members.peer(other), self.session_id, roster_hash)
+                for other in members.neighbours[index]
+                if other in self._alive
+            ]
+        return masks
+
+    def _seed_of(self, index: int) -> bytes:
+        entry = self._members.entries[index]
+
+        def is_right(seed: bytes) -> bool:
+            return hashed("commit-b", self.session_id, entry.client_id, seed) == entry.seed_commitment
+
+        own = self._unmasks.get(index)
+        if own is not None and is_right(own.own_seed):
+            return own.own_seed
+        return self._recovered(index, lambda message: message.seed_shares, is_right, "seed")
+
+    def _key_of(self, index: int) -> bytes:
+        expected = self._members.entries[index].mask_key
+
+        def is_right(secret: bytes) -> bool:
+            return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw() == expected
+
+        return self._recovered(index, lambda message: message.key_shares, is_right, "mask key")
+
+    def _recovered(
+        self,
+        dealer: int,
+        shares_in: Callable[[pb.Unmask], Iterable[pb.HeldShare]],
+        is_right: Callable[[bytes], bool],
+        what: str,
+    ) -> bytes:
+        """Return a member's secret from its holders' shares; those whose share does not fit the others are noted.
+
+        Raises:
+            SessionAbortedError: The shares are too few or do not give what the member committed to.
+        """
+        members, threshold = self._members, self._members.graph.threshold
+        points = {
+            members.point(dealer, holder): held.share
+            for holder, message in sorted(self._unmasks.items())
+            for held in shares_in(message)
+            if held.index == dealer
+        }
+        client_id = self.clients[dealer]
+        if len(points) < threshold:
+            raise SessionAbortedError(
+                AbortCode.TOO_FEW,
+                f"shares of the {what} of {client_id} must be at least {threshold}, got {len(points)}",
+            )
+        for chosen in _subsets(points, threshold):
+            try:
+                secret = combine(chosen)
+            except ValueError:
+                continue
+            if is_right(secret):
+                passed_over = {point for point in points if point < max(chosen)} - chosen.keys()
+                self.false_holders |= {self.clients[members.closed(dealer)[point - 1]] for point in passed_over}
+                return secret
+        raise SessionAbortedError(
+            AbortCode.BAD_SHARE, f"shares of the {what} of {client_id} must give what it committed to"
+        )
+
+    def _signed(self, client_id: str, signature: bytes, label: str, *parts: bytes) -> int:
+        """Return the index of a member that has signed its message."""
+        index = self._index.get(client_id)
+        if index is None:
+            raise MemberExcludedError("A message must be of a member of the session.")
+        entry = self._members.entries[index]
+        if not is_signed(entry.public_key, signature, label, self.session_id, self._members.roster_hash, *parts):
+            raise MemberExcludedError(f"A message must be signed with its member's key for this session ({label}).")
+        return index
+
+    def _check_count(self, count: int, who: str) -> None:
+        if count < self.fewest:
+            raise SessionAbortedError(AbortCode.TOO_FEW, f"{who} must be at least {self.fewest}, got {count}")
+
+    def _check_live(self, index: int, alive: Collection[int], who: str) -> None:
+        live = self._members.live_count(index, alive)
+        if live < self._members.graph.threshold:
+            threshold, client_id = self._members.graph.threshold, self.clients[index]
+            raise SessionAbortedError(
+                AbortCode.TOO_FEW, f"{who} near {client_id} must be at least {threshold}, got {live}"
+            )
+
+
+def _subsets(points: Mapping[int, bytes], threshold: int) -> Iterator[dict[int, bytes]]:
+    """Yield the first `threshold` shares, then the same with the next share in the place of each of them in turn."""
+    first, later = list(points)[:threshold], list(points)[threshold : threshold + 1]
+    yield {point: points[point] for point in first}
+    for place in range(threshold if later else 0):
+        yield {point: points[point] for point in [*first[:place], *first[place + 1 :], *later]}

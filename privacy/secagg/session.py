@@ -1,0 +1,117 @@
+"""What one session of secure aggregation is about: parameters that every party computes for itself and signs by their hash.
+
+Source: CSA-1 (docs/secure-aggregation.md), section "Encodings". Binding the masks to the model: Pasquini, Francati and Ateniese, "Eluding
+Secure Aggregation in Federated Learning via Model Inconsistency", CCS 2022. https://eprint.iacr.org/2021/1512
+"""
+
+import struct
+from dataclasses import dataclass
+
+from privacy.secagg.head import Head
+from privacy.secagg.labels import hashed, prefixed, u32, u64
+from privacy.secagg.parameters import Parameters, parameters_for
+from wire.grid import Grid
+from wire.secure import SecureAggregationSpec
+from wire.spec import RunSpec
+
+SUITE = 1
+"""X25519, Ed25519, HKDF-SHA256, AES-256-CTR and AES-256-GCM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a session's vectors are.
+
+    Attributes:
+        federation: The federation's name.
+        task: The run, and what its clients do.
+        round_number: 1 or more.
+        attempt: Sessions that this round has had before.
+        client_count: Most members.
+        body_size: Coordinates behind the head; 0 where only numbers of evaluation are summed.
+        model_digest: See `digest_of`.
+    """
+
+    federation: str
+    task: str
+    round_number: int
+    attempt: int
+    client_count: int
+    body_size: int
+    model_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionParameters:
+    """Everything that the parties of a session agree on."""
+
+    purpose: Purpose
+    spec: SecureAggregationSpec
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that contributions are rounded to."""
+        return grid_of(self.spec, self.purpose.client_count)
+
+    @property
+    def head(self) -> Head:
+        """How weight, examples and metrics stand before the coordinates."""
+        return Head(self.spec.ring_bits, self.purpose.client_count, self.spec.weight_cap, tuple(self.spec.metrics))
+
+    @property
+    def size(self) -> int:
+        """Elements of the vectors: head and body."""
+        return self.head.size + self.purpose.body_size
+
+    def graph(self, member_count: int) -> Parameters:
+        """Return degree, threshold and bounds for so many members. Raises `SecureAggregationError` where there are none."""
+        return parameters_for(member_count, self.spec.corrupt_ppm, self.spec.dropout_ppm)
+
+    def canon(self) -> bytes:
+        """Return the parameters as the bytes that are signed."""
+        spec, bound = self.spec, struct.pack("<d", self.spec.coordinate_bound)
+        exponent = struct.pack("<i", self.grid.exponent)
+        rest = [u32(spec.dropout_ppm), u32(self.purpose.client_count), bound, exponent, bytes([SUITE])]
+        metrics = [prefixed(name.encode()) for name in spec.metrics]
+        return b"".join([self.base(self.graph(self.purpose.client_count)), *rest, u32(len(metrics)), *metrics])
+
+    def base(self, graph: Parameters) -> bytes:
+        """Return the part of the parameters that every implementation of CSA-1 has."""
+        purpose, spec = self.purpose, self.spec
+        return b"".join(
+            [
+                prefixed(purpose.federation.encode()),
+                prefixed(purpose.task.encode()),
+                u32(purpose.round_number),
+                u32(purpose.attempt),
+                bytes([spec.ring_bits]),
+                u64(self.size),
+                u64(spec.weight_cap),
+                u32(spec.minimum_cohort),
+                u32(spec.corrupt_ppm),
+                u32(graph.degree),
+                u32(graph.threshold),
+                prefixed(purpose.model_digest),
+            ]
+        )
+
+    def session_id(self, nonce: bytes) -> bytes:
+        """Return the session's id, 32 bytes, from its parameters and the coordinator's nonce."""
+        return session_id_of(self.canon(), nonce)
+
+
+def session_id_of(canon: bytes, nonce: bytes) -> bytes:
+    """Return H("session", parameters, nonce)."""
+    return hashed("session", canon, nonce)
+
+
+def digest_of(model_sha256: bytes, layout_sha256: bytes, spec: RunSpec) -> bytes:
+    """Return what binds a session to the model that its clients hold and to the whole run spec, 32 bytes."""
+    # How simulated clients behave is nothing to real ones.
+    plain = spec.model_copy(update={"simulation": None})
+    return hashed("model", model_sha256, layout_sha256, plain.canonical_json().encode())
+
+
+def grid_of(spec: SecureAggregationSpec, client_count: int) -> Grid:
+    """Return the grid of a round in which so many clients are asked."""
+    return Grid(spec.coordinate_bound, spec.weight_cap, client_count, spec.ring_bits)
