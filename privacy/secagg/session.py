@@ -82,7 +82,7 @@ class SessionParameters:
             [
                 prefixed(purpose.federation.encode()),
                 prefixed(purpose.task.encode()),
-                u32(purpose.round_number),
+                u64(purpose.round_number),
                 u32(purpose.attempt),
                 bytes([spec.ring_bits]),
                 u64(self.size),
