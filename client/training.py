@@ -119,7 +119,7 @@ class Trainer:
         """Return the weight of a client's contribution, 1 to the cap."""
         spec, count = assignment.spec, len(data.training)
         if spec.weight_by == "examples":
-            return min(count, spec.limits.weight_cap)
+            return min(count, spec.weight_cap)
         trained = self._trained(assignment.vector, contribution)
         held_out = self._learner.evaluate(trained, data.held_out, data.training)
         return weight_by_quality(spec, count, held_out.metrics["loss"])
@@ -148,4 +148,4 @@ def weight_by_quality(spec: RunSpec, example_count: int, loss: float) -> int:
         loss: Of the trained model on the client's held-out data, before it is averaged with any other.
     """
     quality = math.exp(-QUALITY_SHARPNESS * loss) if math.isfinite(loss) else 0.0
-    return min(spec.limits.weight_cap, max(1, round(example_count * QUALITY_STEPS * quality)))
+    return min(spec.weight_cap, max(1, round(example_count * QUALITY_STEPS * quality)))

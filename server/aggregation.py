@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from server.errors import ContributionRefused
-from wire.federation_pb2 import RefusalReason
+from wire.federation_pb2 import RefusalReason, VectorEncoding
 from wire.grid import Grid
-from wire.tensors import Vector
+from wire.tensors import Vector, vector_from_bytes
 
 BLOCK = 1 << 16
 """Coordinates handled at a time: a block of float64 stays in a core's cache."""
@@ -29,6 +29,8 @@ class WeightedMean:
 
     Not safe for concurrent use: one round owns it and is its only writer.
     """
+
+    encoding = VectorEncoding.VECTOR_ENCODING_FLOAT32
 
     def __init__(self, grid: Grid, size: int) -> None:
         """Start from an empty sum of vectors with `size` coordinates."""
@@ -44,11 +46,20 @@ class WeightedMean:
         """Number of coordinates."""
         return len(self._total)
 
+    @property
+    def byte_count(self) -> int:
+        """Length of a contribution's vector on the wire."""
+        return 4 * self.size
+
+    def vector_in(self, buffer: memoryview) -> Vector:
+        """Return the contribution that lies in a buffer of `byte_count`, without a copy."""
+        return vector_from_bytes(buffer)
+
     def add(self, vector: Vector, weight: int) -> None:
         """Add one vector, all or nothing, in O(size) time and with no memory that grows with it.
 
         Args:
-            vector: float32 (size,), finite, no coordinate beyond the grid's bound.
+            vector: float32 (size,), finite, no coordinate beyond the grid's bound unless the grid clips them.
             weight: 1 to the grid's weight cap.
 
         Raises:
@@ -133,12 +144,12 @@ class WeightedMean:
             raise ContributionRefused(
                 RefusalReason.REFUSAL_REASON_NOT_FINITE, f"every coordinate must be finite, got {largest}"
             )
-        if largest > self.grid.coordinate_bound:
+        if largest > self.grid.coordinate_bound and not self.grid.is_clipping:
             raise ContributionRefused(
                 RefusalReason.REFUSAL_REASON_OUT_OF_RANGE,
                 f"every coordinate must be at most {self.grid.coordinate_bound:g} in magnitude, got {largest:g}",
             )
-        return largest
+        return min(largest, self.grid.coordinate_bound)
 
     def _accumulate(self, vector: Vector, weight: int, largest: float) -> None:
         self._make_room(self.grid.steps(largest, weight))

@@ -6,7 +6,7 @@ from pathlib import Path
 from models.saved import LEARNER_KEY
 from server.errors import StoreError
 from server.model import Model, read_checkpoint, write_checkpoint
-from server.records import RunRecord
+from server.records import RoundRecord, RunRecord
 from wire.tensors import Layout
 
 CHECKPOINTS_KEPT = 2
@@ -45,6 +45,10 @@ class Checkpoints:
                 f"got {model.sha256.hex()[:16]}."
             )
         return model
+
+    def read_next(self, run: RunRecord, record: RoundRecord, layout: Layout) -> Model:
+        """Return the model of a round that is applied but not committed yet. Raises `StoreError` as `read`."""
+        return self.read(run.with_(round_number=record.number, model_sha256=record.model_sha256), layout)
 
     def prune(self, round_number: int) -> None:
         """Delete what is older than the round, which is committed, and the last one before it."""

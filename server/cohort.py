@@ -1,18 +1,18 @@
-"""What a round needs of its clients, wherever they are: behind gRPC sessions, or in an engine of the simulation.
-
-Secure aggregation needs several small exchanges in a round: they are further methods of the same shape as `train` and `evaluate`, each
-with an object that takes the replies and says when it is settled.
-"""
+"""What a round needs of its clients, wherever they are: behind gRPC sessions, or in an engine of the simulation."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+from privacy.secagg.coordinator import CoordinatorSession
+from privacy.secagg.session import grid_of
 from server.aggregation import WeightedMean
 from server.inbox import Ballot, Inbox
 from server.model import Model
+from server.replies import Replies
 from server.signal import Signal
+from wire import federation_pb2 as pb
 from wire.grid import Grid
 from wire.spec import RunSpec
 
@@ -36,6 +36,8 @@ class Order:
     @property
     def grid(self) -> Grid:
         """The grid that contributions are rounded to."""
+        if self.spec.secure is not None:
+            return grid_of(self.spec.secure, self.cohort_size)
         limits = self.spec.limits
         return Grid(limits.coordinate_bound, limits.weight_cap, self.cohort_size)
 
@@ -61,8 +63,32 @@ class Member:
     learners: frozenset[str] | None = None
 
 
+Kind = Literal["train", "evaluate"]
+"""What clients do before a session of secure aggregation sums what they found."""
+
+
+class Exchange(Protocol):
+    """The exchanges of one session of secure aggregation with its clients. Each ends when every client has settled, or by cancellation."""
+
+    async def offer(self, client_ids: Sequence[str], replies: Replies) -> None:
+        """Ask clients to train or evaluate, and to advertise when they are ready."""
+
+    async def ask(self, messages: Mapping[str, pb.JoinResponse], replies: Replies) -> None:
+        """Send each client a message, and bring its reply to `replies`."""
+
+    async def collect(self, messages: Mapping[str, pb.JoinResponse], inbox: Inbox) -> None:
+        """Send each client a message, and bring the masked vector that it answers with to `inbox`."""
+
+
 class Cohort(Protocol):
-    """The clients of a federation."""
+    """The clients of a federation.
+
+    Attributes:
+        speaks_secagg: Whether clients take part in secure aggregation. Where they do not, in a simulation, contributions are summed in
+            the clear on the same grid, which gives the same model.
+    """
+
+    speaks_secagg: bool = False
 
     @property
     def changed(self) -> Signal:
@@ -86,3 +112,9 @@ class Cohort(Protocol):
 
     async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
         """Ask clients to evaluate `order.model` and bring the results to `ballot`, until each has settled there or the caller cancels."""
+
+    def session(
+        self, order: Order, kind: Kind, session: CoordinatorSession, client_ids: Sequence[str]
+    ) -> contextlib.AbstractContextManager[Exchange]:
+        """Hold a session of secure aggregation with clients while the context is open; at its end they are told that it is over."""
+        raise TypeError(f"{type(self).__name__} must speak secure aggregation, it does not.")

@@ -11,15 +11,19 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
 
 from models import Evaluation
 from server.aggregation import WeightedMean
 from server.errors import ContributionRefused, reason_name
+from server.masked import MaskedSum
 from server.records import ContributionRecord, RefusalRecord
 from server.signal import Signal
-from wire.federation_pb2 import RefusalReason
+from wire.federation_pb2 import RefusalReason, VectorEncoding
 from wire.memory import VectorPool
-from wire.tensors import Vector, vector_bytes
+from wire.tensors import vector_bytes
 
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 METRIC_COUNT = 64
@@ -61,7 +65,7 @@ class Arrival:
     example_count: int
     metrics: Mapping[str, float]
     train_seconds: float
-    vector: Vector = field(repr=False)
+    vector: npt.NDArray[Any] = field(repr=False)
     sha256: bytes = b""
 
 
@@ -69,7 +73,12 @@ class Inbox:
     """Takes the contributions of one attempt at a round."""
 
     def __init__(
-        self, binding: Binding, invited: Sequence[str], total: WeightedMean, changed: Signal, vectors: VectorPool
+        self,
+        binding: Binding,
+        invited: Sequence[str],
+        total: WeightedMean | MaskedSum,
+        changed: Signal,
+        vectors: VectorPool,
     ) -> None:
         """Open the inbox.
 
@@ -102,11 +111,20 @@ class Inbox:
     @property
     def vector_bytes(self) -> int:
         """Length that a contribution's vector must have on the wire."""
-        return 4 * self._total.size
+        return self._total.byte_count
+
+    @property
+    def encoding(self) -> VectorEncoding:
+        """How a contribution's vector must be written on the wire."""
+        return self._total.encoding
 
     def buffer(self) -> memoryview:
         """Return memory for one contribution, `vector_bytes` long."""
-        return vector_bytes(self._vectors.take(self._total.size))
+        return vector_bytes(self._vectors.take(-(-self.vector_bytes // 4)))[: self.vector_bytes]
+
+    def vector_in(self, buffer: memoryview) -> npt.NDArray[Any]:
+        """Return the contribution that lies in a buffer."""
+        return self._total.vector_in(buffer)
 
     @property
     def count(self) -> int:
@@ -196,13 +214,19 @@ class Inbox:
             self._refused.add(client_id)
         self.changed.notify()
 
+    def drop(self, client_id: str) -> None:
+        """Wait no longer for a client, which is not refused: it may contribute to another attempt at the round."""
+        if client_id in self.unsettled:
+            self._refused.add(client_id)
+            self.changed.notify()
+
     async def close(self) -> None:
         """Admit nothing more, and wait for what is being added."""
         self._is_closed = True
         if self._admissions:
             await asyncio.wait(self._admissions)
 
-    def take_total(self) -> WeightedMean:
+    def take_total(self) -> WeightedMean | MaskedSum:
         """Hand over the sum; the inbox, which must be closed, keeps nothing of it."""
         total, self._total = self._total, WeightedMean(self._total.grid, 0)
         return total

@@ -92,6 +92,13 @@ class RoundRecord(Record):
     selected: list[str] = []
     """Clients that were asked, by identity."""
     contributions: list[ContributionRecord] = []
+    """Those in the sum. Of masked ones, weight, examples and metrics are 0 and nothing: only their sums are known."""
+    example_count: int = 0
+    """Examples of all contributions together."""
+    session_count: int = 0
+    """Sessions of secure aggregation that were held, or begun, for this round."""
+    is_opening: bool = False
+    """Whether clients were asked to open a masked sum of this round."""
     refusals: list[RefusalRecord] = []
     """Of all attempts."""
     metrics: dict[str, float] = {}

@@ -1,11 +1,13 @@
 """The cohort of a deployed run: clients behind gRPC sessions."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from models import Evaluation
-from server.cohort import Cohort, Member, Order
+from privacy.secagg.coordinator import CoordinatorSession
+from server.cohort import Cohort, Exchange, Kind, Member, Order
 from server.inbox import Ballot, Inbox
+from server.replies import Replies
 from server.sessions import Assignment, Reply, Sessions
 from server.signal import Signal
 from server.transfers import Transfers
@@ -14,6 +16,8 @@ from wire import federation_pb2 as pb
 
 class RemoteCohort(Cohort):
     """Pushes tasks over sessions; contributions come back by upload, results of evaluations over the session."""
+
+    speaks_secagg = True
 
     def __init__(self, sessions: Sessions, transfers: Transfers) -> None:
         self._sessions = sessions
@@ -56,7 +60,7 @@ class RemoteCohort(Cohort):
             self._transfers.receive(inbox),
             self._assigned(client_ids, task, take_reply),
         ):
-            await self._until_settled(inbox, task.task_id)
+            await _until_settled(inbox, task.task_id, self._sessions)
 
     async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
         """Push the evaluation task, and take results until every client has settled."""
@@ -64,34 +68,93 @@ class RemoteCohort(Cohort):
         def take_reply(client_id: str, reply: Reply) -> None:
             if isinstance(reply, pb.TaskFailed):
                 ballot.fail(client_id, reply.detail)
-            else:
+            elif isinstance(reply, pb.EvaluateResult):
                 ballot.record(client_id, Evaluation(reply.example_count, dict(reply.metrics)))
 
         task = _task(order, "evaluate")
         task.evaluate.SetInParent()
         with self._transfers.publish(order.model), self._assigned(client_ids, task, take_reply):
-            await self._until_settled(ballot, task.task_id)
+            await _until_settled(ballot, task.task_id, self._sessions)
+
+    @contextlib.contextmanager
+    def session(
+        self, order: Order, kind: Kind, session: CoordinatorSession, client_ids: Sequence[str]
+    ) -> Iterator[Exchange]:
+        """Hold a session of secure aggregation; whoever comes back within it is sent what it was asked last."""
+        task = _task(order, kind)
+        # Each session of a round is a task of its own.
+        task.task_id = f"{order.run_id}/{order.round_number}/session-{session.offer.attempt}/{kind}"
+        task.offer.CopyFrom(session.offer)
+        getattr(task, kind).SetInParent()
+        exchange = _RemoteExchange(self._sessions, self._transfers, task, session.session_id)
+        with self._transfers.publish(order.model):
+            try:
+                yield exchange
+            finally:
+                for client_id in client_ids:
+                    self._sessions.dismiss(client_id, task.task_id, "the session has ended")
 
     @contextlib.contextmanager
     def _assigned(
         self, client_ids: Sequence[str], task: pb.Task, take_reply: Callable[[str, Reply], None]
     ) -> Iterator[None]:
         for client_id in client_ids:
-            self._sessions.assign(client_id, Assignment(task, take_reply))
+            self._sessions.assign(client_id, Assignment.of(task, take_reply))
         try:
             yield
         finally:
             for client_id in client_ids:
                 self._sessions.withdraw(client_id, task.task_id, "the round has closed")
 
-    async def _until_settled(self, replies: Inbox | Ballot, task_id: str) -> None:
-        asked = unsettled = replies.unsettled
-        while unsettled:
-            await self.changed.wait()
-            unsettled = replies.unsettled
-            for client_id in asked - unsettled:
-                self._sessions.withdraw(client_id, task_id)
-            asked = unsettled
+
+class _RemoteExchange(Exchange):
+    """The exchanges of one session, with clients behind gRPC sessions."""
+
+    def __init__(self, sessions: Sessions, transfers: Transfers, task: pb.Task, session_id: bytes) -> None:
+        self._sessions = sessions
+        self._transfers = transfers
+        self._task = task
+        self._session_id = session_id
+
+    async def offer(self, client_ids: Sequence[str], replies: Replies) -> None:
+        await self.ask(dict.fromkeys(client_ids, pb.JoinResponse(task=self._task)), replies)
+
+    async def ask(self, messages: Mapping[str, pb.JoinResponse], replies: Replies) -> None:
+        def take_reply(client_id: str, reply: Reply) -> None:
+            if not isinstance(reply, pb.TaskFailed):
+                replies.record(client_id, reply)
+            elif reply.reason == pb.REFUSAL_REASON_UNSPECIFIED:
+                replies.drop(client_id)
+            else:
+                replies.refuse(client_id, _client_reason(reply), reply.detail)
+
+        self._assign(messages, take_reply)
+        await _until_settled(replies, self._task.task_id, self._sessions)
+
+    async def collect(self, messages: Mapping[str, pb.JoinResponse], inbox: Inbox) -> None:
+        def take_reply(client_id: str, reply: Reply) -> None:
+            if isinstance(reply, pb.TaskFailed) and reply.reason == pb.REFUSAL_REASON_UNSPECIFIED:
+                inbox.drop(client_id)
+            elif isinstance(reply, pb.TaskFailed):
+                inbox.refuse(client_id, _client_reason(reply), reply.detail)
+
+        with self._transfers.receive(inbox):
+            self._assign(messages, take_reply)
+            await _until_settled(inbox, self._task.task_id, self._sessions)
+
+    def _assign(self, messages: Mapping[str, pb.JoinResponse], take_reply: Callable[[str, Reply], None]) -> None:
+        for client_id, message in messages.items():
+            self._sessions.assign(client_id, Assignment(self._task.task_id, message, take_reply, self._session_id))
+
+
+async def _until_settled(replies: Inbox | Ballot | Replies, task_id: str, sessions: Sessions) -> None:
+    asked = unsettled = replies.unsettled
+    while unsettled:
+        await sessions.changed.wait()
+        unsettled = replies.unsettled
+        for client_id in asked - unsettled:
+            sessions.withdraw(client_id, task_id)
+        asked = unsettled
 
 
 def _task(order: Order, kind: str) -> pb.Task:

@@ -22,14 +22,18 @@ from pathlib import Path
 from models import Examples
 from server.aggregation import WeightedMean
 from server.checkpoints import Checkpoints
-from server.cohort import Cohort, Order
+from server.closing import Until, wait_until
+from server.cohort import Cohort, Kind, Order
 from server.errors import QuorumError
-from server.inbox import Ballot, Binding, Inbox, accepted_metrics, weighted_means
+from server.gathering import are_free, select
+from server.inbox import Ballot, Binding, Inbox, accepted_metrics
+from server.masked import MaskedSum
 from server.model import Model, ModelShop
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
-from server.selection import Choice, choose
+from server.secure import Authority, SecureSession, Setting
 from server.status import Status
 from server.store import Store
+from server.tallies import as_training, refusal_counts, summary, training_means
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
 
@@ -44,6 +48,7 @@ class Site:
         folder: Where the run's checkpoints lie.
         own_data: The coordinator's own examples, for `evaluate.on: coordinator`.
         checkpoints: Makes what keeps them there.
+        authority: In whose name secure aggregation is held; None where it is not.
     """
 
     store: Store
@@ -51,6 +56,7 @@ class Site:
     folder: Path
     own_data: Examples | None = None
     checkpoints: Callable[[Path], Checkpoints] = Checkpoints
+    authority: Authority | None = None
 
 
 class Rounds:
@@ -97,22 +103,31 @@ class Rounds:
 
     async def _round(self, record: RoundRecord, model: Model, shop: ModelShop) -> tuple[Model, dict[str, float]]:
         """Play one round to its commit; start it over while it stays below its quorum."""
-        cohort, number = self._spec.cohort, record.number
         self._phase_seconds = dict(record.phase_seconds)
+        if record.model_sha256:
+            # The sum is in the model already, as its checkpoint shows; only a masked one cannot be had again, and is kept so.
+            kept = await asyncio.to_thread(self._checkpoints.read_next, self._run, record, model.layout)
+            order = Order(self._run.run_id, record.number, record.attempt, self._spec, kept, len(record.selected))
+            return await self._conclude(record, order, [part.client_id for part in record.contributions], shop)
         while True:
+            was_opening = record.is_opening
             with contextlib.ExitStack() as claims:
                 try:
                     record = await self._gather(record, claims)
                 except QuorumError:
                     # The time that was spent waiting counts when the run is resumed.
-                    await self._site.store.put_round(record.with_(phase_seconds=dict(self._phase_seconds)))
+                    record = record.with_(phase_seconds=dict(self._phase_seconds))
+                    await self._site.store.put_round(record)
+                    if was_opening:
+                        return await self._lose(record, model)
                     raise
-                order = Order(self._run.run_id, number, record.attempt, self._spec, model, len(record.selected))
-                inbox = await self._train(order, record.selected, shop)
-                record = record.with_(refusals=[*record.refusals, *inbox.refusals])
-                if len(inbox.contributions) >= cohort.fewest:
+                order = Order(self._run.run_id, record.number, record.attempt, self._spec, model, len(record.selected))
+                record, inbox, problem = await self._train(order, record, shop)
+                if inbox is not None and inbox.count >= self._spec.cohort.fewest:
                     return await self._finish_round(record, order, inbox, shop)
-            record = await self._start_over(record, inbox)
+            if was_opening:
+                return await self._lose(record, model)
+            record = await self._start_over(record, problem)
 
     async def _left_open(self) -> RoundRecord | None:
         """Return the round that a crash or pause left open."""
@@ -126,79 +141,78 @@ class Rounds:
         """Claim the clients that an earlier attempt chose, or new ones, whose names are stored before they are asked."""
         self._status.enter("select", record.number)
         with self._timed("select"):
-            if record.selected and await self._are_free(record.selected):
-                claims.enter_context(self._site.cohort.claim(record.selected, self._run.run_id))
+            cohort, refused = self._site.cohort, {refusal.client_id for refusal in record.refusals}
+            if record.selected and await are_free(
+                record.selected, cohort, self._spec.cohort.wait_seconds, self._status
+            ):
+                claims.enter_context(cohort.claim(record.selected, self._run.run_id))
                 return record
-            selected = await self._select(record)
+            selected = await select(self._spec, record.number, refused, cohort, self._status)
             # Claimed without an await since the choice, so that no other run makes the same one.
-            claims.enter_context(self._site.cohort.claim(selected, self._run.run_id))
+            claims.enter_context(cohort.claim(selected, self._run.run_id))
         record = record.with_(selected=sorted(selected), phase_seconds=dict(self._phase_seconds))
         await self._site.store.put_round(record)
         return record
 
-    async def _are_free(self, client_ids: Sequence[str]) -> bool:
-        """Wait until no other run has any of these clients; tell whether that came about."""
-        loop, seconds = asyncio.get_running_loop(), self._spec.cohort.wait_seconds
-        give_up = loop.time() + seconds
-
-        def free_count() -> int:
-            taken = {member.client_id for member in self._site.cohort.members() if member.claimed_by}
-            return len(set(client_ids) - taken)
-
-        with self._status.waiting("clients", free_count, len(client_ids), seconds):
-            while free_count() < len(client_ids) and (now := loop.time()) < give_up:
-                await self._site.cohort.changed.wait(give_up - now)
-        return free_count() == len(client_ids)
-
-    async def _select(self, record: RoundRecord) -> Sequence[str]:
-        """Wait until enough clients are present, and choose among them.
-
-        Who has just dropped off keeps its place; but among many some always have, so that once there are enough others, nobody is waited
-        for longer than one client may take to come back.
-        """
-        loop, cohort = asyncio.get_running_loop(), self._spec.cohort
-        refused = {refusal.client_id for refusal in record.refusals}
-        back_by = give_up = loop.time() + cohort.wait_seconds
-
-        def choice_now() -> Choice:
-            members, now = self._site.cohort.members(), loop.time()
-            if now >= back_by:
-                members = [member for member in members if member.is_present]
-            return choose(members, self._spec, record.number, now, refused)
-
-        choice = choice_now()
-        with self._status.waiting("clients", lambda: len(choice_now().present), choice.want, cohort.wait_seconds):
-            while not choice.is_ready and (now := loop.time()) < give_up:
-                if choice.has_others:
-                    back_by = min(back_by, now + cohort.return_seconds)
-                until = min(choice.back_by, back_by if now < back_by else give_up)
-                await self._site.cohort.changed.wait(max(0.0, until - now))
-                choice = choice_now()
-        if not choice.is_ready and len(choice.present) < cohort.fewest:
-            raise QuorumError(
-                f"Round {record.number}: at least {cohort.fewest} clients must be present within {cohort.wait_seconds:g} s, "
-                f"got {len(choice.present)}.",
-                f"Start more clients that can run {self._spec.learner.name!r}, then resume the run.",
-            )
-        return choice.present
-
-    async def _train(self, order: Order, selected: list[str], shop: ModelShop) -> Inbox:
-        """Ask the clients and return the inbox, closed, with what they brought."""
+    async def _train(self, order: Order, record: RoundRecord, shop: ModelShop) -> tuple[RoundRecord, Inbox | None, str]:
+        """Ask the clients. Return the record with who was refused, the inbox, closed, with what they brought, and what it may lack."""
         self._status.enter("train", order.round_number)
         layout = shop.contribution_layout
-        binding = Binding(order.run_id, order.round_number, order.model.sha256, layout.sha256)
-        inbox = Inbox(binding, selected, self._empty_sum(order, layout.size), self._site.cohort.changed, shop.vectors)
-        enough = order.enough
         with self._timed("train"):
+            if self._is_masked:
+                return await self._train_masked(order, record, shop)
+            total = self._empty_sum(order, layout.size)
+            binding = Binding(order.run_id, order.round_number, order.model.sha256, layout.sha256)
+            inbox = Inbox(binding, record.selected, total, self._site.cohort.changed, shop.vectors)
+            rules = self._spec.cohort
             async with task_group() as group:
-                asking = group.create_task(self._site.cohort.train(order, selected, inbox))
-                with self._status.waiting(
-                    "updates", lambda: len(inbox.contributions), enough, self._spec.cohort.deadline_seconds
-                ):
-                    await self._until_closed(inbox, enough)
+                asking = group.create_task(self._site.cohort.train(order, record.selected, inbox))
+                with self._status.waiting("updates", lambda: inbox.count, order.enough, rules.deadline_seconds):
+                    until = Until(order.enough, rules.fewest, rules.deadline_seconds)
+                    await wait_until(inbox, until, self._site.cohort, rules)
                 await inbox.close()
                 asking.cancel()
-        return inbox
+        record = record.with_(refusals=[*record.refusals, *inbox.refusals])
+        reasons = Counter(refusal.reason for refusal in inbox.refusals)
+        problem = (
+            f"quorum must be {rules.fewest} contributions, got {inbox.count} of {len(record.selected)} asked, "
+            f"{summary(reasons, len(inbox.unsettled))}."
+        )
+        return record, inbox, problem
+
+    async def _train_masked(
+        self, order: Order, record: RoundRecord, shop: ModelShop
+    ) -> tuple[RoundRecord, Inbox | None, str]:
+        session, record = await self._session(order, "train", record, shop)
+
+        async def note_opening() -> None:
+            await self._site.store.put_round(record.with_(is_opening=True))
+
+        inbox = await session.play(record.selected, note_opening)
+        is_opening = record.is_opening or session.is_opening
+        record = record.with_(refusals=[*record.refusals, *session.refusals], is_opening=is_opening)
+        count = inbox.count if inbox else 0
+        problem = session.problem or f"quorum must be {self._spec.cohort.fewest} contributions, got {count}."
+        return record, inbox, problem
+
+    async def _session(
+        self, order: Order, kind: Kind, record: RoundRecord, shop: ModelShop
+    ) -> tuple[SecureSession, RoundRecord]:
+        """Prepare a session of secure aggregation, which is counted before any client hears of it: no two have the same number."""
+        if (authority := self._site.authority) is None:
+            raise ChoralError(
+                "Run spec: privacy.secure_aggregation must have a coordinator with a roster, this one has none. "
+                "Start it with --roster."
+            )
+        number, body = record.session_count, shop.contribution_layout.size if kind == "train" else 0
+        record = record.with_(session_count=number + 1)
+        await self._site.store.put_round(record)
+        setting = Setting(authority, self._site.cohort, self._status, shop.vectors)
+        return SecureSession(order, kind, number, body, setting), record
+
+    @property
+    def _is_masked(self) -> bool:
+        return self._spec.secure is not None and self._site.cohort.speaks_secagg
 
     def _empty_sum(self, order: Order, size: int) -> WeightedMean:
         """Return the sum of the round before, cleared, if it suits."""
@@ -208,48 +222,28 @@ class Rounds:
             self._total.clear()
         return self._total
 
-    async def _until_closed(self, inbox: Inbox | Ballot, enough: int) -> None:
-        """Wait until the round may close: enough are in, nobody is left, the quorum is in and the rest is gone, or the deadline."""
-        loop, cohort = asyncio.get_running_loop(), self._spec.cohort
-        deadline = loop.time() + cohort.deadline_seconds
-        while True:
-            unsettled = inbox.unsettled
-            # An evaluation has no quorum: who cannot evaluate does not cost the others' results.
-            is_possible = isinstance(inbox, Ballot) or inbox.count + len(unsettled) >= cohort.fewest
-            if inbox.count >= enough or not unsettled or not is_possible:
-                return
-            close_at = deadline
-            if inbox.count >= cohort.fewest:
-                close_at = min(deadline, self._back_by(unsettled))
-            if (seconds := close_at - loop.time()) <= 0:
-                return
-            await self._site.cohort.changed.wait(seconds)
-
-    def _back_by(self, client_ids: frozenset[str]) -> float:
-        """Return when the last of these clients is given up if none comes back; infinite while one of them is present."""
-        back_by = 0.0
-        for client_id in client_ids:
-            member = self._site.cohort.member(client_id)
-            if member is not None and member.is_present:
-                return float("inf")
-            if member is not None:
-                back_by = max(back_by, member.absent_since + self._spec.cohort.return_seconds)
-        return back_by
-
-    async def _start_over(self, record: RoundRecord, inbox: Inbox) -> RoundRecord:
+    async def _start_over(self, record: RoundRecord, problem: str) -> RoundRecord:
         """Return the round's next attempt, or give up. Either is stored, so that a crash here changes nothing."""
-        cohort = self._spec.cohort
-        is_last = record.attempt >= cohort.retries
+        is_last = record.attempt >= self._spec.cohort.retries
         attempt = 0 if is_last else record.attempt + 1
         again = record.with_(selected=[], attempt=attempt, phase_seconds=dict(self._phase_seconds))
         await self._site.store.put_round(again)
         if is_last:
-            raise QuorumError(
-                f"Round {record.number}: quorum must be {cohort.fewest} contributions, got {len(inbox.contributions)} of "
-                f"{len(record.selected)} asked, {_summary(inbox)}.",
-                "Mend the clients, then resume the run.",
-            )
+            raise QuorumError(f"Round {record.number}: {problem}", "Mend the clients, then resume the run.")
         return again
+
+    async def _lose(self, record: RoundRecord, model: Model) -> tuple[Model, dict[str, float]]:
+        """Commit a round without a contribution: its sum was opened and lost, and clients open one sum of a round only."""
+        self._status.enter("apply", record.number)
+        record = record.with_(state=RoundState.COMMITTED, contributions=[], model_sha256=model.sha256.hex())
+        record = record.with_(metrics=refusal_counts(record))
+        text = (
+            f"Round {record.number}: its sum was lost while it was being opened, and no client opens another one of the same round. "
+            "The model stays as it was."
+        )
+        log.warning("%s", text)
+        await self._commit(record, model, self._event("round_lost", text))
+        return model, record.metrics
 
     async def _finish_round(
         self, record: RoundRecord, order: Order, inbox: Inbox, shop: ModelShop
@@ -261,19 +255,37 @@ class Rounds:
             model = await asyncio.to_thread(
                 lambda: shop.next(order.model, total.mean(), total.weight_total, record.number)
             )
-        parts = sorted(inbox.contributions.items())
-        record = record.with_(
-            state=RoundState.COMMITTED,
-            contributions=[part for _, part in parts],
-            model_sha256=model.sha256.hex(),
-        )
-        evaluation = await self._evaluate(order, model, self._evaluators(record, order, inbox), shop)
-        metrics = _training_means(record) | evaluation | _refusal_counts(record)
-        await self._commit(record.with_(metrics=metrics), model, *self._warnings(record.number, metrics))
-        return model, metrics
+        contributions = [part for _, part in sorted(inbox.contributions.items())]
+        record = record.with_(contributions=contributions, model_sha256=model.sha256.hex())
+        if isinstance(total, MaskedSum):
+            record = record.with_(
+                example_count=total.head.example_count,
+                metrics=as_training(dict(total.head.metrics)),
+                phase_seconds=dict(self._phase_seconds),
+            )
+            # Before anything else happens: this sum cannot be had a second time.
+            await to_its_end(asyncio.to_thread(self._checkpoints.write, self._run, record.number, model))
+            await to_its_end(self._site.store.put_round(record))
+        else:
+            examples = sum(part.example_count for part in contributions)
+            record = record.with_(example_count=examples, metrics=training_means(record))
+        order = Order(order.run_id, record.number, order.attempt, self._spec, model, order.cohort_size)
+        return await self._conclude(record, order, self._evaluators(record, order, inbox), shop)
+
+    async def _conclude(
+        self, record: RoundRecord, order: Order, evaluators: Sequence[str], shop: ModelShop
+    ) -> tuple[Model, dict[str, float]]:
+        """Evaluate the new model, which is that of `order`, and commit the round."""
+        record, evaluation = await self._evaluate(record, order, evaluators, shop)
+        metrics = record.metrics | evaluation | refusal_counts(record)
+        record = record.with_(state=RoundState.COMMITTED, metrics=metrics)
+        await self._commit(record, order.model, *self._warnings(record.number, metrics))
+        return order.model, metrics
 
     def _evaluators(self, record: RoundRecord, order: Order, inbox: Inbox) -> list[str]:
         """Return who is asked to evaluate: nobody who was refused, or for whom the round has waited in vain already."""
+        if self._is_masked:
+            return [part.client_id for part in record.contributions]
         left_out = {refusal.client_id for refusal in record.refusals}
         # A client may contribute although something else that it brought was refused, as after a crash.
         left_out -= inbox.contributions.keys()
@@ -282,27 +294,45 @@ class Rounds:
         return [client_id for client_id in record.selected if client_id not in left_out]
 
     async def _evaluate(
-        self, order: Order, model: Model, client_ids: Sequence[str], shop: ModelShop
-    ) -> dict[str, float]:
-        """Return the metrics of the new model on data that was not trained on, if this round is one to evaluate."""
-        number = order.round_number
-        if not self._is_evaluated(number):
-            return {}
-        self._status.enter("evaluate", number)
+        self, record: RoundRecord, order: Order, client_ids: Sequence[str], shop: ModelShop
+    ) -> tuple[RoundRecord, dict[str, float]]:
+        """Return the metrics of the order's model on data that was not trained on, if this round is one to evaluate."""
+        if not self._is_evaluated(record.number):
+            return record, {}
+        self._status.enter("evaluate", record.number)
         with self._timed("evaluate"):
             if self._site.own_data is not None and self._spec.evaluate.on == "coordinator":
-                result = await asyncio.to_thread(shop.evaluate, model, self._site.own_data)
-                return accepted_metrics(result.metrics)
-            ballot = Ballot(client_ids, self._site.cohort.changed)
-            order = Order(order.run_id, number, order.attempt, self._spec, model, order.cohort_size)
+                result = await asyncio.to_thread(shop.evaluate, order.model, self._site.own_data)
+                return record, accepted_metrics(result.metrics)
+            if self._is_masked:
+                return await self._evaluate_masked(record, order, client_ids, shop)
+            ballot, rules = Ballot(client_ids, self._site.cohort.changed), self._spec.cohort
             async with task_group() as group:
                 asking = group.create_task(self._site.cohort.evaluate(order, client_ids, ballot))
-                with self._status.waiting(
-                    "evaluations", lambda: ballot.count, len(client_ids), self._spec.cohort.deadline_seconds
-                ):
-                    await self._until_closed(ballot, len(client_ids))
+                with self._status.waiting("evaluations", lambda: ballot.count, len(client_ids), rules.deadline_seconds):
+                    until = Until(len(client_ids), rules.fewest, rules.deadline_seconds, is_needed=False)
+                    await wait_until(ballot, until, self._site.cohort, rules)
                 asking.cancel()
-            return ballot.means()
+            return record, ballot.means()
+
+    async def _evaluate_masked(
+        self, record: RoundRecord, order: Order, client_ids: Sequence[str], shop: ModelShop
+    ) -> tuple[RoundRecord, dict[str, float]]:
+        """Evaluate in a session of its own. One that opens nothing costs the round its evaluation, not its model."""
+        session, record = await self._session(order, "evaluate", record, shop)
+
+        async def note_nothing() -> None:
+            """Let clients open: an evaluation that is lost is not held again."""
+
+        inbox = await session.play(client_ids, note_nothing)
+        if inbox is None:
+            text = f"Round {record.number}: not evaluated. {session.problem}"
+            log.warning("%s", text)
+            await self._site.store.append_event(self._event("evaluation_lost", text))
+            return record, {}
+        total = inbox.take_total()
+        assert isinstance(total, MaskedSum)
+        return record, dict(total.head.metrics)
 
     def _is_evaluated(self, number: int) -> bool:
         every = self._spec.evaluate.every
@@ -326,7 +356,8 @@ class Rounds:
         """Make the round durable: first its checkpoint, then one store transaction."""
         self._status.enter("commit", record.number)
         with self._timed("commit"):
-            await to_its_end(asyncio.to_thread(self._checkpoints.write, self._run, record.number, model))
+            if not self._is_masked or not record.contributions:
+                await to_its_end(asyncio.to_thread(self._checkpoints.write, self._run, record.number, model))
         now = time.time()
         run = self._run.with_(round_number=record.number, model_sha256=record.model_sha256)
         record = record.with_(ended_time=now, phase_seconds=self._phase_seconds)
@@ -362,21 +393,3 @@ class Rounds:
             yield
         finally:
             self._phase_seconds[phase] = self._phase_seconds.get(phase, 0.0) + clock() - start
-
-
-def _training_means(record: RoundRecord) -> dict[str, float]:
-    """Return the means of what training measured, each named "train_...": a client's word is never taken for an evaluation."""
-    means = weighted_means([(part.example_count, part.metrics) for part in record.contributions])
-    return {f"train_{name.removeprefix('train_')}": mean for name, mean in means.items()}
-
-
-def _refusal_counts(record: RoundRecord) -> dict[str, float]:
-    """Return how many contributions were refused for each reason, such as "refused_not_finite"."""
-    counts = Counter(f"refused_{refusal.reason}" for refusal in record.refusals)
-    return {name: float(count) for name, count in sorted(counts.items())}
-
-
-def _summary(inbox: Inbox) -> str:
-    reasons = Counter(refusal.reason for refusal in inbox.refusals)
-    reasons["no_answer"] = len(inbox.unsettled)
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()) if count) or "none refused"

@@ -30,7 +30,6 @@ from wire.protocol import (
     STALL_BYTES,
 )
 from wire.slices import Assembly, cut
-from wire.tensors import vector_from_bytes
 
 log = logging.getLogger(__name__)
 
@@ -213,8 +212,8 @@ class FederationService(FederationServiceServicer):
                 reply.detail = printable(reply.detail, TEXT_LENGTH)
                 log.warning("client %s: did not deliver: %s", session.client.client_id, reply.detail)
                 self._sessions.take_reply(session, reply)
-            case "evaluate_result":
-                self._sessions.take_reply(session, message.evaluate_result)
+            case "evaluate_result" | "advertise" | "shares" | "survivor_ack" | "unmask" as kind:
+                self._sessions.take_reply(session, getattr(message, kind))
             case other:
                 detail = f"a message on an open session must not be {other or 'empty'}"
                 raise _SessionEnded(grpc.StatusCode.INVALID_ARGUMENT, detail)
@@ -231,7 +230,7 @@ class FederationService(FederationServiceServicer):
             if inbox.holds(client_id, binding, header.sha256):
                 return
             inbox.check(client_id, binding)
-            _check_header(header, inbox.vector_bytes)
+            _check_header(header, inbox)
             async with self._transfers.upload(client_id, inbox) as upload:
                 # While an older upload of this client came to its end, the round may have closed or taken that one.
                 if inbox.holds(client_id, binding, header.sha256):
@@ -278,7 +277,7 @@ class FederationService(FederationServiceServicer):
                 header.example_count,
                 dict(header.metrics),
                 max(0.0, header.train_seconds) if math.isfinite(header.train_seconds) else 0.0,
-                vector_from_bytes(assembly.buffer),
+                upload.inbox.vector_in(assembly.buffer),
                 header.sha256,
             )
             return await upload.inbox.admit(arrival)
@@ -367,12 +366,13 @@ def _grant(assembly: Assembly) -> pb.UploadResponse:
     return pb.UploadResponse(grant=pb.UploadGrant(offset=assembly.received_bytes))
 
 
-def _check_header(header: pb.UploadHeader, total_bytes: int) -> None:
-    if header.encoding != pb.VECTOR_ENCODING_FLOAT32:
-        raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"encoding must be FLOAT32, got {header.encoding}")
-    if header.total_bytes != total_bytes:
+def _check_header(header: pb.UploadHeader, inbox: Inbox) -> None:
+    if header.encoding != inbox.encoding:
+        expected = pb.VectorEncoding.Name(inbox.encoding).removeprefix("VECTOR_ENCODING_")
+        raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"encoding must be {expected}, got {header.encoding}")
+    if header.total_bytes != inbox.vector_bytes:
         raise ContributionRefused(
-            pb.REFUSAL_REASON_WRONG_SIZE, f"total_bytes must be {total_bytes}, got {header.total_bytes}"
+            pb.REFUSAL_REASON_WRONG_SIZE, f"total_bytes must be {inbox.vector_bytes}, got {header.total_bytes}"
         )
     if len(header.sha256) != 32:
         raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"sha256 must be 32 bytes, got {len(header.sha256)}")

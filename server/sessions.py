@@ -21,15 +21,35 @@ log = logging.getLogger(__name__)
 OUTBOX_SIZE = 64
 """Messages that may wait for one client. One that does not read for that long is as good as gone."""
 
-Reply = pb.TaskFailed | pb.EvaluateResult
+Reply = pb.TaskFailed | pb.EvaluateResult | pb.Advertise | pb.Shares | pb.SurvivorAck | pb.Unmask
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A task of one client, and who takes its replies: a function of client and message."""
+    """What one client is asked for, in a task or a later message of its session of secure aggregation, and who takes its replies.
 
-    task: pb.Task
+    Attributes:
+        task_id: Names the task.
+        message: What the client is sent, again whenever it comes back.
+        take_reply: A function of client and reply.
+        session_id: That of the session, if there is one: replies of others are ignored.
+    """
+
+    task_id: str
+    message: pb.JoinResponse
     take_reply: Callable[[str, Reply], None]
+    session_id: bytes = b""
+
+    @classmethod
+    def of(cls, task: pb.Task, take_reply: Callable[[str, Reply], None]) -> "Assignment":
+        """Ask for a task."""
+        return cls(task.task_id, pb.JoinResponse(task=task), take_reply)
+
+    def is_answered_by(self, reply: Reply) -> bool:
+        """Tell whether a reply is to this."""
+        if isinstance(reply, pb.TaskFailed | pb.EvaluateResult):
+            return reply.task_id == self.task_id or (self.session_id.hex() == reply.task_id != "")
+        return reply.session_id == self.session_id != b""
 
 
 @dataclass(eq=False)
@@ -111,7 +131,7 @@ class Sessions:
             return
         self._absent_since.pop(session.client.client_id, None)
         if (assignment := self._assignments.get(session.client.client_id)) is not None:
-            session.push(pb.JoinResponse(task=assignment.task))
+            session.push(assignment.message)
         self.changed.notify()
 
     async def close(self, session: Session, reason: str) -> None:
@@ -174,12 +194,12 @@ class Sessions:
         """Give a client a task, now or as soon as it comes back."""
         self._assignments[client_id] = assignment
         if (session := self._sessions.get(client_id)) is not None and client_id not in self._absent_since:
-            session.push(pb.JoinResponse(task=assignment.task))
+            session.push(assignment.message)
 
     def withdraw(self, client_id: str, task_id: str, reason: str = "") -> None:
         """Forget a task; with a reason, tell the client to stop working on it."""
         assignment = self._assignments.get(client_id)
-        if assignment is None or assignment.task.task_id != task_id:
+        if assignment is None or assignment.task_id != task_id:
             return
         del self._assignments[client_id]
         if (session := self._sessions.get(client_id)) is not None:
@@ -187,20 +207,23 @@ class Sessions:
             if reason:
                 session.push(pb.JoinResponse(cancel_task=pb.CancelTask(task_id=task_id, reason=reason)))
 
+    def dismiss(self, client_id: str, task_id: str, reason: str) -> None:
+        """Tell a client that its task is over, whether it is asked for anything at the moment or not."""
+        self._assignments.pop(client_id, None)
+        if (session := self._sessions.get(client_id)) is not None:
+            session.progress = None
+            session.push(pb.JoinResponse(cancel_task=pb.CancelTask(task_id=task_id, reason=reason)))
+
     def take_progress(self, session: Session, progress: pb.Progress) -> None:
         """Note how far a client is with its task. Word of another task, or of a phase that does not exist, is ignored."""
         assignment = self._assignments.get(session.client.client_id)
-        if (
-            assignment is not None
-            and assignment.task.task_id == progress.task_id
-            and progress.phase in pb.Phase.values()
-        ):
+        if assignment is not None and assignment.task_id == progress.task_id and progress.phase in pb.Phase.values():
             session.progress = progress
 
     def take_reply(self, session: Session, reply: Reply) -> None:
         """Hand a reply to whoever asked. A reply to a task that is not the client's is ignored: it crossed its cancellation."""
         assignment = self._assignments.get(session.client.client_id)
-        if assignment is not None and assignment.task.task_id == reply.task_id:
+        if assignment is not None and assignment.is_answered_by(reply):
             assignment.take_reply(session.client.client_id, reply)
 
     def end_all(self) -> None:

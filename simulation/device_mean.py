@@ -47,8 +47,10 @@ class DeviceMean(WeightedMean):
 
     def _accumulate(self, vector: Any, weight: int, largest: float) -> None:
         scale = math.ldexp(weight, self.grid.exponent)
+        # Nothing that is not to be clipped is beyond the bound.
+        reach = math.ldexp(weight * self.grid.coordinate_bound, self.grid.exponent)
         for rows in self._blocks():
-            self._sum[rows] += (vector[rows].double() * scale).round_().long()
+            self._sum[rows] += (vector[rows].double() * scale).clamp_(-reach, reach).round_().long()
 
     def _is_suited(self, vector: Any) -> bool:
         return (

@@ -139,7 +139,7 @@ class VectorizedCohort(SimulatedCohort):
         """Return the weight of each client, whose model has moved by its row of `changes`, (clients, parameters)."""
         spec, counts = order.spec, [len(self._training.ranges[client_id]) for client_id in client_ids]
         if spec.weight_by == "examples":
-            return [min(count, spec.limits.weight_cap) for count in counts]
+            return [min(count, spec.weight_cap) for count in counts]
         state, weights = self._state(order), []
         for client_id, count, change in zip(client_ids, counts, changes, strict=True):
             own = self._held_out.ranges[client_id]

@@ -27,12 +27,14 @@ class Grid:
         weight_cap: Largest weight that is accepted, 1 or more.
         client_count: Most contributions that one sum can take, 1 or more.
         ring_bits: Width of the integers, 64 unless masked.
+        is_clipping: Larger coordinates are clipped to the bound; else they are refused, by whoever can see them.
     """
 
     coordinate_bound: float
     weight_cap: int
     client_count: int
     ring_bits: int = 64
+    is_clipping: bool = False
 
     @property
     def exponent(self) -> int:
@@ -51,6 +53,9 @@ class Grid:
         the exponent. So the only rounding is `rint` (half to even), and it is the same on every machine.
         """
         np.multiply(values, math.ldexp(weight, self.exponent), out=out, dtype=np.float64)
+        if self.is_clipping:
+            largest = math.ldexp(weight * self.coordinate_bound, self.exponent)
+            np.clip(out, -largest, largest, out=out)
         return np.rint(out, out=out)
 
     def mean(self, total: npt.NDArray[np.int64] | npt.NDArray[np.float64], weight_total: int, out: Vector) -> None:

@@ -114,4 +114,4 @@ def digest_of(model_sha256: bytes, layout_sha256: bytes, spec: RunSpec) -> bytes
 
 def grid_of(spec: SecureAggregationSpec, client_count: int) -> Grid:
     """Return the grid of a round in which so many clients are asked."""
-    return Grid(spec.coordinate_bound, spec.weight_cap, client_count, spec.ring_bits)
+    return Grid(spec.coordinate_bound, spec.weight_cap, client_count, spec.ring_bits, is_clipping=True)

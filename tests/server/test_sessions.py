@@ -56,7 +56,7 @@ def assignment(task_id: str, replies: list[tuple[str, Reply]] | None = None) -> 
         if replies is not None:
             replies.append((client_id, reply))
 
-    return Assignment(pb.Task(task_id=task_id), take)
+    return Assignment.of(pb.Task(task_id=task_id), take)
 
 
 def present(sessions: Sessions) -> dict[str, bool]:
