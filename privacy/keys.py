@@ -1,13 +1,12 @@
-"""A client's stable identity: an Ed25519 key in a file that is made on the first start and never leaves the machine."""
+"""The stable identity of a client or coordinator: an Ed25519 key in a file that is made on the first start and never leaves the machine."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from client.errors import IdentityError
+from privacy.errors import IdentityError
+from privacy.files import write_file
 
 
 def load_identity(path: Path) -> Ed25519PrivateKey:
@@ -36,10 +35,4 @@ def load_identity(path: Path) -> Ed25519PrivateKey:
 def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    # Mode 0600. The name is new each time: in a container every process has the same id, and one that was killed here leaves its file.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+    write_file(path, pem, 0o600)
