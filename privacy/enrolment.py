@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -79,7 +79,7 @@ class Enrolment(Strict):
     epoch: int = Field(ge=1)
     """Grows with each change; an older roster is refused by who has seen a newer one."""
     enrolment_key: PublicKey
-    coordinator_key: PublicKey | Literal[""]
+    coordinator_key: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
     """With what the coordinator signs; empty as long as it is not known."""
     clients: tuple[EnrolledClient, ...]
     signature: Signature
@@ -98,8 +98,9 @@ class Enrolment(Strict):
                     f"clients.{place}.certificate must be the signature of enrolment_key over {client.name!r}'s key "
                     f"in {self.federation!r}, got {client.certificate[:16]}..."
                 )
-        _refuse_twice("public_key", (client.public_key for client in self.clients))
-        _refuse_twice("name", (client.name for client in self.clients if not client.revoked))
+        keys = [self.enrolment_key, self.coordinator_key, *(client.public_key for client in self.clients)]
+        _refuse_twice("enrolment, coordinator and clients must each have a key", filter(None, keys))
+        _refuse_twice("clients must each have a name", (client.name for client in self.clients if not client.revoked))
         return self
 
     def certificate_of(self, public_key: bytes, today: date | None = None) -> bytes | None:
@@ -110,7 +111,7 @@ class Enrolment(Strict):
             today: The day in UTC, if not that of the clock.
         """
         client = self._clients_by_key.get(public_key)
-        if client is None or client.standing(today or _today()):
+        if client is None or client.standing(today or today_in_utc()):
             return None
         return bytes.fromhex(client.certificate)
 
@@ -122,7 +123,7 @@ class Enrolment(Strict):
             today: The day in UTC, if not that of the clock.
         """
         client = self._clients_by_key.get(public_key)
-        standing = "not listed" if client is None else client.standing(today or _today())
+        standing = "not listed" if client is None else client.standing(today or today_in_utc())
         if not standing:
             return ""
         return f"client {client_id_of(public_key)} must be enrolled in {self.federation!r}, got one that is {standing}"
@@ -181,6 +182,11 @@ def roster_digest(content: dict[str, Any]) -> bytes:
     """Return what a roster's signature signs, 32 bytes. `content` is the roster without it, as plain values of JSON."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return labelled_hash("choral/secagg/1/enrolment", canonical.encode())
+
+
+def today_in_utc() -> date:
+    """Return the day that it is now, by which enrolments expire."""
+    return datetime.now(UTC).date()
 
 
 def roster_bytes(roster: Enrolment) -> bytes:
@@ -258,14 +264,10 @@ def _is_signed(public_key: bytes, signature: bytes, digest: bytes) -> bool:
     return True
 
 
-def _refuse_twice(field: str, values: Iterable[str]) -> None:
+def _refuse_twice(rule: str, values: Iterable[str]) -> None:
     twice = [value for value, count in Counter(values).items() if count > 1]
     if twice:
-        raise ValueError(f"clients must each have a {field} of their own, got {twice[0]!r} twice")
-
-
-def _today() -> date:
-    return datetime.now(UTC).date()
+        raise ValueError(f"{rule} of their own, got {twice[0]!r} twice")
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.enrolment import Enrolment, EnrolmentFile, is_certificate_valid, read_enrolment, roster_bytes
+from privacy.enrolment import (
+    EnrolledClient,
+    Enrolment,
+    EnrolmentFile,
+    is_certificate_valid,
+    read_enrolment,
+    roster_bytes,
+)
 from privacy.errors import EnrolmentError
 from privacy.officer import certify, sign_enrolment
 from tests.privacy.rosters import (
@@ -28,6 +36,7 @@ from tests.privacy.rosters import (
 )
 from wire.identity import client_id_of, labelled_hash
 
+KEYS = "enrolment, coordinator and clients must each have a key of their own"
 ANA, BEN, EVE = key_of(1), key_of(2), key_of(3)
 GOOD = roster(entry("ana", ANA), entry("ben", BEN, date(2030, 1, 31)), epoch=4, coordinator_key=public(key_of(7)).hex())
 
@@ -134,6 +143,7 @@ def test_read_enrolment_certificate_of_another_federation_is_refused() -> None:
         pytest.param(("epoch",), 0, "epoch must be greater than or equal to 1, got 0", id="epoch"),
         pytest.param(("epoch",), "4", "epoch must be a valid integer, got '4'", id="epoch-text"),
         pytest.param(("enrolment_key",), "AB" * 32, "enrolment_key must match pattern .*, got 'ABAB", id="upper-case"),
+        pytest.param(("coordinator_key",), "ab", "coordinator_key must match pattern .*, got 'ab'", id="coordinator"),
         pytest.param(("clients", 0, "public_key"), "ab", r"clients\.0\.public_key must match pattern", id="short"),
         pytest.param(("clients", 0, "not_after"), "soon", r"clients\.0\.not_after must be a valid date", id="date"),
         pytest.param(("clients", 0, "not_after"), 5, r"clients\.0\.not_after must be a valid date", id="number"),
@@ -167,14 +177,21 @@ def test_read_enrolment_file_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "rule"),
     [
-        pytest.param(entry("eve", ANA), f"a public_key of their own, got '{public(ANA).hex()}' twice", id="key"),
-        pytest.param(entry("eve", ANA, revoked=True), "a public_key of their own", id="key-revoked"),
-        pytest.param(entry("ana", BEN), "a name of their own, got 'ana' twice", id="name"),
+        pytest.param(entry("eve", ANA), f"{KEYS}, got '{public(ANA).hex()}' twice", id="key"),
+        pytest.param(entry("eve", ANA, revoked=True), f"{KEYS}, got '{public(ANA).hex()}' twice", id="key-revoked"),
+        pytest.param(entry("eve", OFFICER), f"{KEYS}, got '{public(OFFICER).hex()}' twice", id="key-of-enrolment"),
+        pytest.param(entry("ana", BEN), "clients must each have a name of their own, got 'ana' twice", id="name"),
     ],
 )
-def test_enrolment_client_twice_is_refused(second: Any, rule: str) -> None:
-    with pytest.raises(EnrolmentError, match=f"^Roster: clients must each have {rule}"):
+def test_enrolment_client_twice_is_refused(second: EnrolledClient, rule: str) -> None:
+    with pytest.raises(EnrolmentError, match=f"^Roster: {rule}"):
         roster(entry("ana", ANA), second)
+
+
+@pytest.mark.parametrize("key", [OFFICER, ANA])
+def test_enrolment_coordinator_with_the_key_of_another_is_refused(key: Ed25519PrivateKey) -> None:
+    with pytest.raises(EnrolmentError, match=f"^Roster: {KEYS}, got '{public(key).hex()}' twice"):
+        roster(entry("ana", ANA), coordinator_key=public(key).hex())
 
 
 def test_enrolment_revoked_client_leaves_its_name_to_its_next_key() -> None:
