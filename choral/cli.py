@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from choral.commands import attention, demo, join, maps, partition, runs, sample, serve, simulate, specs, zoo
+from choral.commands import attention, demo, enroll, join, maps, partition, runs, sample, serve, simulate, specs, zoo
 from wire import RELEASE
 from wire.errors import ChoralError
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("join")(join.join)
+app.add_typer(enroll.app, name="enroll")
 app.command("submit")(runs.submit)
 app.add_typer(runs.app, name="runs")
 app.command("clients")(runs.clients)

@@ -12,10 +12,10 @@ from client.cache import ModelCache
 from client.connection import Connection, Endpoint, connect
 from client.data import LocalData
 from client.errors import ConnectionLostError, RejectedError
-from client.identity import load_identity
 from client.policy import Policy
 from client.worker import Link, Site, Worker
 from models import learners
+from privacy.keys import load_identity
 from wire import RELEASE
 from wire import federation_pb2 as pb
 from wire.identity import client_id_of

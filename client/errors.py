@@ -2,7 +2,6 @@
 
 ChoralError
 ├── PolicyError          the site's policy forbids a task
-├── IdentityError        the key file cannot be read or written
 ├── RejectedError        the coordinator will not have this client; coming back does not help
 ├── ConnectionLostError  the connection broke; coming back helps
 └── RoundClosedError     no open round of the coordinator asks for a task
@@ -13,10 +12,6 @@ from wire.errors import ChoralError
 
 class PolicyError(ChoralError):
     """The site's policy forbids a task, or cannot be read. Nothing was run."""
-
-
-class IdentityError(ChoralError):
-    """The key file cannot be read or written. Nothing was changed."""
 
 
 class RejectedError(ChoralError):

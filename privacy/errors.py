@@ -2,6 +2,7 @@
 
 ChoralError
 ├── EnrolmentError             an enrolment file or key cannot be used
+├── IdentityError              a key file cannot be read or written
 └── SecureAggregationError     secure aggregation cannot be done as it is asked for
     ├── SessionAbortedError    a session cannot go on for one party
     └── MemberExcludedError    a session goes on without one client
@@ -16,6 +17,10 @@ from wire.errors import ChoralError
 
 class EnrolmentError(ChoralError):
     """An enrolment file or key cannot be used. Nothing was changed."""
+
+
+class IdentityError(ChoralError):
+    """A key file cannot be read or written. Nothing was changed."""
 
 
 class SecureAggregationError(ChoralError):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from choral.commands.runs import all_rounds
 from choral.rest import Rest, RestError
-from client.identity import load_identity
+from privacy.keys import load_identity
 from server.checkpoints import checkpoint_path
 from wire.identity import client_id_of
 

@@ -2,20 +2,18 @@
 
 import json
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from choral.commands.own import Own, add_all
 from choral.rest import Rest, RestError
+from choral.tables import add_row, table_of
 from models import check_spec
 from wire.spec import read_spec
 
@@ -62,12 +60,12 @@ def list_runs(url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> 
 
     Example: choral runs list
     """
-    table = _table("run", "name", "rounds", "submitted", "status", wrapped=("name", "status"))
+    table = table_of("run", "name", "rounds", "submitted", "status", wrapped=("name", "status"))
     with Rest(url, token, tls_ca) as rest:
         found = rest.get("/runs")
     for run in found:
         rounds = f"{run['round_number']}/{run['spec']['rounds']}"
-        _add_row(table, run["run_id"], run["spec"]["name"], rounds, _when(run["submitted_time"]), run["status"])
+        add_row(table, run["run_id"], run["spec"]["name"], rounds, _when(run["submitted_time"]), run["status"])
     Console().print(table)
 
 
@@ -181,7 +179,7 @@ def clients(url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> No
 
     Example: choral clients
     """
-    table = _table("client", "name", "device", "data", "examples", "held out", "doing", wrapped=("name",))
+    table = table_of("client", "name", "device", "data", "examples", "held out", "doing", wrapped=("name",))
     with Rest(url, token, tls_ca) as rest:
         found = rest.get("/clients")
     for client in found:
@@ -189,7 +187,7 @@ def clients(url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> No
         if not client["is_connected"]:
             doing = f"left {_when(client['last_seen_time'])}"
         counts = (str(client["example_count"]), str(client["held_out_count"]))
-        _add_row(table, client["client_id"][:8], client["name"], client["device"], client["data_kind"], *counts, doing)
+        add_row(table, client["client_id"][:8], client["name"], client["device"], client["data_kind"], *counts, doing)
     Console().print(table)
 
 
@@ -203,11 +201,11 @@ def all_rounds(rest: Rest, run_id: str) -> list[dict[str, Any]]:
 
 def rounds_table(records: list[dict[str, Any]]) -> Table:
     """Return rounds as a table: clients, refusals, metrics, bytes and seconds. It fits into 80 columns."""
-    table = _table("round", "clients", "refused", "accuracy", "loss", "train loss", "received", "seconds")
+    table = table_of("round", "clients", "refused", "accuracy", "loss", "train loss", "received", "seconds")
     for record in records:
         metrics, parts = record["metrics"], record["contributions"]
         seconds = (record["ended_time"] or time.time()) - record["started_time"]
-        _add_row(
+        add_row(
             table,
             str(record["number"]) if record["state"] == "committed" else f"{record['number']} {record['state']}",
             f"{len(parts)}/{len(record['selected'])}",
@@ -256,19 +254,6 @@ def _run(rest: Rest, beginning: str) -> dict[str, Any]:
             f"Run {beginning!r}: must be the beginning of one run's identity, got {len(found)} that match. See: choral runs list"
         )
     return dict(found[0])
-
-
-def _table(*headings: str, wrapped: Sequence[str] = ()) -> Table:
-    """Return a table whose columns are as narrow as can be; those of `wrapped` take several lines where they must."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, no_wrap=heading not in wrapped, overflow="fold")
-    return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    """Add cells as they are: a client's name is no markup."""
-    table.add_row(*(Text(cell) for cell in cells))
 
 
 def _when(seconds: float) -> str:

@@ -11,7 +11,8 @@ import pytest
 
 from client.agent import Backoff
 from client.data import load_local
-from client.errors import IdentityError, RejectedError
+from client.errors import RejectedError
+from privacy.errors import IdentityError
 from server.coordinator import Coordinator
 from server.records import RunState
 from tests.client.relay import relaying

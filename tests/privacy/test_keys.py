@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from client.errors import IdentityError
-from client.identity import load_identity
+from privacy.errors import IdentityError
+from privacy.keys import load_identity
 
 
 def pem_of(
