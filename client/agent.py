@@ -12,8 +12,9 @@ from client.cache import ModelCache
 from client.connection import Connection, Endpoint, connect
 from client.data import LocalData
 from client.errors import ConnectionLostError, RejectedError
+from client.link import Link
 from client.policy import Policy
-from client.worker import Link, Site, Worker
+from client.worker import Site, Worker
 from models import learners
 from privacy.keys import load_identity
 from wire import RELEASE
@@ -148,6 +149,8 @@ class Agent:
                 match message.WhichOneof("message"):
                     case "task":
                         worker.take(message.task, connection.client_id)
+                    case "roster" | "delivery" | "survivors" | "ack_bundle":
+                        worker.hear(message)
                     case "cancel_task":
                         worker.cancel(message.cancel_task.task_id, message.cancel_task.reason)
         finally:

@@ -131,6 +131,11 @@ class Connection:
             raise ConnectionLostError("the session has ended")
         await self._while_open(self._outbox.put(message))
 
+    def send_soon(self, message: pb.JoinRequest) -> None:
+        """Queue a message that may be lost: when the session has ended, or too many wait to be sent."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._outbox.put_nowait(message)
+
     async def messages(self) -> AsyncIterator[pb.JoinResponse]:
         """Yield what the coordinator pushes, while sending what is queued and heartbeats.
 

@@ -2,17 +2,45 @@
 
 allowed_learners: [cnn, mlp]
 minimum_cohort: 5
+secure_aggregation: {required: true, minimum_cohort: 5, corrupt_fraction: 0.2}
 """
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from client.errors import PolicyError
+from privacy.secagg.client import Floor
 from wire.document import parse_document
 from wire.errors import SpecError
+from wire.secure import MILLION
 from wire.spec import RunSpec
 from wire.validation import Strict, explain
+
+
+class SecureAggregationPolicy(Strict):
+    """The least that a site asks of secure aggregation."""
+
+    required: bool = False
+    """Whether updates must be masked; runs that send them in the clear are refused."""
+    minimum_cohort: int = Field(default=3, ge=2)
+    """Fewest honest clients that a sum must be of."""
+    corrupt_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the clients that may conspire with the coordinator, at least."""
+    allow_small_cohort: bool = False
+    """Whether `minimum_cohort` may be 2: of two, each learns the other's update from the model."""
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.minimum_cohort == 2 and not self.allow_small_cohort:
+            raise ValueError("minimum_cohort must be at least 3 without allow_small_cohort, got 2")
+        return self
+
+    @property
+    def floor(self) -> Floor:
+        """The same as sessions check it."""
+        return Floor(self.minimum_cohort, round(self.corrupt_fraction * MILLION))
 
 
 class Policy(Strict):
@@ -22,6 +50,8 @@ class Policy(Strict):
     """Learners that may run; all that are installed if not given."""
     minimum_cohort: int = Field(default=1, ge=1)
     """Fewest clients that a round must ask: in a small cohort, the mean says much about each. The coordinator's word is taken for it."""
+
+    secure_aggregation: SecureAggregationPolicy = SecureAggregationPolicy()
 
     def allows(self, learner: str) -> bool:
         """Tell whether a learner may run here."""
@@ -37,6 +67,11 @@ class Policy(Strict):
             allowed = ", ".join(self.allowed_learners or ()) or "none"
             raise PolicyError(
                 f"This site's policy: learner must be one of allowed_learners ({allowed}), got {spec.learner.name}."
+            )
+        if self.secure_aggregation.required and spec.secure is None:
+            raise PolicyError(
+                "This site's policy: privacy.secure_aggregation must be in the run spec, because secure_aggregation is required, "
+                "got a run without it."
             )
         if cohort_size < self.minimum_cohort:
             raise PolicyError(

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -22,9 +22,14 @@ from client.cache import ModelCache
 from client.connection import Connection
 from client.data import LocalData
 from client.errors import ConnectionLostError, PolicyError, RoundClosedError
+from client.link import Link
+from client.masking import Conversation, Line, MaskingSite, parameters_of
 from client.policy import Policy
 from client.training import Assignment, Result, Trainer
 from models import DataError, TrainingStopped
+from privacy.errors import AbortCode, SessionAbortedError
+from privacy.secagg.client import ClientSession
+from privacy.secagg.vectors import ring_vector
 from wire import federation_pb2 as pb
 from wire.errors import ChoralError, LayoutError, TransferError
 from wire.spec import RunSpec, parse_spec
@@ -42,33 +47,6 @@ _NOT_OPEN = (pb.REFUSAL_REASON_TOO_LATE, pb.REFUSAL_REASON_WRONG_RUN, pb.REFUSAL
 """Verdicts that settle nothing: the coordinator has no round open for what was brought."""
 
 
-class Link:
-    """The connection of the moment, for work that outlives it."""
-
-    def __init__(self) -> None:
-        self._connection: Connection | None = None
-        self._is_up = asyncio.Event()
-
-    @property
-    def connection(self) -> Connection | None:
-        """The connection, if there is one."""
-        return self._connection
-
-    def set(self, connection: Connection | None) -> None:
-        """Put a connection in place, or take it away."""
-        self._connection = connection
-        if connection is None:
-            self._is_up.clear()
-        else:
-            self._is_up.set()
-
-    async def get(self) -> Connection:
-        """Wait for a connection."""
-        while self._connection is None:
-            await self._is_up.wait()
-        return self._connection
-
-
 @dataclass(frozen=True, slots=True)
 class Site:
     """What a client works with: its data, on its device, under its policy."""
@@ -77,6 +55,7 @@ class Site:
     device: torch.device
     policy: Policy
     cache: ModelCache
+    masking: MaskingSite | None = None
 
 
 class Worker:
@@ -91,6 +70,7 @@ class Worker:
         self._is_asked_again = False
         self._asked_on: Connection | None = None
         self._trainer: Trainer | None = None
+        self._conversation: Conversation | None = None
         self._kept: tuple[tuple[object, ...], Result, bytes] | None = None
         self._phase = pb.PHASE_UNSPECIFIED
         self._fraction = 0.0
@@ -101,10 +81,24 @@ class Worker:
         if self._job is not None and not self._job.done() and not self._job.cancelling():
             if task == self._task:
                 self._is_asked_again = True
+                if self._conversation is not None:
+                    self._conversation.hear(None)
                 return
             self._job.cancel()
         self._task = task
         self._job = asyncio.create_task(self._work(task, client_id, self._job), name=task.task_id)
+
+    def hear(self, message: pb.JoinResponse) -> None:
+        """Take the coordinator's next message of a session of secure aggregation."""
+        self._asked_on = self._link.connection
+        session_id: bytes = getattr(message, message.WhichOneof("message") or "").session_id
+        if self._conversation is not None and self._conversation.session_id == session_id:
+            self._conversation.hear(message)
+            return
+        # Its secrets were this client's before it was started again.
+        lost = pb.TaskFailed(task_id=session_id.hex(), detail="The client was started again since the session began.")
+        if self._asked_on is not None:
+            self._asked_on.send_soon(pb.JoinRequest(task_failed=lost))
 
     def cancel(self, task_id: str, reason: str) -> None:
         """Stop working on a task."""
@@ -148,6 +142,9 @@ class Worker:
         except RoundClosedError as error:
             log.warning("task %s: put aside, %s", task.task_id, error)
             return False
+        except SessionAbortedError as error:
+            reason = pb.REFUSAL_REASON_UNSPECIFIED if error.code is AbortCode.LOST else pb.REFUSAL_REASON_CLIENT_POLICY
+            failure = reason, str(error)
         except PolicyError as error:
             failure = pb.REFUSAL_REASON_CLIENT_POLICY, str(error)
         except DataError as error:
@@ -176,6 +173,9 @@ class Worker:
             vector = await self._model(task.base)
             self._enter(pb.PHASE_EVALUATING)
             evaluation = await self._in_thread(lambda: trainer.evaluate(vector, self._site.data))
+            if spec.secure is not None or task.HasField("offer"):
+                await self._deliver_masked(task, spec, evaluation.example_count, evaluation.metrics)
+                return
             result = pb.EvaluateResult(
                 task_id=task.task_id, example_count=evaluation.example_count, metrics=dict(evaluation.metrics)
             )
@@ -209,6 +209,10 @@ class Worker:
                 stop.set()
                 raise
         _, result, sha256 = self._kept
+        if spec.secure is not None or task.HasField("offer"):
+            metrics = {name.removeprefix("train_"): value for name, value in result.metrics.items()}
+            await self._deliver_masked(task, spec, result.example_count, metrics, result)
+            return
         await self._deliver(task, result, sha256, trainer.contribution_layout)
 
     async def _deliver(self, task: pb.Task, result: Result, sha256: bytes, layout: Layout) -> None:
@@ -238,6 +242,61 @@ class Worker:
         if verdict.reason in _NOT_OPEN:
             raise RoundClosedError(f"{reason}: {verdict.detail}")
         log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
+
+    async def _deliver_masked(
+        self,
+        task: pb.Task,
+        spec: RunSpec,
+        example_count: int,
+        metrics: Mapping[str, float],
+        result: Result | None = None,
+    ) -> None:
+        """Take part in the task's session of secure aggregation with a training's result, or with numbers of an evaluation alone."""
+        if (masking := self._site.masking) is None:
+            raise PolicyError("Secure aggregation: a client must have a roster, this one has none. Join with --roster.")
+        parameters = parameters_of(task, spec, len(result.vector) if result else 0)
+        party = masking.party(self._site.policy.secure_aggregation.floor)
+        self._enter(pb.PHASE_WAITING)
+
+        def begin() -> Conversation:
+            weight = result.weight if result else min(example_count, spec.weight_cap)
+            coordinates = result.vector if result else None
+            vector = ring_vector(parameters, weight, example_count, metrics, coordinates)
+            session = ClientSession(parameters, task.offer, party)
+            return Conversation(session, vector, spec.cohort.deadline_seconds + parameters.spec.stage_seconds)
+
+        async def upload(session_id: bytes, data: memoryview) -> None:
+            await self._upload_masked(task, session_id, data)
+
+        try:
+            self._conversation = await self._in_thread(begin)
+            await self._conversation.hold(Line(self._send, upload, self._in_thread))
+            log.info("task %s: delivered, masked", task.task_id)
+        except SessionAbortedError as error:
+            if error.code.is_alarming:
+                masking.keep_evidence(parameters.session_id(task.offer.nonce), error)
+            raise
+        finally:
+            self._conversation = None
+
+    async def _upload_masked(self, task: pb.Task, session_id: bytes, data: memoryview) -> None:
+        """Upload a masked vector. One that nobody waits for on this connection is asked for again, or is in the sum already."""
+        sha256 = await self._in_thread(lambda: hashlib.sha256(data).digest())
+        header = pb.UploadHeader(
+            task_id=task.task_id,
+            run_id=task.run_id,
+            round=task.round,
+            base_sha256=task.base.sha256,
+            layout_sha256=session_id,
+            encoding=pb.VECTOR_ENCODING_MASKED,
+            total_bytes=len(data),
+            sha256=sha256,
+        )
+        with contextlib.suppress(RoundClosedError):
+            verdict = await self._with_connection(lambda connection: self._upload(connection, header, data))
+            if verdict.reason != pb.REFUSAL_REASON_UNSPECIFIED:
+                reason = pb.RefusalReason.Name(verdict.reason).removeprefix("REFUSAL_REASON_").lower()
+                log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
 
     async def _upload(self, connection: Connection, header: pb.UploadHeader, data: memoryview) -> pb.UploadVerdict:
         """Upload a contribution. One that is sent whole is not given up before its verdict has had time to arrive.

@@ -374,6 +374,11 @@ def _check_header(header: pb.UploadHeader, inbox: Inbox) -> None:
         raise ContributionRefused(
             pb.REFUSAL_REASON_WRONG_SIZE, f"total_bytes must be {inbox.vector_bytes}, got {header.total_bytes}"
         )
+    if header.encoding == pb.VECTOR_ENCODING_MASKED and (header.weight or header.example_count or header.metrics):
+        raise ContributionRefused(
+            pb.REFUSAL_REASON_MALFORMED,
+            "weight, examples and metrics must travel inside a masked vector, got them beside it",
+        )
     if len(header.sha256) != 32:
         raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"sha256 must be 32 bytes, got {len(header.sha256)}")
 

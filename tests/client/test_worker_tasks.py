@@ -11,9 +11,10 @@ import torch
 
 from client.cache import ModelCache
 from client.data import LocalData
+from client.link import Link
 from client.policy import Policy
 from client.training import Assignment, Result, Trainer
-from client.worker import Link, Site, Worker
+from client.worker import Site, Worker
 from models import DataError, Examples
 from server.coordinator import Coordinator
 from server.records import RunState

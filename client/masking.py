@@ -1,0 +1,205 @@
+"""A client's conversation with the coordinator in one session of secure aggregation, from its advertisement to the opening.
+
+The conversation outlives connections: whoever comes back is asked once more what it was asked last, and answers the same. It does not
+outlive the process, whose secrets are in memory alone.
+"""
+
+import asyncio
+import json
+import logging
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.errors import PolicyError
+from client.journal import Journal
+from privacy.enrolment import EnrolmentFile
+from privacy.errors import SecureAggregationError, SessionAbortedError
+from privacy.files import write_file
+from privacy.secagg.client import ClientSession, Floor, Identity, Party, Trust
+from privacy.secagg.masks import RingVector
+from privacy.secagg.session import Purpose, SessionParameters, digest_of
+from wire import federation_pb2 as pb
+from wire.spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskingSite:
+    """What a site needs for secure aggregation beside its data.
+
+    Attributes:
+        key: The client's.
+        enrolment: The roster that it believes.
+        journal: What it must not forget.
+        evidence: Folder for messages that show that somebody broke the protocol.
+    """
+
+    key: Ed25519PrivateKey = field(repr=False)
+    enrolment: EnrolmentFile
+    journal: Journal
+    evidence: Path
+
+    def party(self, floor: Floor) -> Party:
+        """Return this client as sessions see it, by the roster as it is now.
+
+        Raises:
+            PolicyError: The client is not enrolled, or the roster does not say with what the coordinator signs.
+        """
+        roster = self.enrolment.latest()
+        public_key = self.key.public_key().public_bytes_raw()
+        certificate = roster.certificate_of(public_key)
+        if certificate is None:
+            raise PolicyError(f"Secure aggregation: {roster.problem_with(public_key)}.")
+        if not roster.coordinator_key:
+            raise PolicyError("Secure aggregation: a roster must have the coordinator's key, this one has none.")
+
+        def problem_with(other: bytes, shown: bytes) -> str:
+            if problem := roster.problem_with(other):
+                return problem
+            return "" if shown == roster.certificate_of(other) else "its certificate must be that of the roster"
+
+        trust = Trust(roster.federation, bytes.fromhex(roster.coordinator_key), problem_with)
+        return Party(Identity(self.key, certificate), trust, floor, self.journal)
+
+    def keep_evidence(self, session_id: bytes, error: SessionAbortedError) -> None:
+        """Keep the messages that show what happened, and tell the operator."""
+        path = self.evidence / f"{session_id.hex()[:16]}-{error.code}.json"
+        messages = [
+            {"message": message.DESCRIPTOR.name, "base64": b64encode(message.SerializeToString()).decode()}
+            for message in error.evidence
+        ]
+        content = {"code": error.code, "sentence": str(error), "session": session_id.hex(), "messages": messages}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, json.dumps(content, indent=2).encode(), 0o600)
+            log.error("%s The messages that show it are in %s.", error, path)
+        except OSError as problem:
+            log.error("%s The messages that show it could not be kept: %s", error, problem)
+
+
+def parameters_of(task: pb.Task, spec: RunSpec, body_size: int) -> SessionParameters:
+    """Return the parameters of a task's session as this client finds them.
+
+    Raises:
+        PolicyError: The task and its run spec do not agree on whether its answer is masked.
+    """
+    if spec.secure is None or not task.HasField("offer"):
+        raise PolicyError(
+            "A task must have an offer of secure aggregation where its run spec asks for it, and nowhere else."
+        )
+    base = task.base
+    purpose = Purpose(
+        task.offer.federation,
+        f"{task.run_id}/{task.WhichOneof('kind')}",
+        task.round,
+        task.offer.attempt,
+        task.cohort_size,
+        body_size,
+        digest_of(base.sha256, base.layout_sha256, spec),
+    )
+    return SessionParameters(purpose, spec.secure)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How a conversation is held.
+
+    Attributes:
+        send: Sends a message.
+        upload: Uploads the masked vector of a session. Raises `RoundClosedError` when nobody waits for it on this connection.
+        in_thread: Calls a function off the event loop.
+    """
+
+    send: Callable[[pb.JoinRequest], Awaitable[None]]
+    upload: Callable[[bytes, memoryview], Awaitable[None]]
+    in_thread: Callable[[Callable[[], object]], Awaitable[object]]
+
+
+class Conversation:
+    """One session's conversation. Made when the vector is ready.
+
+    Attributes:
+        session_id: The session's.
+    """
+
+    def __init__(self, session: ClientSession, vector: RingVector, silence_seconds: float) -> None:
+        """Prepare it.
+
+        Args:
+            session: Which has just been begun.
+            vector: What the client brings, not masked yet. It is masked in place.
+            silence_seconds: Longest wait for the coordinator's next message.
+        """
+        self.session_id = session.session_id
+        self._session = session
+        self._vector = vector
+        self._silence_seconds = silence_seconds
+        self._mail: asyncio.Queue[pb.JoinResponse | None] = asyncio.Queue()
+
+    def hear(self, message: pb.JoinResponse | None) -> None:
+        """Take the coordinator's next message; none when it asks again for the advertisement."""
+        self._mail.put_nowait(message)
+
+    async def hold(self, line: Line) -> None:
+        """Answer until the sum is opened.
+
+        Raises:
+            SessionAbortedError: A check failed.
+            SecureAggregationError: The coordinator fell silent.
+        """
+        answer: pb.JoinRequest | None = pb.JoinRequest(advertise=self._session.advertisement)
+        heard: pb.JoinResponse | None = None
+        try:
+            while True:
+                await self._answer(answer, line)
+                if heard is not None and heard.HasField("ack_bundle"):
+                    return
+                message = await self._next()
+                if message is not None and message != heard:
+                    heard = message
+                    answer = await self._think(message, line)
+        finally:
+            self._session.abort()
+
+    async def _think(self, message: pb.JoinResponse, line: Line) -> pb.JoinRequest | None:
+        """Return the answer to a message; none where it is the masked vector."""
+        found: list[pb.JoinRequest | None] = []
+        await line.in_thread(lambda: found.append(self._reply(message)))
+        return found[0]
+
+    def _reply(self, message: pb.JoinResponse) -> pb.JoinRequest | None:
+        session = self._session
+        match message.WhichOneof("message"):
+            case "roster":
+                return pb.JoinRequest(shares=session.take_roster(message.roster))
+            case "delivery":
+                session.take_delivery(message.delivery)
+                session.mask(self._vector)
+                return None
+            case "survivors":
+                return pb.JoinRequest(survivor_ack=session.take_survivors(message.survivors))
+            case _:
+                return pb.JoinRequest(unmask=session.take_acks(message.ack_bundle))
+
+    async def _answer(self, answer: pb.JoinRequest | None, line: Line) -> None:
+        if answer is not None:
+            await line.send(answer)
+        else:
+            await line.upload(self.session_id, self._vector.data.cast("B"))
+
+    async def _next(self) -> pb.JoinResponse | None:
+        try:
+            async with asyncio.timeout(self._silence_seconds):
+                return await self._mail.get()
+        except TimeoutError:
+            raise SecureAggregationError(
+                f"Secure aggregation: the coordinator's next message must come within {self._silence_seconds:g} s, none has."
+            ) from None
