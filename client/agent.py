@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from client.errors import ConnectionLostError, RejectedError
 from client.policy import Policy
 from client.worker import Link, Site, Worker
 from models import learners
+from privacy.enrolment import EnrolmentFile
+from privacy.errors import EnrolmentError
 from privacy.keys import load_identity
 from wire import RELEASE
 from wire import federation_pb2 as pb
@@ -72,6 +75,7 @@ class AgentConfig:
         device: Where to train.
         thread_count: Threads for training on a CPU.
         policy: What the site allows.
+        enrolment: Who may take part, this client among them; None where the site has no roster.
     """
 
     endpoint: Endpoint
@@ -80,6 +84,7 @@ class AgentConfig:
     device: torch.device
     thread_count: int
     policy: Policy
+    enrolment: EnrolmentFile | None = None
 
 
 class Agent:
@@ -94,10 +99,13 @@ class Agent:
 
         Raises:
             IdentityError: The key file cannot be used.
+            EnrolmentError: This client must not take part by its own roster.
         """
         self._config = config
         self._key = load_identity(config.folder / "identity.pem")
-        self.client_id = client_id_of(self._key.public_key().public_bytes_raw())
+        public_key = self._key.public_key().public_bytes_raw()
+        self.client_id = client_id_of(public_key)
+        _check_enrolment(config, public_key)
         self._hello = _hello(config, data)
         resident = LocalData(data.kind, data.training.to(config.device), data.held_out.to(config.device))
         self._site = Site(resident, config.device, config.policy, ModelCache())
@@ -152,6 +160,14 @@ class Agent:
                         worker.cancel(message.cancel_task.task_id, message.cancel_task.reason)
         finally:
             link.set(None)
+
+
+def _check_enrolment(config: AgentConfig, public_key: bytes) -> None:
+    if config.enrolment is not None and (problem := config.enrolment.latest().problem_with(public_key)):
+        raise EnrolmentError(
+            f"Roster {config.enrolment.path}: {problem}. The officer enrols it with: "
+            f"choral enroll add {shlex.quote(config.name)} {public_key.hex()}"
+        )
 
 
 def _hello(config: AgentConfig, data: LocalData) -> pb.Hello:
