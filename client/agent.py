@@ -3,19 +3,25 @@
 import asyncio
 import logging
 import random
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.cache import ModelCache
 from client.connection import Connection, Endpoint, connect
 from client.data import LocalData
 from client.errors import ConnectionLostError, RejectedError
+from client.journal import Journal
 from client.link import Link
+from client.masking import MaskingSite
 from client.policy import Policy
 from client.worker import Site, Worker
 from models import learners
+from privacy.enrolment import EnrolmentFile
+from privacy.errors import EnrolmentError
 from privacy.keys import load_identity
 from wire import RELEASE
 from wire import federation_pb2 as pb
@@ -73,6 +79,7 @@ class AgentConfig:
         device: Where to train.
         thread_count: Threads for training on a CPU.
         policy: What the site allows.
+        enrolment: Who may take part, this client among them; None where the site has no roster.
     """
 
     endpoint: Endpoint
@@ -81,6 +88,7 @@ class AgentConfig:
     device: torch.device
     thread_count: int
     policy: Policy
+    enrolment: EnrolmentFile | None = None
 
 
 class Agent:
@@ -95,13 +103,16 @@ class Agent:
 
         Raises:
             IdentityError: The key file cannot be used.
+            EnrolmentError: This client must not take part by its own roster.
         """
         self._config = config
         self._key = load_identity(config.folder / "identity.pem")
-        self.client_id = client_id_of(self._key.public_key().public_bytes_raw())
+        public_key = self._key.public_key().public_bytes_raw()
+        self.client_id = client_id_of(public_key)
+        _check_enrolment(config, public_key)
         self._hello = _hello(config, data)
         resident = LocalData(data.kind, data.training.to(config.device), data.held_out.to(config.device))
-        self._site = Site(resident, config.device, config.policy, ModelCache())
+        self._site = Site(resident, config.device, config.policy, ModelCache(), _masking(config, self._key))
 
     async def run(self) -> None:
         """Join, work, and join again, for ever.
@@ -155,6 +166,21 @@ class Agent:
                         worker.cancel(message.cancel_task.task_id, message.cancel_task.reason)
         finally:
             link.set(None)
+
+
+def _masking(config: AgentConfig, key: Ed25519PrivateKey) -> MaskingSite | None:
+    """Return what secure aggregation needs, for a client that has a roster."""
+    if config.enrolment is None:
+        return None
+    return MaskingSite(key, config.enrolment, Journal(config.folder / "sessions.sqlite"), config.folder / "evidence")
+
+
+def _check_enrolment(config: AgentConfig, public_key: bytes) -> None:
+    if config.enrolment is not None and (problem := config.enrolment.latest().problem_with(public_key)):
+        raise EnrolmentError(
+            f"Roster {config.enrolment.path}: {problem}. The officer enrols it with: "
+            f"choral enroll add {shlex.quote(config.name)} {public_key.hex()}"
+        )
 
 
 def _hello(config: AgentConfig, data: LocalData) -> pb.Hello:

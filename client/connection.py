@@ -334,4 +334,6 @@ def _raise_goodbye(goodbye: pb.Goodbye) -> None:
         raise RejectedError(
             f"The coordinator ended this session: {goodbye.detail}. Each client must have an identity of its own."
         )
+    if goodbye.reason == pb.GOODBYE_REASON_REVOKED:
+        raise RejectedError(f"The coordinator ended this session: {goodbye.detail}.")
     raise ConnectionLostError(goodbye.detail)

@@ -60,13 +60,7 @@ class MaskingSite:
             raise PolicyError(f"Secure aggregation: {roster.problem_with(public_key)}.")
         if not roster.coordinator_key:
             raise PolicyError("Secure aggregation: a roster must have the coordinator's key, this one has none.")
-
-        def problem_with(other: bytes, shown: bytes) -> str:
-            if problem := roster.problem_with(other):
-                return problem
-            return "" if shown == roster.certificate_of(other) else "its certificate must be that of the roster"
-
-        trust = Trust(roster.federation, bytes.fromhex(roster.coordinator_key), problem_with)
+        trust = Trust(roster.federation, bytes.fromhex(roster.coordinator_key), roster.problem_with_certificate)
         return Party(Identity(self.key, certificate), trust, floor, self.journal)
 
     def keep_evidence(self, session_id: bytes, error: SessionAbortedError) -> None:

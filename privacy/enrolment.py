@@ -110,7 +110,7 @@ class Enrolment(Strict):
             public_key: Ed25519, 32 bytes.
             today: The day in UTC, if not that of the clock.
         """
-        client = self._clients_by_key.get(public_key)
+        client = self._clients_by_id.get(client_id_of(public_key))
         if client is None or client.standing(today or today_in_utc()):
             return None
         return bytes.fromhex(client.certificate)
@@ -122,11 +122,21 @@ class Enrolment(Strict):
             public_key: Ed25519, 32 bytes.
             today: The day in UTC, if not that of the clock.
         """
-        client = self._clients_by_key.get(public_key)
+        return self.problem_with_id(client_id_of(public_key), today)
+
+    def problem_with_id(self, client_id: str, today: date | None = None) -> str:
+        """Return what `problem_with` does, for a client of whom only the identity is known."""
+        client = self._clients_by_id.get(client_id)
         standing = "not listed" if client is None else client.standing(today or today_in_utc())
         if not standing:
             return ""
-        return f"client {client_id_of(public_key)} must be enrolled in {self.federation!r}, got one that is {standing}"
+        return f"client {client_id} must be enrolled in {self.federation!r}, got one that is {standing}"
+
+    def problem_with_certificate(self, public_key: bytes, certificate: bytes) -> str:
+        """Return what `problem_with` does, and why a certificate that the client shows is not the one that it was given."""
+        if problem := self.problem_with(public_key):
+            return problem
+        return "" if certificate == self.certificate_of(public_key) else "its certificate must be that of the roster"
 
     def problem_with_successor(self, newer: "Enrolment") -> str:
         """Return why a roster must not take this one's place, in one sentence without a full stop; empty when it may."""
@@ -140,8 +150,8 @@ class Enrolment(Strict):
         return ""
 
     @cached_property
-    def _clients_by_key(self) -> dict[bytes, EnrolledClient]:
-        return {bytes.fromhex(client.public_key): client for client in self.clients}
+    def _clients_by_id(self) -> dict[str, EnrolledClient]:
+        return {client.client_id: client for client in self.clients}
 
 
 def read_enrolment(path: Path) -> Enrolment:

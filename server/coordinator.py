@@ -13,9 +13,13 @@ from pathlib import Path
 
 import grpc
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models import Examples, warm_up
+from privacy.enrolment import EnrolmentFile
+from privacy.keys import load_identity
 from server.api import create_api
+from server.enrolment import Doorkeeper
 from server.errors import ConfigurationError, StoreError
 from server.folder import held_folder, kept
 from server.model import ModelShop
@@ -23,6 +27,7 @@ from server.pulse import Pulse
 from server.remote import RemoteCohort
 from server.rounds import Site
 from server.runs import Runs
+from server.secure import Authority
 from server.service import FederationService
 from server.sessions import Sessions
 from server.store import Store, open_store
@@ -64,6 +69,7 @@ class CoordinatorConfig:
         download_places: Downloads sent at a time.
         concurrent_runs: Runs played at a time, with disjoint cohorts.
         stall_seconds: Longest time in which a transfer may make no headway.
+        roster: Who may take part; None for everybody.
     """
 
     folder: Path
@@ -77,6 +83,7 @@ class CoordinatorConfig:
     download_places: int = 4
     concurrent_runs: int = 1
     stall_seconds: float = STALL_SECONDS
+    roster: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +94,15 @@ class Coordinator:
         address: Host and port of gRPC, with the port that was taken.
         http_address: Host and port of the REST API.
         api_token: What the REST API asks for; empty for nothing.
+        signing_key: What this coordinator signs with.
+        enrolment: Who may take part; None for everybody.
     """
 
     address: str
     http_address: str
     api_token: str = field(repr=False)
+    signing_key: Ed25519PrivateKey = field(repr=False)
+    enrolment: EnrolmentFile | None
     runs: Runs
     sessions: Sessions
     store: Store
@@ -107,7 +118,10 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
         own_data: Examples for `evaluate.on: coordinator`.
 
     Raises:
-        ConfigurationError: An address is taken, plain text would leave the machine, or a certificate cannot be read.
+        ConfigurationError: An address is taken, plain text would leave the machine, a certificate cannot be read, or the roster names
+            another coordinator.
+        EnrolmentError: The roster cannot be used, or is older than one that was seen before.
+        IdentityError: The signing key cannot be used.
         StoreError: The store cannot be opened.
         LeaseTakenError: Another coordinator serves the folder or the store.
     """
@@ -115,6 +129,8 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(held_folder(config.folder))
         token = _api_token(config)
+        signing_key = load_identity(config.folder / "coordinator.pem")
+        enrolment = EnrolmentFile(config.roster, config.folder / "enrolment.json") if config.roster else None
         # Before the event loop has anything to do, because these imports would hold it up.
         ModelShop(_FIRST_SPEC).initial()
         warm_up()
@@ -125,19 +141,23 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
         stack.push_async_callback(store.release_lease, holder)
         sessions = Sessions(store)
         await sessions.restore()
+        doorkeeper = _doorkeeper(enrolment, signing_key, sessions)
         transfers = Transfers(config.upload_places, config.download_places)
-        runs = Runs(
-            Site(store, RemoteCohort(sessions, transfers), config.folder / "runs", own_data), config.concurrent_runs
-        )
+        cohort = RemoteCohort(sessions, transfers)
+        authority = _authority(enrolment, signing_key)
+        site = Site(store, cohort, config.folder / "runs", own_data, authority=authority)
+        runs = Runs(site, config.concurrent_runs)
         pulse = Pulse()
         http_socket = stack.enter_context(_bound_socket("REST", config.http_address))
-        service = FederationService(sessions, transfers, config.stall_seconds)
+        service = FederationService(sessions, transfers, config.stall_seconds, doorkeeper)
         server, port = await _start_grpc(config, service)
         stack.push_async_callback(server.stop, SHUTDOWN_SECONDS)
         coordinator = Coordinator(
             f"{_host(config.address)}:{port}",
             f"{_host(config.http_address)}:{http_socket.getsockname()[1]}",
             token,
+            signing_key,
+            enrolment,
             runs,
             sessions,
             store,
@@ -150,6 +170,8 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
             group.create_task(pulse.beat(), name="pulse"),
             group.create_task(_keep_lease(store, holder), name="lease"),
         ]
+        if doorkeeper is not None:
+            tasks.append(group.create_task(doorkeeper.watch(), name="enrolment"))
         web_task = group.create_task(web.serve(sockets=[http_socket]), name="web")
         try:
             yield coordinator
@@ -175,6 +197,25 @@ def check_exposure(config: CoordinatorConfig) -> None:
             raise ConfigurationError(
                 f"{name} address: must be on loopback without TLS, got {address}. Give --tls-cert and --tls-key, or --insecure."
             )
+
+
+def _authority(enrolment: EnrolmentFile | None, signing_key: Ed25519PrivateKey) -> Authority | None:
+    """Return in whose name secure aggregation is held, where a roster says who may take part."""
+    if enrolment is None:
+        return None
+
+    def problem_with(public_key: bytes, certificate: bytes) -> str:
+        return enrolment.latest().problem_with_certificate(public_key, certificate)
+
+    return Authority(enrolment.latest().federation, signing_key, problem_with)
+
+
+def _doorkeeper(
+    enrolment: EnrolmentFile | None, signing_key: Ed25519PrivateKey, sessions: Sessions
+) -> Doorkeeper | None:
+    if enrolment is None:
+        return None
+    return Doorkeeper(enrolment, signing_key.public_key().public_bytes_raw().hex(), sessions)
 
 
 class _Web(uvicorn.Server):

@@ -86,6 +86,11 @@ class Rounds:
             raise ChoralError(
                 "Run spec: evaluate.on must be 'clients' on a coordinator without data of its own, got 'coordinator'."
             )
+        if self._is_masked and self._site.authority is None:
+            raise ChoralError(
+                "Run spec: privacy.secure_aggregation must have a coordinator with a roster, this one has none. "
+                "Start it with --roster."
+            )
         self._status.enter("prepare", 0)
         shop = await asyncio.to_thread(ModelShop, self._spec)
         model = await asyncio.to_thread(self._last_model, shop)
@@ -199,11 +204,8 @@ class Rounds:
         self, order: Order, kind: Kind, record: RoundRecord, shop: ModelShop
     ) -> tuple[SecureSession, RoundRecord]:
         """Prepare a session of secure aggregation, which is counted before any client hears of it: no two have the same number."""
-        if (authority := self._site.authority) is None:
-            raise ChoralError(
-                "Run spec: privacy.secure_aggregation must have a coordinator with a roster, this one has none. "
-                "Start it with --roster."
-            )
+        authority = self._site.authority
+        assert authority is not None
         number, body = record.session_count, shop.contribution_layout.size if kind == "train" else 0
         record = record.with_(session_count=number + 1)
         await self._site.store.put_round(record)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from models import check_spec
+from privacy.secagg.combinations import check_masking
 from server.checkpoints import checkpoint_path
 from server.errors import ConflictError, QuorumError, StoreError
 from server.records import EventRecord, RunRecord, RunState
@@ -60,6 +61,7 @@ class Runs:
             SpecError: The zoo does not have what the spec asks for. Nothing was stored.
         """
         await asyncio.to_thread(check_spec, spec)
+        await asyncio.to_thread(check_masking, spec)
         run = RunRecord(run_id=secrets.token_hex(6), spec=spec, state=RunState.QUEUED, submitted_time=time.time())
         await self._site.store.put_run(run, _event(run, "run_submitted", spec.name))
         self._changed.set()

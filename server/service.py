@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
+from server.enrolment import Doorkeeper
 from server.errors import ContributionRefused, reason_name
 from server.hello import client_of, printable
 from server.inbox import Arrival, Binding, Inbox
@@ -36,6 +37,12 @@ log = logging.getLogger(__name__)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TEXT_LENGTH = 1000
 
+_FAREWELLS = {
+    pb.GOODBYE_REASON_SUPERSEDED: grpc.StatusCode.ABORTED,
+    pb.GOODBYE_REASON_REVOKED: grpc.StatusCode.PERMISSION_DENIED,
+}
+"""Status of a session that ends for good, by the goodbye's reason; the client comes back after any other."""
+
 
 class _SessionEnded(Exception):
     """The coordinator ends a session, with a gRPC status."""
@@ -48,10 +55,13 @@ class _SessionEnded(Exception):
 class FederationService(FederationServiceServicer):
     """Serves the contract. One per coordinator."""
 
-    def __init__(self, sessions: Sessions, transfers: Transfers, stall_seconds: float) -> None:
+    def __init__(
+        self, sessions: Sessions, transfers: Transfers, stall_seconds: float, doorkeeper: Doorkeeper | None = None
+    ) -> None:
         self._sessions = sessions
         self._transfers = transfers
         self._stall_seconds = stall_seconds
+        self._doorkeeper = doorkeeper
 
     async def Join(self, requests: AsyncIterator[pb.JoinRequest], context: Context) -> None:  # noqa: N802 - the contract's name
         """Open a session, push tasks and take replies until either side ends it."""
@@ -164,6 +174,8 @@ class FederationService(FederationServiceServicer):
             )
         if not is_hello_signed(hello.public_key, hello.signature, hello.protocol_version, nonce):
             raise _SessionEnded(grpc.StatusCode.UNAUTHENTICATED, "the hello must be signed with the key that it names")
+        if self._doorkeeper is not None and (problem := await self._doorkeeper.problem_with(hello.public_key)):
+            raise _SessionEnded(grpc.StatusCode.PERMISSION_DENIED, problem)
         if not 1 <= len(hello.name) <= 64 or not hello.name.isprintable():
             raise _SessionEnded(
                 grpc.StatusCode.INVALID_ARGUMENT, f"name must be 1 to 64 printable characters, got {hello.name[:80]!r}"
@@ -182,8 +194,7 @@ class FederationService(FederationServiceServicer):
                 message = pb.JoinResponse(heartbeat=pb.Heartbeat())
             await _say(message, context)
             if message.HasField("goodbye"):
-                superseded = message.goodbye.reason == pb.GOODBYE_REASON_SUPERSEDED
-                code = grpc.StatusCode.ABORTED if superseded else grpc.StatusCode.UNAVAILABLE
+                code = _FAREWELLS.get(message.goodbye.reason, grpc.StatusCode.UNAVAILABLE)
                 raise _SessionEnded(code, message.goodbye.detail)
 
     async def _read(self, session: Session, context: Context) -> None:

@@ -93,6 +93,7 @@ class Sessions:
         self._absent_since: dict[str, float] = {}
         self._claims: dict[str, str] = {}
         self._assignments: dict[str, Assignment] = {}
+        self._expelled: dict[str, str] = {}
 
     async def restore(self) -> None:
         """Read the known clients. Those that were connected when an earlier process ended count as absent since now."""
@@ -109,6 +110,7 @@ class Sessions:
             StoreError: The client could not be stored. The session is open all the same, and the caller closes it.
         """
         client = session.client
+        self._expelled.pop(client.client_id, None)
         if (older := self._sessions.get(client.client_id)) is not None:
             log.warning(
                 "client %s (%s): a newer session takes the place of the older one", client.client_id, client.name
@@ -149,6 +151,19 @@ class Sessions:
         await self._store.put_client(client)
         await self._store.append_event(_event("client_left", client, reason))
 
+    def expel(self, client_id: str, detail: str) -> None:
+        """End a client's session for good, answer in its place what it is asked, and count on it no more. A new session mends that."""
+        if client_id in self._expelled:
+            return
+        self._expelled[client_id] = detail
+        if (session := self._sessions.get(client_id)) is not None:
+            log.warning("%s", detail)
+            self._tokens.pop(session.token, None)
+            session.end(pb.GOODBYE_REASON_REVOKED, detail)
+        if (assignment := self._assignments.pop(client_id, None)) is not None:
+            _decline(client_id, assignment, detail)
+        self.changed.notify()
+
     def by_token(self, token: bytes) -> Session | None:
         """Return the open session that was given `token`."""
         return self._tokens.get(token)
@@ -163,12 +178,13 @@ class Sessions:
 
     def members(self) -> Sequence[Member]:
         """Return the clients that are present or were in this process's time, as selection sees them."""
-        known = self._sessions.keys() | self._absent_since.keys()
+        known = (self._sessions.keys() | self._absent_since.keys()) - self._expelled.keys()
         return [member for client_id in sorted(known) if (member := self.member(client_id))]
 
     def member(self, client_id: str) -> Member | None:
         """Return one client as `members` would, or None when it is not among them."""
-        if client_id not in self._sessions and client_id not in self._absent_since:
+        is_known = client_id in self._sessions or client_id in self._absent_since
+        if not is_known or client_id in self._expelled:
             return None
         record = self._clients[client_id]
         return Member(
@@ -191,7 +207,10 @@ class Sessions:
         self.changed.notify()
 
     def assign(self, client_id: str, assignment: Assignment) -> None:
-        """Give a client a task, now or as soon as it comes back."""
+        """Give a client a task, now or as soon as it comes back. For one that was expelled, it is declined."""
+        if (detail := self._expelled.get(client_id)) is not None:
+            _decline(client_id, assignment, detail)
+            return
         self._assignments[client_id] = assignment
         if (session := self._sessions.get(client_id)) is not None and client_id not in self._absent_since:
             session.push(assignment.message)
@@ -235,6 +254,10 @@ class Sessions:
     def _forget(self, session: Session) -> None:
         self._sessions.pop(session.client.client_id, None)
         self._tokens.pop(session.token, None)
+
+
+def _decline(client_id: str, assignment: Assignment, detail: str) -> None:
+    assignment.take_reply(client_id, pb.TaskFailed(task_id=assignment.task_id, detail=detail))
 
 
 def _event(kind: str, client: ClientRecord, detail: str = "") -> EventRecord:

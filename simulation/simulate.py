@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from client.data import LocalData, load, load_keys, parse_source
 from models import Examples, check_spec
+from privacy.secagg.combinations import check_masking
 from server.checkpoints import checkpoint_path
 from server.errors import QuorumError
 from server.folder import held_folder
@@ -123,6 +124,7 @@ def simulate(
     elif not isinstance(spec, RunSpec):
         spec = validate_spec(dict(spec))
     check_spec(spec)
+    check_masking(spec)
     try:
         checked = Setting.model_validate(setting)
     except ValidationError as error:

@@ -13,6 +13,7 @@ class GoodbyeReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GOODBYE_REASON_SHUTDOWN: _ClassVar[GoodbyeReason]
     GOODBYE_REASON_SUPERSEDED: _ClassVar[GoodbyeReason]
     GOODBYE_REASON_SILENT: _ClassVar[GoodbyeReason]
+    GOODBYE_REASON_REVOKED: _ClassVar[GoodbyeReason]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -54,6 +55,7 @@ GOODBYE_REASON_UNSPECIFIED: GoodbyeReason
 GOODBYE_REASON_SHUTDOWN: GoodbyeReason
 GOODBYE_REASON_SUPERSEDED: GoodbyeReason
 GOODBYE_REASON_SILENT: GoodbyeReason
+GOODBYE_REASON_REVOKED: GoodbyeReason
 PHASE_UNSPECIFIED: Phase
 PHASE_DOWNLOADING: Phase
 PHASE_TRAINING: Phase

@@ -62,7 +62,8 @@ class FederationServiceServicer:
         silent for 5 seconds, and takes 15 seconds of silence for the end of the session.
 
         Ends with FAILED_PRECONDITION when the protocol versions differ, UNAUTHENTICATED when the signature is wrong,
-        INVALID_ARGUMENT when the Hello breaks a rule, ABORTED when a newer session of the same identity has taken its place.
+        INVALID_ARGUMENT when the Hello breaks a rule, ABORTED when a newer session of the same identity has taken its place,
+        PERMISSION_DENIED when the client is not enrolled, or no longer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

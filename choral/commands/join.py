@@ -16,6 +16,7 @@ from client.device import choose_device, set_threads
 from client.errors import RejectedError
 from client.policy import Policy, read_policy
 from models import warm_up
+from privacy.enrolment import EnrolmentFile
 from wire.memory import keep_freed_slices
 from wire.protocol import is_loopback
 
@@ -42,6 +43,9 @@ def join(
         int | None, typer.Option(min=1, help="Threads for training on a CPU; default: all cores.")
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="YAML file of what this site allows.")] = None,
+    roster: Annotated[
+        Path | None, typer.Option(help="JSON file of who may take part, this client among them (choral enroll).")
+    ] = None,
     tls_ca: Annotated[
         Path | None, typer.Option(help="PEM authority that signed the coordinator's certificate.")
     ] = None,
@@ -62,6 +66,7 @@ def join(
         raise RejectedError(
             f"Coordinator address: must be on loopback without TLS, got {address}. Give --tls-ca, or --insecure."
         )
+    enrolment = EnrolmentFile(roster, folder / "enrolment.json") if roster else None
     local = load_visibly(data, held_out, split_seed)
     warm_up()
     keep_freed_slices()
@@ -72,6 +77,7 @@ def join(
         device=choose_device(device),
         thread_count=set_threads(threads),
         policy=read_policy(policy) if policy else Policy(),
+        enrolment=enrolment,
     )
     asyncio.run(_run(Agent(config, local)))
 

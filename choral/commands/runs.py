@@ -15,6 +15,7 @@ from choral.commands.own import Own, add_all
 from choral.rest import Rest, RestError
 from choral.tables import add_row, table_of
 from models import check_spec
+from privacy.secagg.combinations import check_masking
 from wire.spec import read_spec
 
 WATCH_SECONDS = 0.5
@@ -46,6 +47,7 @@ def submit(
     add_all(own)
     spec = read_spec(path)
     check_spec(spec)
+    check_masking(spec)
     with Rest(url, token, tls_ca) as rest:
         run = rest.post("/runs", json.loads(spec.canonical_json()))
         identity = run["run_id"]

@@ -35,6 +35,9 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of this coordinator.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
     client_ca: Annotated[Path | None, typer.Option(help="PEM authority of client certificates (mutual TLS).")] = None,
+    roster: Annotated[
+        Path | None, typer.Option(help="JSON file of who may take part (choral enroll); default: everybody.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = False,
     token: Annotated[
         str, typer.Option(envvar="CHORAL_TOKEN", help="Bearer token of the REST API.", show_default=False)
@@ -60,6 +63,7 @@ def serve(
         api_token=token,
         upload_places=upload_slots,
         concurrent_runs=concurrent_runs,
+        roster=roster,
     )
     own_data = load_visibly(data, 0.0, 0).training if data else None
     asyncio.run(_serve(config, own_data))

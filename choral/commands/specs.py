@@ -9,6 +9,7 @@ from rich.console import Console
 
 from choral.commands.own import Own, add_all
 from models import check_spec
+from privacy.secagg.combinations import check_masking
 from wire.spec import RunSpec, read_spec
 
 app = typer.Typer(no_args_is_help=True, help="Check run specs.\n\nExample: choral spec check run.yaml")
@@ -23,6 +24,7 @@ def check(path: Annotated[Path, typer.Argument(help="The spec, YAML or JSON.")],
     add_all(own)
     spec = read_spec(path)
     check_spec(spec)
+    check_masking(spec)
     cohort = spec.cohort.size or f"{spec.cohort.fraction:.0%} of the clients present"
     Console().print(
         f"{path}: sound. {spec.name}: learner {spec.learner.name}, up to {spec.rounds} rounds, cohort {cohort}, "

@@ -5,19 +5,25 @@ import random
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from client.agent import Backoff
+from client.agent import Agent, AgentConfig, Backoff
+from client.connection import Endpoint
 from client.data import load_local
 from client.errors import RejectedError
-from privacy.errors import IdentityError
+from client.policy import Policy
+from privacy.enrolment import EnrolmentFile
+from privacy.errors import EnrolmentError, IdentityError
+from privacy.keys import load_identity
 from server.coordinator import Coordinator
 from server.records import RunState
 from tests.client.relay import relaying
 from tests.client.scripted import ScriptedCoordinator, scripted
 from tests.client.sites import (
+    CPU,
     DIGITS,
     HeldTraining,
     digits_spec,
@@ -30,6 +36,7 @@ from tests.client.sites import (
 )
 from tests.federation import free_port
 from tests.loopback import run_in_state, serving
+from tests.privacy.rosters import PAST, entry, public, roster, write_roster
 from wire import RELEASE
 from wire import federation_pb2 as pb
 from wire.protocol import PROTOCOL_VERSION
@@ -329,6 +336,51 @@ async def test_two_clients_with_one_key_the_newer_wins_and_both_logs_say_so(
     assert f"older: ended. {sentence}" in caplog.messages
     newer_place = f"client {newer.client_id} (newer): a newer session takes the place of the older one"
     assert newer_place in caplog.messages
+
+
+async def test_revoked_client_ends_with_the_coordinators_reason(script: ScriptedCoordinator, tmp_path: Path) -> None:
+    async with running(make_agent(tmp_path, script.address)) as client:
+        session = await script.session()
+        goodbye = pb.Goodbye(reason=pb.GOODBYE_REASON_REVOKED, detail="you are revoked")
+        await session.send(pb.JoinResponse(goodbye=goodbye))
+        with pytest.raises(RejectedError, match=r"^The coordinator ended this session: you are revoked\.$"):
+            await within(client, "the client to end")
+
+
+async def test_client_that_is_not_enrolled_ends_with_the_coordinators_reason(tmp_path: Path) -> None:
+    key = public(load_identity(tmp_path / "coordinator" / "coordinator.pem")).hex()
+    path = write_roster(tmp_path / "roster.json", roster(coordinator_key=key))
+    async with serving(tmp_path / "coordinator", roster=path) as coordinator:
+        agent = make_agent(tmp_path, coordinator.address)
+        sentence = (
+            f"The coordinator refused this client: client {agent.client_id} must be enrolled in 'lakes', "
+            "got one that is not listed."
+        )
+        with pytest.raises(RejectedError, match=f"^{re.escape(sentence)}$"):
+            await within(agent.run(), "the client to end")
+
+
+@pytest.mark.parametrize(
+    ("changes", "standing"),
+    [({}, ""), ({"revoked": True}, "revoked"), ({"not_after": PAST}, "expired on 2020-02-29"), (None, "not listed")],
+)
+def test_agent_that_its_own_roster_does_not_let_in_tells_the_officers_command(
+    tmp_path: Path, changes: dict[str, Any] | None, standing: str
+) -> None:
+    agent = make_agent(tmp_path, "127.0.0.1:1")
+    key = load_identity(tmp_path / "identity.pem")
+    clients = [] if changes is None else [entry("ana", key, **changes)]
+    enrolment = EnrolmentFile(write_roster(tmp_path / "roster.json", roster(*clients)))
+    config = AgentConfig(Endpoint("127.0.0.1:1"), tmp_path, "site 3", CPU, 1, Policy(), enrolment)
+    if not standing:
+        assert Agent(config, DIGITS).client_id == agent.client_id
+        return
+    sentence = (
+        f"Roster {enrolment.path}: client {agent.client_id} must be enrolled in 'lakes', got one that is {standing}. "
+        f"The officer enrols it with: choral enroll add 'site 3' {public(key).hex()}"
+    )
+    with pytest.raises(EnrolmentError, match=f"^{re.escape(sentence)}$"):
+        Agent(config, DIGITS)
 
 
 async def test_superseded_client_stops_its_training(

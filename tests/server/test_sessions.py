@@ -190,6 +190,35 @@ async def test_push_to_a_client_that_does_not_read_ends_its_session(sessions: Se
     assert session.outbox.empty()
 
 
+async def test_expel_ends_the_session_and_declines_what_the_client_was_and_is_asked(
+    sessions: Sessions, store: Store
+) -> None:
+    replies: list[tuple[str, Reply]] = []
+    session = await opened(sessions)
+    sessions.assign("ana", assignment("one", replies))
+    for _ in range(2):
+        sessions.expel("ana", "revoked")
+    farewell = session.outbox.get_nowait()
+    assert farewell.goodbye == pb.Goodbye(reason=pb.GOODBYE_REASON_REVOKED, detail="revoked")
+    assert session.outbox.empty()
+    assert sessions.by_token(session.token) is None
+    sessions.take_reply(session, pb.EvaluateResult(task_id="one"))
+    await sessions.close(session, "revoked")
+    sessions.assign("ana", assignment("two", replies))
+    assert replies == [("ana", pb.TaskFailed(task_id=task_id, detail="revoked")) for task_id in ("one", "two")]
+    assert present(sessions) == {}
+    assert sessions.member("ana") is None
+    assert [(event.kind, event.detail) for event in await store.events()][-1] == ("client_left", "revoked")
+
+
+async def test_expel_client_that_is_let_in_again_is_counted_on(sessions: Sessions) -> None:
+    sessions.expel("ana", "expired")
+    session = await opened(sessions)
+    sessions.assign("ana", assignment("task"))
+    assert queued(session) == ["task"]
+    assert present(sessions) == {"ana": True}
+
+
 async def test_claim_keeps_clients_for_one_run_until_released(sessions: Sessions) -> None:
     await opened(sessions)
     await opened(sessions, "ben")
