@@ -167,7 +167,6 @@ def ring_for(
     Returns:
         The even degree, below n - 1, and the least threshold that will do with it; or None where no ring will do.
     """
-    most = min(client_count - 2, client_count * rules.most_degree_percent // 100)
     ring = Ring(client_count, corrupt_count, missing_count, rules)
     most = min(client_count - 2, client_count * rules.most_degree_percent // 100)
     for degree in range(2, most + 1, 2):

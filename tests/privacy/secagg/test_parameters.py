@@ -206,6 +206,19 @@ def is_cut(n: int, degree: int, gone: frozenset[int]) -> bool:
     return reached != left
 
 
+def test_ring_of_many_corrupt_clients_is_the_first_that_stays_connected() -> None:
+    """With nobody missing, condition 3 alone decides without our additions."""
+
+    def chance_of_cut(degree: int) -> Fraction:
+        pairs = Fraction(1000 * (1000 - degree - 1), 2)
+        return pairs * Fraction(math.perm(800, degree), math.perm(1000, degree))
+
+    expected = next(degree for degree in range(2, 999, 2) if chance_of_cut(degree) <= Fraction(1, 2**41))
+    found = ring_for(1000, 800, 0, PUBLISHED_CURIOUS)
+    assert found is not None
+    assert found[0] == expected == 168
+
+
 def test_chosen_dropouts_that_cut_a_ring_need_the_corrupt_clients_of_condition_4() -> None:
     n, degree, corrupt_count, missing_count, threshold = 11, 4, 3, 3, 4
     run, found = degree // 2, 0
