@@ -8,7 +8,21 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from choral.commands import attention, demo, enroll, join, maps, partition, runs, sample, serve, simulate, specs, zoo
+from choral.commands import (
+    attention,
+    demo,
+    enroll,
+    join,
+    maps,
+    partition,
+    runs,
+    sample,
+    secagg,
+    serve,
+    simulate,
+    specs,
+    zoo,
+)
 from wire import RELEASE
 from wire.errors import ChoralError
 
@@ -43,6 +57,7 @@ app.command("sample")(sample.sample)
 app.command("maps")(maps.maps)
 app.command("attention")(attention.attention)
 app.add_typer(specs.app, name="spec")
+app.add_typer(secagg.app, name="secagg")
 
 
 def _print_version(is_wanted: bool) -> None:
