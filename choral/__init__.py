@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 def _check_names() -> None:
     """Check that the common names of Choral's packages mean Choral's folders, and not a file of the user's."""
     home = Path(__file__).resolve().parent.parent
-    for name in ("wire", "models", "client", "server", "simulation"):
+    for name in ("wire", "models", "privacy", "client", "server", "simulation"):
         spec = importlib.util.find_spec(name)
         found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
         if found is None or found.parent.parent != home:

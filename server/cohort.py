@@ -113,6 +113,10 @@ class Cohort(Protocol):
     async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
         """Ask clients to evaluate `order.model` and bring the results to `ballot`, until each has settled there or the caller cancels."""
 
+    def identity_of(self, client_id: str) -> str:
+        """Return the identity that follows from a client's key, 32 hexadecimal digits: its name here, where clients have keys."""
+        return client_id
+
     def session(
         self, order: Order, kind: Kind, session: CoordinatorSession, client_ids: Sequence[str]
     ) -> contextlib.AbstractContextManager[Exchange]:

@@ -105,6 +105,7 @@ class SecureSession:
             SessionParameters(purpose, order.spec.secure), setting.authority.key, setting.authority.problem_with
         )
         self._total = MaskedSum(self._session.parameters)
+        self._names: dict[str, str] = {}
 
     async def play(self, client_ids: Sequence[str], before_opening: Callable[[], Awaitable[None]]) -> Inbox | None:
         """Hold the session with these clients.
@@ -116,6 +117,7 @@ class SecureSession:
         Returns:
             The inbox with the opened sum and whose vectors are in it; None when the session ended early, and `problem` says why.
         """
+        self._names = {self._setting.cohort.identity_of(client_id): client_id for client_id in client_ids}
         try:
             with self._setting.cohort.session(self._order, self._kind, self._session, client_ids) as exchange:
                 return await self._play(exchange, client_ids, before_opening)
@@ -142,34 +144,24 @@ class SecureSession:
             "updates" if is_training else "evaluations", adverts, exchange.offer(client_ids, adverts), until
         )
 
-        roster = await asyncio.to_thread(session.freeze)
-        await self._ask(
-            exchange, "shares", dict.fromkeys(session.clients, pb.JoinResponse(roster=roster)), session.take_shares
-        )
+        roster = pb.JoinResponse(roster=await asyncio.to_thread(session.freeze))
+        await self._ask(exchange, "shares", dict.fromkeys(session.clients, roster), session.take_shares)
         deliveries = await asyncio.to_thread(session.deliver)
-        inbox = self._inbox(session.sharers)
-        messages = {client_id: pb.JoinResponse(delivery=delivery) for client_id, delivery in deliveries.items()}
+        messages = self._named({key: pb.JoinResponse(delivery=found) for key, found in deliveries.items()})
+        inbox = self._inbox(list(messages))
         until = Until(len(messages), session.fewest, rules.deadline_seconds)
         await self._wait("masked vectors", inbox, exchange.collect(messages, inbox), until)
         await inbox.close()
         self.refusals += inbox.refusals
 
-        survivors = await asyncio.to_thread(session.close_sum, list(inbox.contributions))
-        await self._ask(
-            exchange,
-            "acknowledgements",
-            dict.fromkeys(session.survivors, pb.JoinResponse(survivors=survivors)),
-            session.take_ack,
-        )
+        in_sum = [self._setting.cohort.identity_of(client_id) for client_id in inbox.contributions]
+        survivors = pb.JoinResponse(survivors=await asyncio.to_thread(session.close_sum, in_sum))
+        await self._ask(exchange, "acknowledgements", dict.fromkeys(session.survivors, survivors), session.take_ack)
         bundles = await asyncio.to_thread(session.bundles)
         self.is_opening = True
         await before_opening()
-        await self._ask(
-            exchange,
-            "openings",
-            {client_id: pb.JoinResponse(ack_bundle=bundle) for client_id, bundle in bundles.items()},
-            session.take_unmask,
-        )
+        shown = {key: pb.JoinResponse(ack_bundle=bundle) for key, bundle in bundles.items()}
+        await self._ask(exchange, "openings", shown, session.take_unmask)
         await asyncio.to_thread(self._total.open, session)
         return inbox
 
@@ -179,7 +171,17 @@ class SecureSession:
         return Inbox(binding, sharers, self._total, setting.cohort.changed, setting.vectors)
 
     def _replies(self, client_ids: Sequence[str], take: Callable[[str, Any], None]) -> Replies:
-        return Replies(client_ids, take, self._refuse, self._setting.cohort.changed)
+        cohort = self._setting.cohort
+        return Replies(
+            client_ids,
+            lambda client_id, message: take(cohort.identity_of(client_id), message),
+            self._refuse,
+            cohort.changed,
+        )
+
+    def _named(self, messages: Mapping[str, pb.JoinResponse]) -> dict[str, pb.JoinResponse]:
+        """Return messages by the clients' names here instead of their identities."""
+        return {self._names[identity]: message for identity, message in messages.items()}
 
     async def _ask(
         self,
@@ -189,6 +191,7 @@ class SecureSession:
         take: Callable[[str, Any], None],
     ) -> None:
         assert self._order.spec.secure is not None
+        messages = self._named(messages)
         replies = self._replies(list(messages), take)
         until = Until(len(messages), self._session.fewest, self._order.spec.secure.stage_seconds)
         await self._wait(what, replies, exchange.ask(messages, replies), until)
@@ -210,8 +213,10 @@ class SecureSession:
     def _blame(self) -> None:
         """Refuse members whose shares were wrong: the round's next session is held without them."""
         malformed = RefusalReason.REFUSAL_REASON_MALFORMED
-        for client_id, count in sorted(self._session.complaints.items()):
+        for identity, count in sorted(self._session.complaints.items()):
             if count >= COMPLAINTS:
-                self._refuse(client_id, malformed, f"shares must open for their holders, {count} could not open theirs")
-        for client_id in sorted(self._session.false_holders):
-            self._refuse(client_id, malformed, "a share must be what its dealer gave, it does not fit the others")
+                detail = f"shares must open for their holders, {count} could not open theirs"
+                self._refuse(self._names[identity], malformed, detail)
+        for identity in sorted(self._session.false_holders):
+            detail = "a share must be what its dealer gave, it does not fit the others"
+            self._refuse(self._names[identity], malformed, detail)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from client.data import LocalData
@@ -16,6 +16,8 @@ from client.training import Result
 from models import Evaluation, build_learner
 from server.cohort import Cohort, Member, Order
 from server.inbox import Arrival, Ballot, Binding, Inbox
+from server.replies import Replies
+from server.secure import Authority
 from server.signal import Signal
 from simulation.attendance import Attendance
 from simulation.clock import next_tick
@@ -56,7 +58,13 @@ def outcome_of(client_id: str, binding: Binding, found: Result | Refused) -> Out
 
 
 class SimulatedCohort(Cohort, ABC):
-    """Clients without a network. Without `simulation` in the spec they are always present, and take no time."""
+    """Clients without a network. Without `simulation` in the spec they are always present, and take no time.
+
+    Attributes:
+        authority: In whose name secure aggregation is held, by an engine that plays it.
+    """
+
+    authority: Authority | None = None
 
     def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData]) -> None:
         """Note the clients, and check their data.
@@ -118,32 +126,49 @@ class SimulatedCohort(Cohort, ABC):
 
     async def train(self, order: Order, client_ids: Sequence[str], inbox: Inbox) -> None:
         """Train the clients whose contributions will come, and bring each one to the inbox in its moment."""
-        due = self._training_due(order, client_ids)
-        waiting = list(due)
-        with self._followed(client_ids):
-            while waiting and (missing := order.enough - inbox.count) > 0:
-                wave, waiting = waiting[:missing], waiting[missing:]
-                async with contextlib.aclosing(self._outcomes(order, wave, inbox.binding)) as outcomes:
-                    async for outcome in outcomes:
-                        await _until(due[outcome.client_id])
-                        if isinstance(outcome, Refused):
-                            inbox.refuse(outcome.client_id, outcome.reason, outcome.detail)
-                        else:
-                            await inbox.admit(outcome)
-            await self._until_settled(inbox)
+        with self.followed(client_ids):
+            arrivals = self.arrivals(order, client_ids, inbox.binding, lambda: inbox.count)
+            async with contextlib.aclosing(arrivals) as outcomes:
+                async for outcome in outcomes:
+                    if isinstance(outcome, Refused):
+                        inbox.refuse(outcome.client_id, outcome.reason, outcome.detail)
+                    else:
+                        await inbox.admit(outcome)
+            await self.until_settled(inbox)
 
     async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
         """Evaluate on each client's held-out data and bring each result to the ballot in its moment."""
-        due = self._evaluation_due(order, client_ids)
-        with self._followed(client_ids):
-            async with contextlib.aclosing(self._evaluations(order, list(due))) as evaluations:
+        with self.followed(client_ids):
+            async with contextlib.aclosing(self.measurements(order, client_ids)) as evaluations:
                 async for client_id, found in evaluations:
-                    await _until(due[client_id])
                     if isinstance(found, Refused):
                         ballot.fail(client_id, found.detail)
                     else:
                         ballot.record(client_id, found)
-            await self._until_settled(ballot)
+            await self.until_settled(ballot)
+
+    async def arrivals(
+        self, order: Order, client_ids: Sequence[str], binding: Binding, count: Callable[[], int]
+    ) -> AsyncGenerator[Outcome, None]:
+        """Yield what clients bring, each in its moment; train no more than the round needs, of which it has `count`."""
+        due = self._training_due(order, client_ids)
+        waiting = list(due)
+        while waiting and (missing := order.enough - count()) > 0:
+            wave, waiting = waiting[:missing], waiting[missing:]
+            async with contextlib.aclosing(self._outcomes(order, wave, binding)) as outcomes:
+                async for outcome in outcomes:
+                    await _until(due[outcome.client_id])
+                    yield outcome
+
+    async def measurements(
+        self, order: Order, client_ids: Sequence[str]
+    ) -> AsyncGenerator[tuple[str, Evaluation | Refused], None]:
+        """Yield what clients measure, each in its moment."""
+        due = self._evaluation_due(order, client_ids)
+        async with contextlib.aclosing(self._evaluations(order, list(due))) as evaluations:
+            async for client_id, found in evaluations:
+                await _until(due[client_id])
+                yield client_id, found
 
     @abstractmethod
     def _outcomes(self, order: Order, client_ids: Sequence[str], binding: Binding) -> AsyncGenerator[Outcome, None]:
@@ -158,7 +183,7 @@ class SimulatedCohort(Cohort, ABC):
     def close(self) -> None:
         """Give back what the engine holds."""
 
-    async def _until_settled(self, replies: Inbox | Ballot) -> None:
+    async def until_settled(self, replies: Inbox | Ballot | Replies) -> None:
         """Wait for those who never answer, until the caller has waited enough."""
         while replies.unsettled:
             await self._changed.wait()
@@ -210,7 +235,7 @@ class SimulatedCohort(Cohort, ABC):
         return _earliest_first(due, now + order.spec.cohort.deadline_seconds)
 
     @contextlib.contextmanager
-    def _followed(self, client_ids: Sequence[str]) -> Iterator[None]:
+    def followed(self, client_ids: Sequence[str]) -> Iterator[None]:
         """Notify whenever one of these clients comes, goes or falls out, while the context is open."""
         if self._population is None:
             yield

@@ -3,7 +3,8 @@
 Rounds, aggregation, evaluation and store are the server's own; training is the client's own.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from client.data import LocalData
 from client.training import Result
 from models import Evaluation, Examples
 from models.learner import Report
-from server.cohort import Order
+from privacy.secagg.coordinator import CoordinatorSession
+from server.cohort import Exchange, Kind, Order
 from server.inbox import Binding
 from server.records import RunRecord
 from server.rounds import Site
 from server.store import Store
 from simulation.cohort import Outcome, Refused, SimulatedCohort, outcome_of
+from simulation.masking import Office, SimulatedExchange
 from simulation.plan import blocks_of
 from simulation.play import play
 from simulation.resources import Resources
@@ -29,7 +32,9 @@ AHEAD_BYTES = 16 << 20
 
 
 class SerialCohort(SimulatedCohort):
-    """Clients that are trained one after another."""
+    """Clients that are trained one after another, and that play secure aggregation in full where the run asks for it."""
+
+    speaks_secagg = True
 
     def __init__(self, spec: RunSpec, sites: Mapping[str, LocalData], resources: Resources | None = None) -> None:
         """Build the cohort.
@@ -44,7 +49,24 @@ class SerialCohort(SimulatedCohort):
             SimulationError: The spec's trace of clients cannot be used.
         """
         super().__init__(spec, sites)
+        self._office = Office()
+        self.authority = self._office.authority
         self._worker = Worker(spec, sites, (resources or Resources()).one_device())
+
+    def identity_of(self, client_id: str) -> str:
+        """Return the identity that follows from a simulated client's key."""
+        return self._office.identity_of(client_id)
+
+    @contextlib.contextmanager
+    def session(
+        self, order: Order, kind: Kind, session: CoordinatorSession, client_ids: Sequence[str]
+    ) -> Iterator[Exchange]:
+        """Hold a session of secure aggregation with simulated clients."""
+        exchange = SimulatedExchange(self, self._office, order, kind, session)
+        try:
+            yield exchange
+        finally:
+            exchange.close()
 
     async def _outcomes(
         self, order: Order, client_ids: Sequence[str], binding: Binding
@@ -99,6 +121,6 @@ async def run_serially(
     """
     cohort = SerialCohort(spec, sites)
     try:
-        return await play(spec, Site(store, cohort, folder, own_data))
+        return await play(spec, Site(store, cohort, folder, own_data, authority=cohort.authority))
     finally:
         cohort.close()

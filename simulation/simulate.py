@@ -198,7 +198,7 @@ class _Play:
         try:
             cohort, own_data = await self._staged(store)
             try:
-                site = Site(store, cohort, self._folder / "checkpoints", own_data, store.checkpoints)
+                site = Site(store, cohort, self._folder / "checkpoints", own_data, store.checkpoints, cohort.authority)
                 return await play(self._spec, site)
             finally:
                 cohort.close()
@@ -217,6 +217,11 @@ class _Play:
         cohort = build(self._engine, self._spec, sites, self._setting)
         if self._setting.engine == "auto":
             log.info("engine %s: %s", self._engine, self._reason)
+        if self._spec.secure is not None and not cohort.speaks_secagg:
+            log.info(
+                "engine %s: sums in the clear, on the grid of secure aggregation; serial plays the protocol",
+                self._engine,
+            )
         await asyncio.sleep(0)
         return cohort, own_data
 
