@@ -178,7 +178,7 @@ class Sessions:
 
     def members(self) -> Sequence[Member]:
         """Return the clients that are present or were in this process's time, as selection sees them."""
-        known = (self._sessions.keys() | self._absent_since.keys()) - self._expelled.keys()
+        known = self._sessions.keys() | self._absent_since.keys()
         return [member for client_id in sorted(known) if (member := self.member(client_id))]
 
     def member(self, client_id: str) -> Member | None:
