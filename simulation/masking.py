@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.journal import Journal
 from models import Evaluation
+from privacy.enrolment import certificate_digest
 from privacy.secagg.client import ClientSession, Floor, Identity, Party, Trust
 from privacy.secagg.coordinator import CoordinatorSession
-from privacy.secagg.labels import sign
 from privacy.secagg.masks import RingVector
 from privacy.secagg.vectors import ring_vector
 from server.cohort import Exchange, Kind, Order
@@ -48,7 +48,7 @@ class Office:
     def _enrol(self, client_id: str) -> Party:
         key = Ed25519PrivateKey.generate()
         public_key = key.public_key().public_bytes_raw()
-        certificate = sign(self._enrolment_key, "cert", FEDERATION.encode(), public_key)
+        certificate = self._enrolment_key.sign(certificate_digest(FEDERATION, public_key))
         self._certificates[public_key] = certificate
         trust = Trust(FEDERATION, self._coordinator_key.public_key().public_bytes_raw(), self._problem_with)
         return Party(Identity(key, certificate), trust, Floor(minimum_cohort=2), Journal())

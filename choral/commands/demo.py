@@ -22,20 +22,25 @@ def demo(
     ] = CLIENT_LIMIT,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of federated training.")] = 25,
     learner: Annotated[str, typer.Option(help="cnn or mlp.")] = "cnn",
+    secure: Annotated[
+        bool,
+        typer.Option("--secure", help="Enrol the clients and mask their updates: the coordinator learns sums alone."),
+    ] = False,
     folder: Annotated[Path, typer.Option("--folder", help="Where model, history, plot and logs go.")] = Path("demo"),
 ) -> None:
     """Train on handwritten digits over a coordinator and 11 clients on this machine, and see why one federates.
 
     Example: choral demo --clients 5 --rounds 10
     """
-    plan = Plan(clients, rounds, learner)
+    plan = Plan(clients, rounds, learner, secure)
     _end_in_order()
     # As in the clients, so that the three models differ in nothing but their data.
     set_threads(1)
     console = Console()
+    learns = ", and the coordinator learns sums of their updates alone" if secure else ""
     console.print(
         f"{clients} clients on this machine, each with the handwritten digits of about one writer, train one {learner.upper()} for "
-        f"{rounds} round{'s' * (rounds > 1)} over gRPC. No digit leaves its client.",
+        f"{rounds} round{'s' * (rounds > 1)} over gRPC. No digit leaves its client{learns}.",
         highlight=False,
         soft_wrap=True,
     )

@@ -75,7 +75,7 @@ learner: {learner}
 rounds: {rounds}
 cohort:
   fraction: 1.0          # every client that is present takes part in a round
-  quorum: 2              # a round needs this many; when a client drops off, the run goes on without it
+  quorum: {quorum}              # a round needs this many; when a client drops off, the run goes on without it
   deadline_seconds: 120  # longest time for a round
 local:                   # what each client does in a round, on its own data
   epochs: {epochs}
@@ -86,6 +86,14 @@ evaluate:
   on: clients            # each on the digits that it holds out
 """
 
+_PRIVACY = """\
+privacy:
+  secure_aggregation:    # the coordinator learns sums of updates alone
+    dropout_fraction: 0.2
+"""
+
+_PLAIN_QUORUM, _SECURE_QUORUM = 2, 3
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -95,16 +103,23 @@ class Plan:
         client_count: 2 to `CLIENT_LIMIT`; client k holds block k.
         rounds: 1 or more.
         learner: A key of `RECIPES`.
+        is_secure: Whether updates are masked.
 
     Raises:
-        DemoError: The learner is none that the demo has.
+        DemoError: The learner is none that the demo has, or so few clients cannot hide in a sum.
     """
 
     client_count: int
     rounds: int
     learner: str
+    is_secure: bool = False
 
     def __post_init__(self) -> None:
+        if self.is_secure and self.client_count < _SECURE_QUORUM:
+            raise DemoError(
+                f"Clients of the demo: must be at least {_SECURE_QUORUM} with --secure, so that each hides among others, "
+                f"got {self.client_count}."
+            )
         if self.learner not in RECIPES:
             known = " or ".join(RECIPES)
             raise DemoError(
@@ -133,6 +148,12 @@ class Plan:
         return parse_spec(self._text(self.recipe.central_optimizer, self.recipe.central_epochs))
 
     def _text(self, optimizer: str, epochs: int) -> str:
-        return _RUN.format(
-            name=self.learner, learner=self.recipe.learner, rounds=self.rounds, optimizer=optimizer, epochs=epochs
+        text = _RUN.format(
+            name=self.learner,
+            learner=self.recipe.learner,
+            rounds=self.rounds,
+            quorum=_SECURE_QUORUM if self.is_secure else _PLAIN_QUORUM,
+            optimizer=optimizer,
+            epochs=epochs,
         )
+        return text + _PRIVACY * self.is_secure

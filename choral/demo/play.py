@@ -49,6 +49,9 @@ def play(plan: Plan, folder: Path, screen: Screen) -> Outcome:
 
 def _start(plan: Plan, federation: Federation, screen: Screen) -> tuple[Yardstick, float, tuple[float, ...]]:
     """Start all processes, and train meanwhile what needs no federation: a model on all data, and one on each client's."""
+    if plan.is_secure:
+        screen.say("enrolling the clients")
+        federation.enrol(plan.client_count)
     screen.say("starting the coordinator")
     federation.start_coordinator()
     yardstick = Yardstick(plan)

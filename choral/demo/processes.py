@@ -14,6 +14,8 @@ from typing import Self
 import choral
 from choral.demo.errors import DemoError
 from choral.rest import Rest, RestError
+from privacy.keys import load_identity
+from privacy.officer import Office
 
 END_SECONDS = 2.0
 """Time that processes have to take their leave; then they are killed. Nothing that they keep is needed any more."""
@@ -97,6 +99,7 @@ class Federation:
         self.rest = Rest(f"http://{http_address}")
         self.clients: list[Process] = []
         self._lost: list[Process] = []
+        self._roster: list[str] = []
         self._logs.mkdir(parents=True, exist_ok=True)
         for log in (*self._logs.glob("client-*.log"), self._logs / "coordinator.log"):
             log.unlink(missing_ok=True)
@@ -117,10 +120,23 @@ class Federation:
                 process.kill()
             self.rest.close()
 
+    def enrol(self, client_count: int) -> None:
+        """Make a roster of the coordinator and so many clients, which they are then started with: as an officer would, in one go."""
+        office = Office(self._state / "office")
+        office.begin("demo")
+        (self._state / "coordinator").mkdir()
+        coordinator = load_identity(self._state / "coordinator" / "coordinator.pem")
+        office.set_coordinator(coordinator.public_key().public_bytes_raw().hex())
+        for client in range(client_count):
+            name = f"client-{client}"
+            key = load_identity(self._state / name / "identity.pem")
+            office.add(name, key.public_key().public_bytes_raw().hex())
+        self._roster = ["--roster", str(office.roster_path)]
+
     def start_coordinator(self) -> None:
         """Start the coordinator on free ports; `is_healthy` tells when it serves."""
         addresses = ["--listen", self._address, "--http", self._http_address]
-        arguments = ["serve", "--folder", str(self._state / "coordinator"), *addresses]
+        arguments = ["serve", "--folder", str(self._state / "coordinator"), *addresses, *self._roster]
         self._coordinator = Process("Coordinator", arguments, self._logs / "coordinator.log")
 
     def start_client(self, block: int, held_out: float) -> None:
@@ -128,7 +144,8 @@ class Federation:
         name = f"client-{block}"
         data = ["--data", f"digits,blocks={block}", "--held-out", str(held_out)]
         own = ["--folder", str(self._state / name), "--name", name, "--device", "cpu", "--threads", "1"]
-        process = Process(f"Client {block}", ["join", self._address, *data, *own], self._logs / f"{name}.log")
+        arguments = ["join", self._address, *data, *own, *self._roster]
+        process = Process(f"Client {block}", arguments, self._logs / f"{name}.log")
         self.clients.append(process)
 
     def is_healthy(self) -> bool:

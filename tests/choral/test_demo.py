@@ -28,6 +28,7 @@ from choral.demo.yardstick import Yardstick, client_digits
 from client.data import load_local
 from client.training import Trainer
 from models import build_learner, check_spec
+from privacy.secagg.combinations import check_masking
 from server.model import ModelShop, read_checkpoint, write_checkpoint
 
 DEMO_SECONDS = 240.0
@@ -58,6 +59,19 @@ def test_plan_spec_text_is_sound_spec_of_what_was_asked(learner: str) -> None:
     check_spec(plan.spec)
     assert (plan.spec.learner.name, plan.spec.rounds, plan.spec.seed) == (learner, 9, 7)
     build_learner(plan.spec.learner).check(client_digits(0).training)
+
+
+@pytest.mark.parametrize("clients", range(3, CLIENT_LIMIT + 1))
+def test_plan_that_is_secure_masks_updates_of_any_number_of_clients(clients: int) -> None:
+    plan = Plan(clients, 9, "cnn", is_secure=True)
+    check_masking(plan.spec)
+    assert plan.spec.secure is not None
+    assert Plan(clients, 9, "cnn").spec.secure is None
+
+
+def test_plan_that_is_secure_with_two_clients_is_refused() -> None:
+    with pytest.raises(DemoError, match=r"must be at least 3 with --secure, .*, got 2"):
+        Plan(2, 9, "cnn", is_secure=True)
 
 
 def test_plan_learner_that_reads_no_images_is_refused() -> None:
