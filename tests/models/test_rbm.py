@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.data import load, parse_source
 from models import DataError, Examples, LearnerError, build_learner, check_spec
 from models.learner import Sampler, SampleRequest
 from models.partition_function import Couplings, annealed_log_partition, exact_log_partition
@@ -17,12 +16,13 @@ from models.rbm import RBM, Machine, RBMParameters
 from server.checkpoints import checkpoint_path
 from server.model import read_checkpoint
 from simulation.serial import run_serially
+from tests.models.digits import digits, independent_pixels, trained, unlabelled
 from tests.server.cohorts import blocks, opened
-from wire.spec import LocalSpec, Named, RunSpec, read_spec
+from wire.spec import Named, RunSpec, read_spec
 from wire.tensors import Layout, State
 
 SPEC = Path(__file__).parents[2] / "models" / "specs" / "rbm.yaml"
-SGD = {"batch_size": 16, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
+SGD: dict[str, object] = {"batch_size": 16, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
 
 
 def made(**parameters: Any) -> RBM:
@@ -52,27 +52,8 @@ def couplings(state: State) -> Couplings:
     return Couplings(*(state[name].double() for name in ("weight", "visible_bias", "hidden_bias")))
 
 
-def trained(learner: RBM, data: Examples, seed: int = 1, **local: Any) -> State:
-    state = learner.init(seed)
-    layout = Layout.of(state)
-    spec = LocalSpec.model_validate({**SGD, **local})
-    contribution = learner.fit(state, data, spec, torch.Generator().manual_seed(seed), lambda fraction: None)
-    return layout.views(layout.flatten(state) + contribution.vector)
-
-
-def digits(*numbers: int) -> Examples:
-    return load(parse_source(f"digits,blocks={'|'.join(map(str, numbers))}"))
-
-
-def unlabelled(inputs: Tensor) -> Examples:
-    return Examples(inputs, torch.empty(len(inputs), 0, dtype=torch.int64))
-
-
-def independent_pixels(data: Examples, unseen: Examples) -> float:
-    """Return the log-likelihood of binarised pixels that know nothing of each other."""
-    part = ((data.inputs > 0.5).double().sum(0) + 1) / (len(data) + 2)
-    pixels = (unseen.inputs > 0.5).double()
-    return float((pixels * part.log() + (1 - pixels) * (1 - part).log()).flatten(1).sum(1).mean())
+def binary(data: Examples) -> Tensor:
+    return (data.inputs > 0.5).float()
 
 
 def test_free_energy_sums_out_the_hidden_units() -> None:
@@ -104,7 +85,7 @@ def test_annealing_is_unbiased_whatever_its_steps(steps: int) -> None:
 
 
 def test_annealing_of_a_trained_machine_comes_close_and_closer_with_more_steps() -> None:
-    state = trained(made(inputs=[1, 8, 8], hidden=12), digits(0, 1, 2, 3), epochs=20)
+    state = trained(made(inputs=[1, 8, 8], hidden=12), digits(0, 1, 2, 3), **SGD, epochs=20)
     exact = exact_log_partition(couplings(state))
     short, long = (annealed_log_partition(couplings(state), 100, steps) for steps in (10, 1000))
     assert abs(long - exact) < 0.3
@@ -188,7 +169,7 @@ def test_evaluate_binarises_at_the_threshold() -> None:
 
 
 def test_evaluate_with_annealing_agrees_with_the_sum_and_repeats_itself() -> None:
-    state = trained(made(inputs=[1, 8, 8], hidden=12), digits(0, 1, 2, 3), epochs=5)
+    state = trained(made(inputs=[1, 8, 8], hidden=12), digits(0, 1, 2, 3), **SGD, epochs=5)
     unseen = digits(11)
     exact = made(inputs=[1, 8, 8], hidden=12, partition="exact").evaluate(state, unseen).metrics
     learner = made(inputs=[1, 8, 8], hidden=12, partition="annealed", annealing_steps=300)
@@ -210,14 +191,14 @@ def test_machine_of_larger_layers_takes_annealing_by_itself() -> None:
 def test_fit_of_digits_beats_independent_pixels_on_unseen_blocks(steps: int) -> None:
     data, unseen = digits(*range(11)), digits(11, 12, 13)
     learner = made(inputs=[1, 8, 8], hidden=12, steps=steps)
-    found = learner.evaluate(trained(learner, data, epochs=12), unseen).metrics["log_likelihood"]
-    assert found > -21 > independent_pixels(data, unseen) + 3
+    found = learner.evaluate(trained(learner, data, **SGD, epochs=12), unseen).metrics["log_likelihood"]
+    assert found > -21 > independent_pixels(binary(data), binary(unseen)) + 3
 
 
 @pytest.mark.slow
 def test_fit_of_digits_to_the_end_reaches_the_reference() -> None:
     learner = made(inputs=[1, 8, 8], hidden=12)
-    found = learner.evaluate(trained(learner, digits(*range(11)), epochs=100), digits(11, 12, 13)).metrics
+    found = learner.evaluate(trained(learner, digits(*range(11)), **SGD, epochs=100), digits(11, 12, 13)).metrics
     assert found["log_likelihood"] > -19.3
 
 
@@ -234,9 +215,11 @@ async def test_federation_learns_more_than_a_client_alone(tmp_path: Path) -> Non
     federated = learner.evaluate(state, unseen).metrics["log_likelihood"]
     assert isinstance(learner, RBM)
     # At a rate that suits it alone, for as many epochs.
-    alone = learner.evaluate(trained(learner, sites["site-0"].training, epochs=50), unseen).metrics["log_likelihood"]
+    alone = learner.evaluate(trained(learner, sites["site-0"].training, **SGD, epochs=50), unseen).metrics[
+        "log_likelihood"
+    ]
     assert federated > alone + 1
-    assert federated > independent_pixels(digits(0, 1, 2, 3), unseen) + 1
+    assert federated > independent_pixels(binary(digits(0, 1, 2, 3)), binary(unseen)) + 1
 
 
 def test_spec_names_what_the_zoo_has() -> None:

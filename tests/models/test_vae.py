@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
 from torch.nn import functional
 
-from client.data import load, parse_source
 from models import DataError, Examples, build_learner, check_spec
 from models.learner import Sampler, SampleRequest
 from models.vae import VAE, VAEParameters, divergences
@@ -20,12 +19,13 @@ from server.checkpoints import checkpoint_path
 from server.model import read_checkpoint
 from simulation.reasons import reason_against
 from simulation.serial import run_serially
+from tests.models.digits import digits, independent_pixels, trained, unlabelled
 from tests.server.cohorts import blocks, opened
-from wire.spec import LocalSpec, Named, RunSpec, read_spec
-from wire.tensors import Layout, State
+from wire.spec import Named, RunSpec, read_spec
+from wire.tensors import Layout
 
 SPEC = Path(__file__).parents[2] / "models" / "specs" / "vae.yaml"
-ADAM = {"batch_size": 16, "optimizer": {"name": "adam", "learning_rate": 0.003}}
+ADAM: dict[str, object] = {"batch_size": 16, "optimizer": {"name": "adam", "learning_rate": 0.003}}
 
 
 def made(**parameters: Any) -> VAE:
@@ -35,28 +35,6 @@ def made(**parameters: Any) -> VAE:
 def log_density(distribution: Distribution, values: Tensor) -> Tensor:
     found: Tensor = distribution.log_prob(values)
     return found
-
-
-def trained(learner: VAE, data: Examples, seed: int = 1, **local: Any) -> State:
-    state = learner.init(seed)
-    layout = Layout.of(state)
-    spec = LocalSpec.model_validate({**ADAM, **local})
-    contribution = learner.fit(state, data, spec, torch.Generator().manual_seed(seed), lambda fraction: None)
-    return layout.views(layout.flatten(state) + contribution.vector)
-
-
-def digits(*numbers: int) -> Examples:
-    return load(parse_source(f"digits,blocks={'|'.join(map(str, numbers))}"))
-
-
-def unlabelled(inputs: Tensor) -> Examples:
-    return Examples(inputs, torch.empty(len(inputs), 0, dtype=torch.int64))
-
-
-def independent_pixels(data: Examples, unseen: Examples) -> float:
-    """Return the Bernoulli log-likelihood of pixels that know nothing of each other, each with its mean over `data`."""
-    means = data.inputs.mean(0).clamp(1e-3, 1 - 1e-3).expand_as(unseen.inputs)
-    return -float(functional.binary_cross_entropy(means, unseen.inputs, reduction="none").flatten(1).sum(1).mean())
 
 
 def test_divergence_is_the_closed_form_of_torch_distributions() -> None:
@@ -120,7 +98,7 @@ def test_elbo_is_below_the_importance_weighted_estimate_which_reaches_the_likeli
     prototypes = torch.tensor([[0.9, 0.9, 0.1, 0.1, 0.8], [0.1, 0.2, 0.9, 0.9, 0.1]])
     data = unlabelled(prototypes[torch.randint(2, (400,))].bernoulli())
     shape = {"inputs": [5], "hidden": [8], "latent": 1}
-    state = trained(made(**shape), data, epochs=10)
+    state = trained(made(**shape), data, **ADAM, epochs=10)
     learner = made(**shape)
     learner._load(state)
     grid = torch.linspace(-8, 8, 4001)
@@ -165,15 +143,15 @@ def test_linear_gaussian_decoder_reaches_probabilistic_pca() -> None:
 def test_fit_of_digits_beats_independent_pixels_on_unseen_blocks() -> None:
     data, unseen = digits(*range(11)), digits(11, 12, 13)
     learner = made(inputs=[1, 8, 8], hidden=[128])
-    metrics = learner.evaluate(trained(learner, data, epochs=12), unseen).metrics
-    assert metrics["elbo"] > -25.2 > independent_pixels(data, unseen) + 1
+    metrics = learner.evaluate(trained(learner, data, **ADAM, epochs=12), unseen).metrics
+    assert metrics["elbo"] > -25.2 > independent_pixels(data.inputs, unseen.inputs) + 1
     assert metrics["kl"] > 1
 
 
 @pytest.mark.slow
 def test_fit_of_digits_to_the_end_reaches_the_reference() -> None:
     learner = made(inputs=[1, 8, 8], hidden=[128])
-    metrics = learner.evaluate(trained(learner, digits(*range(11)), epochs=100), digits(11, 12, 13)).metrics
+    metrics = learner.evaluate(trained(learner, digits(*range(11)), **ADAM, epochs=100), digits(11, 12, 13)).metrics
     assert metrics["elbo"] > -24.4
     assert metrics["kl"] > 3
 
@@ -188,9 +166,9 @@ async def test_federation_learns_more_than_a_client_alone(tmp_path: Path) -> Non
     state = layout.views(read_checkpoint(checkpoint_path(tmp_path / "run", 8), layout).vector)
     federated = learner.evaluate(state, unseen).metrics["elbo"]
     assert isinstance(learner, VAE)
-    alone = learner.evaluate(trained(learner, sites["site-0"].training, epochs=32), unseen).metrics["elbo"]
+    alone = learner.evaluate(trained(learner, sites["site-0"].training, **ADAM, epochs=32), unseen).metrics["elbo"]
     assert federated > alone + 0.5
-    assert federated > independent_pixels(sites["site-0"].training, unseen)
+    assert federated > independent_pixels(sites["site-0"].training.inputs, unseen.inputs)
 
 
 def spec(rounds: int, epochs: int) -> RunSpec:
@@ -217,7 +195,7 @@ def test_spec_names_what_the_zoo_has() -> None:
 def test_sample_is_seeded_and_like_the_inputs(decoder: str) -> None:
     data = digits(0, 1, 2)
     learner = made(inputs=[1, 8, 8], hidden=[64], decoder=decoder)
-    state = trained(learner, data, epochs=15)
+    state = trained(learner, data, **ADAM, epochs=15)
     assert isinstance(learner, Sampler)
     before = torch.get_rng_state()
     first, again, other = (
