@@ -136,15 +136,19 @@ class DDPM(Denoiser):
         return self.schedule.noisy((inputs - low) * (2 / (high - low)) - 1, noise, levels)
 
     def draw(self, count: int) -> Tensor:
-        """Go back from noise, step by step. What the network takes for x_0 is kept within the range of the data."""
+        """Go back from noise, step by step, and keep within the range of the data what comes out at the end.
+
+        What the network takes for x_0 on the way is not kept within it: far up, where the noise in x_t is many times what is left of x_0,
+        that would leave out its errors to one side alone, and samples would come out too much alike.
+        """
         noisy = torch.randn(count, *self.parameters.inputs, device=self._device)
         for step in reversed(range(self.parameters.steps)):
             steps = torch.full((count,), step, device=self._device)
-            clean = self.schedule.clean(noisy, self.predict(noisy, steps), steps).clamp(-1, 1)
+            clean = self.schedule.clean(noisy, self.predict(noisy, steps), steps)
             mean, variance = self.schedule.posterior(clean, noisy, steps)
             # The last step's variance is 0.
             noisy = mean + _times(variance.sqrt(), torch.randn_like(noisy))
-        return self.parameters.low + (noisy + 1) * ((self.parameters.high - self.parameters.low) / 2)
+        return self.parameters.low + (noisy.clamp(-1, 1) + 1) * ((self.parameters.high - self.parameters.low) / 2)
 
     def check(self, data: Examples) -> None:
         """Check that examples have the shape `inputs` and values from `low` to `high`."""

@@ -1,6 +1,7 @@
 """Denoising diffusion: the schedules, the closed forms against chained steps and Bayes' rule by hand, and digits that it learns to make."""
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,18 @@ def test_draws_of_the_best_network_have_the_moments_of_the_data(name: ScheduleNa
     found = learner.draw(4000)
     assert found.mean().item() == pytest.approx(0.3, abs=0.01)
     assert found.std().item() == pytest.approx(0.2, rel=0.05)
+
+
+def test_draws_are_kept_within_the_range_at_the_end_alone() -> None:
+    # Where the data come from N(0.9, 0.3^2) and end at 1, what lies beyond 1 is moved there, and the rest stays where it was.
+    learner = made(inputs=[2], steps=400, low=-1.0, high=1.0)
+    learner._module = Gauss(learner.schedule, 0.9, 0.3)
+    torch.manual_seed(1)
+    found = learner.draw(4000).flatten()
+    whole = NormalDist(0.9, 0.3)
+    assert found.max().item() == 1
+    assert (found == 1).float().mean().item() == pytest.approx(1 - whole.cdf(1.0), abs=0.02)
+    assert found.quantile(0.25).item() == pytest.approx(whole.inv_cdf(0.25), abs=0.02)
 
 
 @pytest.mark.parametrize("network", ["mlp", "unet"])
