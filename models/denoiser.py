@@ -2,10 +2,19 @@
 
     x' = what is left of x at a level of noise, with noise e ~ N(0, I) in it        loss = E ||e_theta(x', level) - e||^2 / size
 
+A model that is trained with so much noise never comes to rest, and its samples are better from an average of it over time. Here time is
+rounds, and the coordinator keeps the average, so that clients upload no more than without it:
+
+    average_t = d_t average_{t-1} + (1 - d_t) theta_t,   d_t = min(decay, (1 + t) / (10 + t)),   theta_t = what round t made
+
+The state has the average by the names of the parameters, because that is the model, and theta, where the next round begins, by `LAST`.
+
 Source: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, section 3.2 (that predicting noise is denoising score
-matching) and appendix B (the U-Net, here without its self-attention); Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section
-3.5 (the sinusoids); Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015.
+matching) and appendix B (the U-Net, here without its self-attention, and the average); Vaswani et al., "Attention Is All You Need", NeurIPS
+2017, section 3.5 (the sinusoids); Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI
+2015; TensorFlow, tf.train.ExponentialMovingAverage (d_t of an average that is young).
 https://arxiv.org/abs/2006.11239  https://arxiv.org/abs/1706.03762  https://arxiv.org/abs/1505.04597
+https://www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage
 """
 
 import math
@@ -20,12 +29,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.gradient import GradientLearner, GradientParameters
-from models.learner import Examples, SampleRequest
+from models.learner import Contribution, Examples, Report, SampleRequest
+from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
+from wire.spec import LocalSpec
 from wire.tensors import State
 
 EVALUATION_DRAWS = 8
 """Levels, and noises, at which each example is measured."""
+
+LAST = "last."
+"""Begins the names of the parameters as the last round left them."""
+
+ROUNDS = "rounds"
+"""How many rounds are in the average, in the state."""
 
 
 class DenoiserParameters(GradientParameters):
@@ -41,6 +58,8 @@ class DenoiserParameters(GradientParameters):
     """Of a U-Net: channels at full height and width, at half of them, and so on."""
     embedding: int = Field(default=64, ge=4, multiple_of=2)
     """Numbers that tell a network the level of noise."""
+    average_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Most that a round leaves of the average of the models before it; 0: there is no average, and clients download half as much."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -102,6 +121,34 @@ class Denoiser(GradientLearner):
     def _loss_at(self, inputs: Tensor, levels: Tensor) -> Tensor:
         noise = torch.randn_like(inputs)
         return self.loss(self.predict(self.corrupt(inputs, noise, levels), levels), noise)
+
+    def init(self, seed: int) -> State:
+        """Return a new model, which is also the average of itself."""
+        model = super().init(seed)
+        if not self.parameters.average_decay:
+            return model
+        return {**model, **{LAST + name: tensor.clone() for name, tensor in model.items()}, ROUNDS: torch.zeros(1)}
+
+    def fit(
+        self, state: State, data: Examples, local: LocalSpec, generator: torch.Generator, report: Report
+    ) -> Contribution:
+        """Train what the last round left, not the average. Raises as `GradientLearner.fit`."""
+        return super().fit(self._last(state), data, local, generator, report)
+
+    def apply(self, state: State, mean: State, server: ServerOptimizer, weight_total: int) -> State:
+        """Take the server step on what the last round left, and take the outcome into the average."""
+        moved = super().apply(self._last(state), mean, server, weight_total)
+        if not self.parameters.average_decay:
+            return moved
+        rounds = float(state[ROUNDS]) + 1
+        decay = min(self.parameters.average_decay, (1 + rounds) / (10 + rounds))
+        average = {name: state[name].lerp_(tensor, 1 - decay) for name, tensor in moved.items()}
+        return {**average, **{LAST + name: tensor for name, tensor in moved.items()}, ROUNDS: state[ROUNDS].add_(1)}
+
+    def _last(self, state: State) -> State:
+        """Return the parameters as the last round left them."""
+        prefix = LAST if self.parameters.average_decay else ""
+        return {entry.name: state[prefix + entry.name] for entry in self.contribution_layout.entries}
 
     @torch.no_grad()
     def sample(self, state: State, request: SampleRequest) -> Tensor:

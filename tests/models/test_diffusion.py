@@ -10,11 +10,13 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
-from client.data import load, parse_source
+from choral.conformance.case import copied
 from models import DataError, Examples, LearnerError, build_learner
-from models.denoiser import spread_levels
+from models.denoiser import LAST, ROUNDS, spread_levels
 from models.diffusion import DDPM, DDPMParameters, Schedule, ScheduleName
 from models.learner import Sampler, SampleRequest
+from models.optimizers import ServerOptimizer
+from tests.models.digits import FED_AVG, after_round, digits, generator, trained_slower
 from wire.spec import LocalSpec, Named
 from wire.tensors import Layout, State
 
@@ -23,26 +25,8 @@ DOUBLE = torch.float64
 
 
 def made(**parameters: Any) -> DDPM:
-    return DDPM(DDPMParameters(**parameters), torch.device("cpu"))
-
-
-def generator(seed: int = 1) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def trained(learner: DDPM, data: Examples, phases: list[tuple[int, float]]) -> State:
-    """Return the state after so many epochs at a learning rate, and so many at the next."""
-    state: State = learner.init(5)
-    layout = Layout.of(state)
-    for seed, (epochs, rate) in enumerate(phases):
-        local = LocalSpec(epochs=epochs, batch_size=64, optimizer=Named(name="adam", learning_rate=rate))
-        contribution = learner.fit(state, data, local, generator(seed), lambda fraction: None)
-        state = layout.views(layout.flatten(state) + contribution.vector)
-    return state
-
-
-def digits(*blocks: int) -> Examples:
-    return load(parse_source(f"digits,blocks={'|'.join(map(str, blocks))}"))
+    # Without an average, which after the one round that most of these tests train would still have 2/11 of the beginning in it.
+    return DDPM(DDPMParameters(**{"average_decay": 0.0, **parameters}), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -198,7 +182,7 @@ def test_networks_learn_and_sample(images: Examples, network: str) -> None:
     assert isinstance(learner, Sampler)
     data, held_out = images.select(torch.arange(400)), images.select(torch.arange(1400, 1600))
     before = learner.evaluate(learner.init(5), held_out).metrics["loss"]
-    state = trained(learner, data, [(3, 0.003)])
+    state = trained_slower(learner, data, [(3, 0.003)])
     # Of noise that it does not tell from the example, the error is 1.
     assert learner.evaluate(state, held_out).metrics["loss"] < 0.7 < 0.95 < before
     samples = learner.sample(state, SampleRequest(3, generator()))
@@ -208,6 +192,62 @@ def test_networks_learn_and_sample(images: Examples, network: str) -> None:
     assert samples.max() <= 1
     assert torch.equal(samples, learner.sample(state, SampleRequest(3, generator())))
     assert not torch.equal(samples, learner.sample(state, SampleRequest(3, generator(2))))
+
+
+def test_average_over_rounds_is_the_one_worked_by_hand() -> None:
+    learner = made(inputs=[2], hidden=[], average_decay=0.27)
+    begun = copied(learner.init(1))
+    state: State = learner.init(1)
+    layout = learner.contribution_layout
+    expected, last = 0.0, 0.0
+    # (1 + t) / (10 + t), until that is more than the decay: 4/13 is 0.31.
+    for change, decay in ((1.0, 2 / 11), (2.0, 3 / 12), (-4.0, 0.27)):
+        last += change
+        expected = decay * expected + (1 - decay) * last
+        mean = {entry.name: torch.full(entry.shape, change) for entry in layout.entries}
+        state = learner.apply(state, mean, ServerOptimizer(FED_AVG), 10)
+    for entry in layout.entries:
+        torch.testing.assert_close(state[entry.name], begun[entry.name] + expected)
+        torch.testing.assert_close(state[LAST + entry.name], begun[entry.name] + last)
+    assert state[ROUNDS].tolist() == [3]
+
+
+def test_training_goes_on_from_the_last_round_and_the_average_is_the_model(images: Examples) -> None:
+    learner = made(hidden=[16], steps=5, average_decay=0.9)
+    data, names = images.select(torch.arange(64)), [entry.name for entry in learner.contribution_layout.entries]
+    state = learner.init(1)
+    other_average = {**state, **{name: state[name] + 0.1 for name in names}}
+    other_last = {**state, **{LAST + name: state[name] + 0.1 for name in names}}
+    local, request = LocalSpec(epochs=1, batch_size=32), SampleRequest(2, generator())
+    own, same, another = (
+        learner.fit(given, data, local, generator(), lambda fraction: None).vector.copy()
+        for given in (state, other_average, other_last)
+    )
+    assert own.tobytes() == same.tobytes() != another.tobytes()
+    assert learner.evaluate(state, data) == learner.evaluate(other_last, data) != learner.evaluate(other_average, data)
+    samples = learner.sample(state, request)
+    assert torch.equal(samples, learner.sample(other_last, SampleRequest(2, generator())))
+    assert not torch.equal(samples, learner.sample(other_average, SampleRequest(2, generator())))
+
+
+def test_average_is_downloaded_but_not_uploaded() -> None:
+    plain, averaged = made(hidden=[16]), made(hidden=[16], average_decay=0.9)
+    model, state = plain.init(1), averaged.init(1)
+    assert Layout.of(model) == plain.contribution_layout == averaged.contribution_layout
+    assert set(state) == {*model, *(LAST + name for name in model), ROUNDS}
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.items())
+    assert all(torch.equal(state[LAST + name], tensor) for name, tensor in model.items())
+
+
+def test_average_predicts_noise_better_than_the_last_round() -> None:
+    learner, data, unseen = made(average_decay=0.99), digits(0, 1, 2, 3), digits(11)
+    state: State = learner.init(1)
+    adam = Named(name="adam", learning_rate=0.003)
+    for number in range(15):
+        state = after_round(learner, state, data, number, epochs=2, batch_size=32, optimizer=adam)
+    last = {**state, **{entry.name: state[LAST + entry.name] for entry in learner.contribution_layout.entries}}
+    average, alone = (learner.evaluate(model, unseen).metrics["loss"] for model in (state, last))
+    assert average < 0.97 * alone
 
 
 @pytest.mark.parametrize("shape", [[3, 16, 12], [1, 4, 4]])
@@ -222,7 +262,7 @@ def test_unet_takes_images_of_other_shapes_and_is_told_the_level(shape: list[int
 
 def test_evaluation_noise_hardly_moves_the_loss(images: Examples) -> None:
     learner = made()
-    state = trained(learner, images, [(2, 0.003)])
+    state = trained_slower(learner, images, [(2, 0.003)])
     halves = [images.select(torch.arange(start, 1796, 2)) for start in (0, 1)]
     left, right = (learner.evaluate(state, half).metrics["loss"] for half in halves)
     assert left != right
@@ -255,7 +295,7 @@ def test_values_out_of_range_are_refused(images: Examples) -> None:
 @pytest.mark.slow
 def test_digits_reach_the_reference_and_every_class_is_made() -> None:
     learner, data, unseen = made(hidden=[256] * 4), digits(*range(11)), digits(11, 12, 13)
-    state = trained(learner, data, [(80, 0.003), (30, 0.001), (30, 0.0003)])
+    state = trained_slower(learner, data, [(80, 0.003), (30, 0.001), (30, 0.0003)])
     assert learner.evaluate(state, unseen).metrics["loss"] < 0.187
     samples = learner.sample(state, SampleRequest(1000, generator()))
     classifier = SVC().fit(data.inputs.flatten(1).numpy(), data.targets.numpy())
