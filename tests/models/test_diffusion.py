@@ -294,12 +294,12 @@ def test_values_out_of_range_are_refused(images: Examples) -> None:
 
 @pytest.mark.slow
 def test_digits_reach_the_reference_and_every_class_is_made() -> None:
-    learner, data, unseen = made(hidden=[256] * 4), digits(*range(11)), digits(11, 12, 13)
-    state = trained_slower(learner, data, [(80, 0.003), (30, 0.001), (30, 0.0003)])
-    assert learner.evaluate(state, unseen).metrics["loss"] < 0.187
+    learner, data, unseen = made(average_decay=0.99), digits(*range(11)), digits(11, 12, 13)
+    state = trained_slower(learner, data, [(5, 0.003)] * 16 + [(5, 0.001)] * 6 + [(5, 0.0003)] * 6)
+    assert learner.evaluate(state, unseen).metrics["loss"] < 0.13
     samples = learner.sample(state, SampleRequest(1000, generator()))
     classifier = SVC().fit(data.inputs.flatten(1).numpy(), data.targets.numpy())
     assert classifier.score(unseen.inputs.flatten(1).numpy(), unseen.targets.numpy()) > 0.9
     counts = np.bincount(classifier.predict(samples.flatten(1).numpy()), minlength=10)
     # Ten classes are a tenth each in the data; a floor, because the rarest one moves by some percent with the draws.
-    assert counts.min() >= 30, counts
+    assert counts.min() >= 40, counts
