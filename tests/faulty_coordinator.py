@@ -34,7 +34,7 @@ def before(owner: type, name: str, is_due: Any) -> None:
 
 match MOMENT:
     case "before-selection":
-        before(Rounds, "_select", lambda _, record: record.number == ROUND)
+        before(Rounds, "_gather", lambda _, record, *rest: record.number == ROUND)
     case "while-training":
         download, counts = FederationService.Download, {"calls": 0}
 
