@@ -133,7 +133,7 @@ class SecureSession:
     ) -> Inbox:
         session, rules = self._session, self._order.spec.cohort
         is_training = self._kind == "train"
-        adverts = self._replies(client_ids, session.take_advertisement)
+        adverts = self._replies(client_ids, pb.Advertise, session.take_advertisement)
         until = Until(
             self._order.enough if is_training else len(client_ids),
             rules.fewest if is_training else 0,
@@ -143,9 +143,10 @@ class SecureSession:
         await self._wait(
             "updates" if is_training else "evaluations", adverts, exchange.offer(client_ids, adverts), until
         )
+        adverts.close()
 
         roster = pb.JoinResponse(roster=await asyncio.to_thread(session.freeze))
-        await self._ask(exchange, "shares", dict.fromkeys(session.clients, roster), session.take_shares)
+        await self._ask(exchange, "shares", dict.fromkeys(session.clients, roster), pb.Shares, session.take_shares)
         deliveries = await asyncio.to_thread(session.deliver)
         messages = self._named({key: pb.JoinResponse(delivery=found) for key, found in deliveries.items()})
         inbox = self._inbox(list(messages))
@@ -156,12 +157,13 @@ class SecureSession:
 
         in_sum = [self._setting.cohort.identity_of(client_id) for client_id in inbox.contributions]
         survivors = pb.JoinResponse(survivors=await asyncio.to_thread(session.close_sum, in_sum))
-        await self._ask(exchange, "acknowledgements", dict.fromkeys(session.survivors, survivors), session.take_ack)
+        asked = dict.fromkeys(session.survivors, survivors)
+        await self._ask(exchange, "acknowledgements", asked, pb.SurvivorAck, session.take_ack)
         bundles = await asyncio.to_thread(session.bundles)
         self.is_opening = True
         await before_opening()
         shown = {key: pb.JoinResponse(ack_bundle=bundle) for key, bundle in bundles.items()}
-        await self._ask(exchange, "openings", shown, session.take_unmask)
+        await self._ask(exchange, "openings", shown, pb.Unmask, session.take_unmask)
         await asyncio.to_thread(self._total.open, session)
         return inbox
 
@@ -170,10 +172,11 @@ class SecureSession:
         binding = Binding(order.run_id, order.round_number, order.model.sha256, self._session.session_id)
         return Inbox(binding, sharers, self._total, setting.cohort.changed, setting.vectors)
 
-    def _replies(self, client_ids: Sequence[str], take: Callable[[str, Any], None]) -> Replies:
+    def _replies(self, client_ids: Sequence[str], kind: type, take: Callable[[str, Any], None]) -> Replies:
         cohort = self._setting.cohort
         return Replies(
             client_ids,
+            kind,
             lambda client_id, message: take(cohort.identity_of(client_id), message),
             self._refuse,
             cohort.changed,
@@ -188,13 +191,15 @@ class SecureSession:
         exchange: Exchange,
         what: str,
         messages: Mapping[str, pb.JoinResponse],
+        kind: type,
         take: Callable[[str, Any], None],
     ) -> None:
         assert self._order.spec.secure is not None
         messages = self._named(messages)
-        replies = self._replies(list(messages), take)
+        replies = self._replies(list(messages), kind, take)
         until = Until(len(messages), self._session.fewest, self._order.spec.secure.stage_seconds)
         await self._wait(what, replies, exchange.ask(messages, replies), until)
+        replies.close()
 
     async def _wait(self, what: str, replies: Settling, asking: Coroutine[Any, Any, None], until: Until) -> None:
         """Let an exchange go on until it closes."""
