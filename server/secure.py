@@ -8,6 +8,7 @@ Source: CSA-1 (docs/secure-aggregation.md), section "Coordinator".
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from server.masked import MaskedSum
 from server.records import RefusalRecord
 from server.replies import Replies
 from server.status import Status
+from server.tallies import summary
 from server.tasks import task_group
 from wire import federation_pb2 as pb
 from wire.federation_pb2 import RefusalReason
@@ -134,26 +136,24 @@ class SecureSession:
         session, rules = self._session, self._order.spec.cohort
         is_training = self._kind == "train"
         adverts = self._replies(client_ids, pb.Advertise, session.take_advertisement)
-        until = Until(
-            self._order.enough if is_training else len(client_ids),
-            rules.fewest if is_training else 0,
-            rules.deadline_seconds,
-            is_needed=is_training,
-        )
+        enough = self._order.enough if is_training else len(client_ids)
+        until = Until(enough, self._quorum, rules.deadline_seconds, is_needed=is_training)
         await self._wait(
             "updates" if is_training else "evaluations", adverts, exchange.offer(client_ids, adverts), until
         )
         adverts.close()
+        self._check_quorum(adverts)
 
         roster = pb.JoinResponse(roster=await asyncio.to_thread(session.freeze))
         await self._ask(exchange, "shares", dict.fromkeys(session.clients, roster), pb.Shares, session.take_shares)
         deliveries = await asyncio.to_thread(session.deliver)
         messages = self._named({key: pb.JoinResponse(delivery=found) for key, found in deliveries.items()})
         inbox = self._inbox(list(messages))
-        until = Until(len(messages), session.fewest, rules.deadline_seconds)
+        until = Until(len(messages), max(session.fewest, self._quorum), rules.deadline_seconds)
         await self._wait("masked vectors", inbox, exchange.collect(messages, inbox), until)
         await inbox.close()
         self.refusals += inbox.refusals
+        self._check_quorum(inbox)
 
         in_sum = [self._setting.cohort.identity_of(client_id) for client_id in inbox.contributions]
         survivors = pb.JoinResponse(survivors=await asyncio.to_thread(session.close_sum, in_sum))
@@ -166,6 +166,24 @@ class SecureSession:
         await self._ask(exchange, "openings", shown, pb.Unmask, session.take_unmask)
         await asyncio.to_thread(self._total.open, session)
         return inbox
+
+    @property
+    def _quorum(self) -> int:
+        """Fewest contributions that the round may close with; an evaluation may have any number."""
+        return self._order.spec.cohort.fewest if self._kind == "train" else 0
+
+    def _check_quorum(self, replies: Settling) -> None:
+        """Check that the round may still close: a sum that is opened and not used cannot be had again.
+
+        Raises:
+            SecureAggregationError: Fewer are left than its quorum.
+        """
+        if replies.count < self._quorum:
+            reasons = Counter(refusal.reason for refusal in self.refusals)
+            raise SecureAggregationError(
+                f"quorum must be {self._quorum} contributions, got {replies.count} of {len(self._names)} asked, "
+                f"{summary(reasons, len(replies.unsettled))}."
+            )
 
     def _inbox(self, sharers: Sequence[str]) -> Inbox:
         order, setting = self._order, self._setting
