@@ -215,7 +215,10 @@ class SecureSession:
         assert self._order.spec.secure is not None
         messages = self._named(messages)
         replies = self._replies(list(messages), kind, take)
-        until = Until(len(messages), self._session.fewest, self._order.spec.secure.stage_seconds)
+        # Fewer may open a sum than there must be in it, so that one is not given up while clients may still answer.
+        is_needed = kind is pb.Shares
+        fewest = max(self._session.fewest, self._quorum) if is_needed else self._session.fewest
+        until = Until(len(messages), fewest, self._order.spec.secure.stage_seconds, is_needed)
         await self._wait(what, replies, exchange.ask(messages, replies), until)
         replies.close()
 
