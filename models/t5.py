@@ -202,7 +202,8 @@ class T5(LanguageModel):
     def measure_batch(self, batch: Examples) -> Mapping[str, Tensor]:
         """Measure the answer code by code, each after the true ones before it; gaps follow from each example's own codes.
 
-        Accuracy is of the text's own codes: sentinels and END are easy to guess.
+        Accuracy is of the text's own codes, guessed among themselves: sentinels and END are easy to guess, and where a gap may end at each
+        code, its end is the likeliest guess of a model that knows no text, so that a better one would seem worse.
         """
         inputs, targets = self._task(batch, own_draws(batch.inputs, 2))
         outputs = self._module(inputs, self._shifted(targets))
@@ -210,10 +211,11 @@ class T5(LanguageModel):
         losses = functional.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=PADDING, reduction="none")
         is_right = outputs.argmax(dim=2) == targets
         is_text = (targets != PADDING) & (targets < self.parameters.vocabulary)
+        is_right_text = (outputs[:, :, : self.parameters.vocabulary].argmax(dim=2) == targets) & is_text
         # Means over each answer, then over answers: so they are the same in any batch, whatever the lengths.
         return {
             "loss": (losses.sum(1) / counts).mean(),
-            "accuracy": ((is_right & is_text).sum(1) / is_text.sum(1)).mean(),
+            "accuracy": (is_right_text.sum(1) / is_text.sum(1)).mean(),
             "exact_match": (is_right.sum(1) == counts).double().mean(),
         }
 

@@ -13,7 +13,7 @@ from models import PADDING, DataError, Examples, LearnerError, build_learner
 from models.learner import SampleRequest
 from models.spans import Spans
 from models.t5 import T5, T5Parameters, bucket
-from tests.models.text import adam, joined, plays, trained, windows
+from tests.models.text import adam, joined, plays, trained, unigram_accuracy, windows
 from wire.spec import Named
 
 CPU = torch.device("cpu")
@@ -85,14 +85,17 @@ def test_buckets_are_those_of_transformers(buckets: int, farthest: int, is_causa
     assert torch.equal(bucket(distances, buckets, farthest, is_causal), theirs)
 
 
-def test_logits_equal_those_of_transformers_t5_with_the_same_weights() -> None:
+def test_logits_loss_and_gradient_equal_those_of_transformers_t5_with_the_same_weights() -> None:
     import transformers
     from transformers import T5ForConditionalGeneration
 
     learner = t5(width=24, heads=3, buckets=8, farthest=20)
-    state = learner.init(5)
-    module = learner.build()
-    module.load_state_dict(dict(state))
+    state = dict(learner.init(5))
+    for name, tensor in state.items():
+        if tensor.dim() == 1:  # Norms begin with ones, which would hide it if two of them were exchanged.
+            state[name] = torch.linspace(0.5, 1.5, 24).roll(len(name))
+    learner._load(state)
+    module = learner._module
     names = {"codes.weight": "shared.weight"}
     for stack, cross in (("encoder", 0), ("decoder", 1)):
         names[f"{stack}.distances.biases.weight"] = (
@@ -122,6 +125,8 @@ def test_logits_equal_those_of_transformers_t5_with_the_same_weights() -> None:
         relative_attention_num_buckets=8,
         relative_attention_max_distance=20,
         tie_word_embeddings=True,
+        decoder_start_token_id=START,
+        pad_token_id=END,
     )
     theirs = T5ForConditionalGeneration(config).eval()
     renamed = {names[name]: tensor for name, tensor in state.items()}
@@ -131,6 +136,16 @@ def test_logits_equal_those_of_transformers_t5_with_the_same_weights() -> None:
     inputs[1, 11:] = PADDING
     expected = theirs(inputs.clamp(min=0), (inputs != PADDING).long(), decoder_input_ids=answer).logits
     torch.testing.assert_close(module(inputs, answer), expected, rtol=1e-3, atol=1e-4)
+    # They shift answers themselves.
+    answer[2, 9:] = PADDING
+    loss = theirs(inputs.clamp(min=0), (inputs != PADDING).long(), labels=answer.where(answer != PADDING, -100)).loss
+    found = learner.loss(module(inputs, learner._shifted(answer)), answer)
+    torch.testing.assert_close(found, loss, rtol=1e-5, atol=0)
+    loss.backward()
+    found.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[names[name]], rtol=1e-3, atol=1e-4)
 
 
 def test_changing_a_later_code_of_the_answer_changes_no_earlier_logit() -> None:
@@ -196,6 +211,30 @@ def test_task_of_text_has_an_end_after_each_text_and_measures_what_is_right() ->
     assert (metrics["accuracy"], metrics["exact_match"]) == (0.0, 0.0)
 
 
+def test_accuracy_is_of_codes_of_text_among_themselves() -> None:
+    """The likeliest code is a sentinel each time, and after it the true one at even places: what is right of text is half of it."""
+    learner = t5()
+    text = codes(5, 80)
+
+    def likeliest(_: Any, arguments: tuple[Tensor, Tensor], outputs: Tensor) -> Tensor:
+        known = arguments[1]
+        true = torch.cat([known[:, 1:], torch.full((len(known), 1), END)], dim=1)
+        place = torch.arange(true.shape[1])
+        guess = torch.where((true < 256) & (place % 2 == 1), (true + 1) % 256, true)
+        logits = torch.zeros_like(outputs).scatter(2, guess.unsqueeze(2), 1.0)
+        logits[:, :, SENTINEL] = 2.0
+        rights.extend(((true < 256) & (place % 2 == 0)).sum(1).tolist())
+        return logits
+
+    rights: list[int] = []
+    learner._module.register_forward_hook(likeliest)
+    metrics = learner.evaluate(learner.init(1), Examples(text, text)).metrics
+    assert len(rights) == 5
+    assert metrics["accuracy"] == pytest.approx(sum(rights) / (5 * 12))
+    assert 0 < metrics["accuracy"] < 1
+    assert metrics["exact_match"] == 0.0
+
+
 def words(count: int, seed: int) -> list[str]:
     draws = torch.randint(97, 103, (count, 3), generator=torch.Generator().manual_seed(seed))
     return sorted({bytes(row).decode() for row in draws.tolist()})
@@ -244,14 +283,20 @@ def test_sample_pads_what_has_ended_and_draws_from_its_generator() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_comedies_are_learned_to_the_reference() -> None:
-    """3 + 3 layers of 96: accuracy .328 in gaps after 600 steps of a reference of our own; the last play is held out."""
+def test_comedies_are_learned_by_reading_around_the_gaps() -> None:
+    """The last play is held out. Of codes in gaps the commonest one is .18, and the commonest after the code before .24."""
     *training, last = plays("comedies").values()
-    data = joined(*(windows(text) for text in training))
-    learner = t5(width=96, layers=3)
-    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))[: 600 * 32]
-    state = trained(learner, learner.init(1), data.select(rows), batch_size=32, optimizer=adam(2e-3), clip_norm=1.0)
-    assert learner.evaluate(state, windows(last)).metrics["accuracy"] > 0.30
+    data, held_out = joined(*(windows(text, 40) for text in training)), windows(last, 40)
+    learner = t5()
+    state = learner.init(1)
+    for rate, epochs in ((3e-3, 3), (4.5e-4, 1)):
+        state = trained(learner, state, data, epochs=epochs, batch_size=16, optimizer=adam(rate), clip_norm=1.0)
+    metrics = learner.evaluate(state, held_out).metrics
+    assert unigram_accuracy(data.inputs, held_out.inputs) < 0.2
+    assert metrics["accuracy"] > 0.27
+    # Who reads another's text answers worse: so the gaps are filled from what is around them, too.
+    learner._module.register_forward_pre_hook(lambda _, arguments: (arguments[0].roll(1, 0), arguments[1]))
+    assert learner.evaluate(state, held_out).metrics["loss"] > metrics["loss"] + 0.04
 
 
 @pytest.mark.parametrize(
