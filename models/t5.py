@@ -8,6 +8,9 @@ target is the sentinels with what they stand for. Then tasks by text: "reverse: 
 Blocks normalise first, by the root mean square and without biases; Q K^T is not scaled, but has a bias for each distance of query and key,
 learned for each head and shared by all layers (section 2.1). The embedding is also the last layer, times width^-1/2.
 
+Accuracy is of the text's codes in the answer, without sentinels and END, each guessed among the text's codes after the true ones before it.
+Only exact_match and the loss also ask where gaps end.
+
 Source: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 21(140), 2020.
 https://arxiv.org/abs/1910.10683
 """
@@ -202,8 +205,8 @@ class T5(LanguageModel):
     def measure_batch(self, batch: Examples) -> Mapping[str, Tensor]:
         """Measure the answer code by code, each after the true ones before it; gaps follow from each example's own codes.
 
-        Accuracy is of the text's own codes, guessed among themselves: sentinels and END are easy to guess, and where a gap may end at each
-        code, its end is the likeliest guess of a model that knows no text, so that a better one would seem worse.
+        Sentinels and END are left out of the accuracy because they are easy to guess. They are left out of its guesses because where any
+        code may be a gap's last, a model that knows where gaps end but no text guesses their end: a better one could seem worse.
         """
         inputs, targets = self._task(batch, own_draws(batch.inputs, 2))
         outputs = self._module(inputs, self._shifted(targets))
