@@ -1,4 +1,7 @@
-"""A client that kills itself with SIGKILL at a chosen moment of its second round: MOMENT, then the command line's arguments."""
+"""A client that comes back soon, and kills itself with SIGKILL at a chosen moment of its second round, or never.
+
+MOMENT, then the command line's arguments.
+"""
 
 import os
 import signal
@@ -6,10 +9,13 @@ import sys
 from typing import Any
 
 from choral.cli import main
-from client import training
+from client import agent, training
 from client.connection import Connection
 
 MOMENT = sys.argv[1]
+
+# A coordinator that went is back in a few seconds; the usual pauses, of up to 8 s, would be longer than all the rest.
+agent.LONGEST_WAIT_SECONDS = 0.5
 
 
 def die() -> None:
@@ -18,6 +24,8 @@ def die() -> None:
 
 
 match MOMENT:
+    case "never":
+        pass
     case "while-training":
         train = training.Trainer.train
 

@@ -99,6 +99,14 @@ class Process:
         self._file.close()
         return code
 
+    def pause(self) -> None:
+        """Hold it where it is until `resume`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
     def wait(self, seconds: float = START_SECONDS) -> int:
         """Wait for it to end by itself and return its exit code."""
         return self._process.wait(seconds)
@@ -154,7 +162,7 @@ class Federation:
         return self.coordinator
 
     def start_client(self, name: str, data: str, *options: str, fault: str = "") -> Process:
-        """Start a client; its key and models lie in a folder of its name. With a fault, one that kills itself (see faulty_client.py)."""
+        """Start a client; its key and models lie in a folder of its name. With a fault, see faulty_client.py."""
         program = [str(HERE / "faulty_client.py"), fault] if fault else ["-m", "choral"]
         folder = ["--folder", str(self.folder / name), "--name", name, "--threads", "1"]
         command = [sys.executable, *program, "join", self.address, "--data", data, *folder, *options]
@@ -162,9 +170,9 @@ class Federation:
         return self.clients[name]
 
     def start_digits_clients(self, count: int) -> None:
-        """Start clients that hold one form block each."""
+        """Start clients that hold one form block each and come back soon."""
         for block in range(count):
-            self.start_client(f"site-{block}", f"digits,blocks={block}")
+            self.start_client(f"site-{block}", f"digits,blocks={block}", fault="never")
 
     def is_healthy(self) -> bool:
         """Whether the REST API answers."""

@@ -102,7 +102,10 @@ def test_coordinator_that_was_asked_to_end_waits_for_its_clients_when_it_is_back
     run_id = fresh.submit(SPEC | {"cohort": SPEC["cohort"] | {"quorum": 1}})
     wait_until(lambda: "waiting for" in fresh.run(run_id)["status"], "the clients to train")
     assert coordinator.end() == 0
+    fresh.clients["site-2"].pause()
     fresh.start_coordinator()
+    wait_until(lambda: "waiting for 1 of 3 updates" in fresh.run(run_id)["status"], "all but one to contribute")
+    fresh.clients["site-2"].resume()
     fresh.wait_for_end(run_id)
     assert fresh.model_bytes(run_id) == reference
 
@@ -112,11 +115,11 @@ def test_killed_client_comes_back_and_ends_with_the_undisturbed_model(
     fresh: Federation, reference: bytes, moment: str
 ) -> None:
     fresh.clients["site-2"].kill()
-    fresh.start_coordinator()
     client = fresh.start_client("site-2", "digits,blocks=2", fault=moment)
+    fresh.start_coordinator()
     run_id = fresh.submit(SPEC)
     assert client.wait() == -9, client.output
-    fresh.start_client("site-2", "digits,blocks=2")
+    fresh.start_client("site-2", "digits,blocks=2", fault="never")
     fresh.wait_for_end(run_id)
     assert fresh.model_bytes(run_id) == reference
     records = fresh.rounds(run_id)
@@ -127,15 +130,15 @@ def test_killed_client_comes_back_and_ends_with_the_undisturbed_model(
 @pytest.mark.parametrize("moment", ["while-training", "while-uploading"])
 def test_round_with_a_quorum_closes_without_a_killed_client(fresh: Federation, moment: str) -> None:
     fresh.clients["site-2"].kill()
-    fresh.start_coordinator()
     client = fresh.start_client("site-2", "digits,blocks=2", fault=moment)
+    fresh.start_coordinator()
     cohort = {"size": CLIENT_COUNT, "quorum": 2, "return_seconds": 1, "wait_seconds": 1, "deadline_seconds": 100}
     fresh.wait_for_clients(CLIENT_COUNT)
     run_id = fresh.submit({**SPEC, "cohort": cohort})
     assert client.wait() == -9, client.output
     fresh.wait_for_end(run_id)
     assert [len(record["contributions"]) for record in fresh.rounds(run_id)] == [3, 2, 2]
-    fresh.start_client("site-2", "digits,blocks=2")
+    fresh.start_client("site-2", "digits,blocks=2", fault="never")
 
 
 def test_threads_are_those_of_the_clients() -> None:
