@@ -2,11 +2,13 @@
 
 import asyncio
 import csv
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,21 @@ choral.simulate(SPEC, sys.argv[1], engine="serial", **SETTING)
 AT_ONCE, AT_THE_END = "0", "1e9"
 """Seconds between commits: round 2 is durable in round 3, or not."""
 
+Undisturbed = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Simulate without a disturbance, once on each engine that is asked for, and return the folder."""
+
+    @functools.cache
+    def simulate(engine: str) -> Path:
+        folder = tmp_path_factory.mktemp(engine)
+        choral.simulate(SPEC, folder, engine=engine, **SETTING)
+        return folder
+
+    return simulate
+
 
 def test_simulate_is_the_serial_run_on_the_partition(tmp_path: Path) -> None:
     told: list[RoundRecord] = []
@@ -141,10 +158,9 @@ def test_simulate_leaves_model_history_and_plot(tmp_path: Path) -> None:
     [("serial", AT_ONCE), ("serial", AT_THE_END), ("vectorized", AT_THE_END), ("processes", AT_ONCE)],
 )
 def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(
-    tmp_path: Path, engine: str, commit_seconds: str, number: signal.Signals
+    tmp_path: Path, undisturbed: Undisturbed, engine: str, commit_seconds: str, number: signal.Signals
 ) -> None:
     setting = SETTING | {"engine": engine}
-    choral.simulate(SPEC, tmp_path / "undisturbed", **setting)
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "cut"), number.name, engine, commit_seconds],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
@@ -154,13 +170,13 @@ def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(
     assert killed.returncode == -number, killed.stderr
     durable = 1 if number is signal.SIGKILL and commit_seconds == AT_THE_END else 2
     assert committed_rounds(tmp_path / "cut") == durable
+    if number is signal.SIGINT:
+        assert_results(tmp_path / "cut", 2)
     told: list[int] = []
     result = choral.simulate(SPEC, tmp_path / "cut", lambda record: told.append(record.number), **setting)
     assert told == [1, 2, 3, 4]
     assert [record.number for record in result.rounds] == told
-    assert tensor_bytes(tmp_path / "cut" / "model.safetensors") == tensor_bytes(
-        tmp_path / "undisturbed" / "model.safetensors"
-    )
+    assert_same_model(tmp_path / "cut", undisturbed(engine))
 
 
 @pytest.mark.parametrize(
@@ -267,11 +283,6 @@ def test_simulate_with_other_data_than_the_folders_is_refused(tmp_path: Path, ke
         choral.simulate(spec, tmp_path / "out", **setting)
 
 
-def test_ctrl_c_leaves_the_results_of_the_rounds_so_far(tmp_path: Path) -> None:
-    cut_off(KILLED, str(tmp_path), "SIGINT", "serial", AT_ONCE)
-    assert_results(tmp_path, 2)
-
-
 def test_round_without_its_quorum_leaves_the_results_of_the_rounds_before(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     # All are there for the first two rounds, of about 40 s each; then two are left.
@@ -295,16 +306,13 @@ def assert_results(folder: Path, count: int) -> None:
     assert (folder / "model.safetensors").read_bytes() == newest.read_bytes()
 
 
-def cut_off(script: str, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    """Run a script that is ended by the signal that it sends itself."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, timeout=60, check=False
-    )
+def assert_same_model(one: Path, other: Path) -> None:
+    assert tensor_bytes(one / "model.safetensors") == tensor_bytes(other / "model.safetensors")
 
 
-def test_ctrl_c_between_a_rounds_sum_and_its_commit_leaves_the_round_before_it(tmp_path: Path) -> None:
-    setting = SETTING | {"engine": "serial"}
+def test_ctrl_c_between_a_rounds_sum_and_its_commit_leaves_the_round_before_it(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", LATE_CTRL_C, str(tmp_path / "cut")],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
@@ -313,8 +321,8 @@ def test_ctrl_c_between_a_rounds_sum_and_its_commit_leaves_the_round_before_it(t
     )
     assert ended.returncode == -signal.SIGINT, ended.stderr
     assert committed_rounds(tmp_path / "cut") == 2
-    undisturbed = choral.simulate(SPEC, tmp_path / "undisturbed", **setting)
-    assert choral.simulate(SPEC, tmp_path / "cut", **setting).run.model_sha256 == undisturbed.run.model_sha256
+    choral.simulate(SPEC, tmp_path / "cut", engine="serial", **SETTING)
+    assert_same_model(tmp_path / "cut", undisturbed("serial"))
 
 
 def test_ctrl_c_while_the_data_is_read_ends_before_anything_is_built(tmp_path: Path) -> None:
