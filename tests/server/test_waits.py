@@ -1,8 +1,6 @@
 """Law L7: during any wait the run's status says what is waited for and how long it may still take, and a run without a quorum pauses."""
 
-import asyncio
 import re
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from tests.hostile import Session, drawn_vector, joined
 from tests.loopback import committed_round, everyone, rest, run_in_state, serving, small_spec, until
 from wire import federation_pb2 as pb
 
-ROOT = Path(__file__).parents[2]
 SIZE = 67
 
 
@@ -72,19 +69,6 @@ async def test_status_of_a_run_behind_another_says_so(coordinator: Coordinator) 
     await until_status(coordinator, first, "round 1: select: waiting for 3 of 3 clients", 20)
     second = await coordinator.runs.submit(small_spec())
     assert (await rest(coordinator, f"/runs/{second.run_id}"))["status"] == "queued: waiting for a run before it to end"
-
-
-async def test_runs_show_prints_the_wait(coordinator: Coordinator) -> None:
-    async with everyone([joined(coordinator.address) for _ in range(3)]) as sessions:
-        run = await coordinator.runs.submit(small_spec())
-        for session in sessions:
-            await session.task()
-        arguments = ["runs", "show", run.run_id[:6], "--url", f"http://{coordinator.http_address}"]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "choral", *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE
-        )
-        output, _ = await process.communicate()
-        assert re.search(r"Now: round 1: train: waiting for 3 of 3 updates, \d+ s left", output.decode())
 
 
 async def test_run_without_enough_clients_pauses_with_the_reason_and_resumes(coordinator: Coordinator) -> None:

@@ -16,7 +16,8 @@ from choral.commands.runs import rounds_table
 from models import MODELS
 from tests.choral.command_line import WIDTH, Choral, Outcome, sentence
 from tests.federation import Federation, wait_until
-from tests.loopback import serving
+from tests.hostile import joined
+from tests.loopback import everyone, serving, small_spec
 
 ODD_NAME = "[/red]north"
 
@@ -111,6 +112,16 @@ def test_show_says_in_full_what_a_run_waits_for(choral: Choral, waiting: str) ->
         for line in outcome.lines
     )
     assert "0 of 2 rounds committed; model none yet" in shown(outcome)
+
+
+async def test_show_says_how_many_updates_a_round_waits_for(choral: Choral, tmp_path: Path) -> None:
+    async with serving(tmp_path) as coordinator, everyone([joined(coordinator.address) for _ in range(3)]) as sessions:
+        run = await coordinator.runs.submit(small_spec())
+        for session in sessions:
+            await session.task()
+        arguments = ["runs", "show", run.run_id[:6], "--url", f"http://{coordinator.http_address}"]
+        outcome = await asyncio.to_thread(choral, *arguments)
+        assert re.search(r"Now: round 1: train: waiting for 3 of 3 updates, \d+ s left", outcome.out)
 
 
 def test_show_has_the_last_rounds(choral: Choral, federation: Federation, finished: str) -> None:
