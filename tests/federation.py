@@ -1,6 +1,8 @@
 """A federation of real processes on loopback, for tests: one coordinator, some clients, and what kills them."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,9 +28,11 @@ Value = TypeVar("Value")
 
 
 def free_port() -> int:
-    """Return a port that is free on loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port that is free on loopback, below those that the system deals out: nobody takes it while its owner is away."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_until(condition: Callable[[], Value | None], what: str, seconds: float = START_SECONDS) -> Value:
