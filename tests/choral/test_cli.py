@@ -203,13 +203,13 @@ def test_usage_error_is_told_apart(choral: Choral) -> None:
 # Specs.
 
 
-def test_spec_check_good_spec_says_what_it_is(choral: Choral, tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(GOOD)
-    outcome = choral("spec", "check", str(path))
+def test_spec_check_good_spec_says_what_it_is(choral: Choral, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(GOOD)
+    outcome = choral("spec", "check", "run.yaml")
     assert (outcome.code, outcome.err) == (0, "")
     assert " ".join(outcome.out.split()) == (
-        f"{path}: sound. digits-mlp: learner mlp, up to 12 rounds, cohort 2, quorum 2."
+        "run.yaml: sound. digits-mlp: learner mlp, up to 12 rounds, cohort 2, quorum 2."
     )
 
 
