@@ -74,7 +74,9 @@ def own_draws(codes: Tensor, count: int) -> Tensor:
 
 def drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """Draw a code a row, int64 (batch,), from softmax(logits / temperature); logits are (batch, vocabulary)."""
-    odds = (logits.float().cpu() / temperature).softmax(dim=1)
+    logits = logits.float().cpu()
+    # Their largest becomes 0, so that no temperature makes them infinite.
+    odds = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
     return torch.multinomial(odds, 1, generator=generator).squeeze(1)
 
 

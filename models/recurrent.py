@@ -23,7 +23,6 @@ Williams and Peng, "An Efficient Gradient-Based Algorithm for On-Line Training o
 1990: truncated backpropagation. https://doi.org/10.1162/neco.1990.2.4.490
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import ClassVar, Literal, Self, cast
@@ -36,6 +35,7 @@ from torch.nn import functional
 from models import forecasts, tasks
 from models.errors import LearnerError, unsuited
 from models.gradient import GradientLearner, GradientParameters, Step
+from models.language import drawn, perplexity
 from models.learner import PADDING, Examples, SampleRequest
 from models.sequences import check_sequences, check_series, lengths, padding, require
 from wire.spec import LocalSpec
@@ -43,9 +43,6 @@ from wire.tensors import State
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 """What goes from step to step, (layers, batch, hidden): h, or the LSTM's h and c."""
-
-LARGEST_EXPONENT = 700.0
-"""A perplexity stays within float64."""
 
 
 class RecurrentParameters(GradientParameters):
@@ -162,7 +159,7 @@ class Recurrent(GradientLearner):
         if self.parameters.task == "forecast":
             return forecasts.with_r2(means)
         if self.parameters.task == "next_character":
-            means["perplexity"] = math.exp(min(means["loss"], LARGEST_EXPONENT))
+            means["perplexity"] = perplexity(means["loss"])
         return means
 
     def batch_loss(self, batch: Examples) -> Tensor:
@@ -234,8 +231,7 @@ class Recurrent(GradientLearner):
         with self._autocast():
             logits, hidden = self._after_prompt(text)
             for _ in range(request.length):
-                logits = (logits - logits.amax(dim=1, keepdim=True)).float() / request.temperature
-                codes = torch.multinomial(logits.softmax(dim=1).cpu(), 1, generator=request.generator)  # (count, 1)
+                codes = drawn(logits, request.temperature, request.generator).unsqueeze(1)  # (count, 1)
                 text = torch.cat([text, codes], dim=1)
                 outputs, hidden = self._network.unroll(codes.to(self._device), hidden)
                 logits = outputs[:, :, -1]  # (count, vocabulary)
@@ -257,13 +253,13 @@ class Recurrent(GradientLearner):
         if parameters.features:
             check_series(self.name, data.inputs, parameters.features)
         else:
-            check_sequences(self.name, data.inputs, parameters.vocabulary)
+            check_sequences(self.name, "codes", data.inputs, parameters.vocabulary)
         if parameters.task == "classify":
             tasks.check_classes(self.name, data, parameters.classes)
         elif parameters.task == "forecast":
             tasks.check_values(self.name, data, parameters.outputs)
         else:
-            check_sequences(self.name, data.targets, parameters.vocabulary)
+            check_sequences(self.name, "targets", data.targets, parameters.vocabulary)
             is_alike = padding(data.inputs) == padding(data.targets)
             require(self.name, "targets must be as long as their sequences", is_alike)
 

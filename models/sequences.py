@@ -22,13 +22,17 @@ def lengths(sequences: Tensor) -> Tensor:
     return (~padding(sequences)).sum(dim=1)
 
 
-def check_sequences(learner: str, codes: Tensor, count: int) -> None:
-    """Check that `codes` are sequences of int64 from 0 to count - 1. Raises `DataError`."""
+def check_sequences(learner: str, what: str, codes: Tensor, count: int) -> None:
+    """Check that `codes` are padded sequences, int64 (examples, time), of 1 or more codes from 0 to count - 1. Raises `DataError`.
+
+    Errors call them `what`, such as "sources".
+    """
     if codes.dim() != 2:
-        raise unsuited(f"Learner {learner}: examples must be sequences of codes", f"shape {tuple(codes.shape[1:])}")
+        rule = f"Learner {learner}: {what} must be sequences of codes, (time,) each"
+        raise unsuited(rule, f"shape {tuple(codes.shape[1:])}")
     is_padding = codes == PADDING
-    tasks.check_codes(learner, "codes", codes.masked_fill(is_padding, 0), count)
-    _check_padding(learner, is_padding)
+    tasks.check_codes(learner, what, codes.masked_fill(is_padding, 0), count)
+    _check_padding(learner, what, is_padding)
 
 
 def check_series(learner: str, series: Tensor, width: int) -> None:
@@ -38,13 +42,13 @@ def check_series(learner: str, series: Tensor, width: int) -> None:
         raise unsuited(f"Learner {learner}: examples must be series of shape (time, {width}) float32", found)
     is_padding = padding(series)
     require(learner, "steps must be finite, or all NaN behind the last one", series.isfinite().all(dim=2) | is_padding)
-    _check_padding(learner, is_padding)
+    _check_padding(learner, "series", is_padding)
 
 
-def _check_padding(learner: str, is_padding: Tensor) -> None:
+def _check_padding(learner: str, what: str, is_padding: Tensor) -> None:
     """Check that sequences have a step each, and padding nowhere but at their end."""
-    require(learner, "sequences must have at least 1 step", ~is_padding.all(dim=1, keepdim=True))
-    require(learner, "sequences must not go on behind padding", ~is_padding[:, :-1] | is_padding[:, 1:])
+    require(learner, f"{what} must have at least 1 step each", ~is_padding.all(dim=1, keepdim=True))
+    require(learner, f"{what} must not go on behind padding", ~is_padding[:, :-1] | is_padding[:, 1:])
 
 
 def require(learner: str, rule: str, holds: Tensor) -> None:

@@ -20,9 +20,10 @@ from models import tasks
 from models.decoding import Carried
 from models.gradient import Step
 from models.learner import PADDING, Examples
+from models.sequences import check_sequences
 from models.step_count import StepCount
 from models.transformer_layers import DecoderLayer, Embedding, EncoderLayer, LayerShape
-from models.translation import Translation, TranslationParameters, Translator, check_sequences, shifted, trimmed
+from models.translation import Translation, TranslationParameters, Translator, shifted, trimmed
 from wire.spec import LocalSpec
 
 

@@ -19,7 +19,7 @@ from models.decoding import Carried, Search, beam_search, greedy
 from models.errors import LearnerError, unsuited
 from models.gradient import GradientLearner, GradientParameters
 from models.learner import PADDING, Examples
-from models.sequences import lengths
+from models.sequences import check_sequences, lengths
 from wire.tensors import State
 
 
@@ -88,24 +88,6 @@ def count_edits(found: Tensor, targets: Tensor) -> int:
 
 def _as_texts(codes: Tensor) -> list[str]:
     return ["".join(chr(code) for code in row if code != PADDING) for row in codes.tolist()]
-
-
-def check_sequences(learner: str, what: str, codes: Tensor, count: int) -> None:
-    """Check that `codes` are padded sequences, int64 (examples, time), of 1 or more codes from 0 to count - 1. Raises `DataError`."""
-    if codes.dim() != 2 or codes.dtype != torch.int64:
-        found = f"shape {tuple(codes.shape[1:])} {str(codes.dtype).removeprefix('torch.')}"
-        raise unsuited(f"Learner {learner}: {what} must be sequences of int64 codes, (time,) each", found)
-    is_code = codes != PADDING
-    # The first place of each row may be none of padding, nor any place behind padding.
-    is_wrong = torch.cat([~is_code[:, :1], is_code[:, 1:] & ~is_code[:, :-1]], dim=1).any(dim=1)
-    if codes.shape[1] == 0 or is_wrong.any():
-        found = "nothing" if codes.shape[1] == 0 else f"another order in example {int(is_wrong.nonzero()[0])}"
-        raise unsuited(f"Learner {learner}: {what} must have codes first and {PADDING} only behind them", found)
-    is_odd = is_code & ((codes < 0) | (codes >= count))
-    if is_odd.any():
-        row, place = is_odd.nonzero()[0].tolist()
-        rule = f"Learner {learner}: {what} must be 0 to {count - 1}, and {PADDING} behind their ends"
-        raise unsuited(rule, f"{int(codes[row, place])} in example {row}")
 
 
 class Translator(GradientLearner):

@@ -222,7 +222,7 @@ def test_check_of_a_classifier_wants_classes() -> None:
     learner.check(Examples(torch.tensor([[1, PADDING]]), torch.tensor([2])))
     with pytest.raises(DataError, match=r"Learner transformer: classes must be one an example, got shape \(1, 1\)\."):
         learner.check(Examples(torch.tensor([[1]]), torch.tensor([[2]])))
-    with pytest.raises(DataError, match=r"Learner transformer: sources must be 0 to 4, .* got 7 in example 0\."):
+    with pytest.raises(DataError, match=r"Learner transformer: sources must be 0 to 4, got 7 in example 0\."):
         learner.check(Examples(torch.tensor([[7]]), torch.tensor([2])))
 
 

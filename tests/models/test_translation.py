@@ -188,16 +188,16 @@ def test_wider_beams_are_no_less_likely(name: str) -> None:
 @pytest.mark.parametrize(
     ("inputs", "targets", "message"),
     [
+        pytest.param([[0.5]], [[1]], r"sources must be int64, got float32\.", id="float"),
+        pytest.param([1], [[1]], r"sources must be sequences of codes, \(time,\) each, got shape \(\)\.", id="no-time"),
+        pytest.param([[1], [5]], [[1], [1]], r"sources must be 0 to 4, got 5 in example 1\.", id="source-code"),
+        pytest.param([[1]], [[3]], r"targets must be 0 to 2, got 3 in example 0\.", id="target-code"),
+        pytest.param([[1]], [[-2]], r"targets must be 0 to 2, got -2 in example 0\.", id="negative"),
         pytest.param(
-            [[0.5]], [[1]], r"sources must be sequences of int64 codes, .* got shape \(1,\) float32\.", id="float"
+            [[1, -1, 1]], [[1]], r"sources must not go on behind padding, got others in example 0\.", id="hole"
         ),
-        pytest.param([1], [[1]], r"sources must be sequences of int64 codes, .* got shape \(\) int64\.", id="no-time"),
-        pytest.param([[1], [5]], [[1], [1]], r"sources must be 0 to 4, .* got 5 in example 1\.", id="source-code"),
-        pytest.param([[1]], [[3]], r"targets must be 0 to 2, .* got 3 in example 0\.", id="target-code"),
-        pytest.param([[1]], [[-2]], r"targets must be 0 to 2, .* got -2 in example 0\.", id="negative"),
-        pytest.param([[1, -1, 1]], [[1]], r"sources must have codes first .* in example 0\.", id="hole"),
-        pytest.param([[1], [1]], [[1], [-1]], r"targets must have codes first .* in example 1\.", id="empty"),
-        pytest.param([[1]], [[]], r"targets must have codes first .* got nothing\.", id="no-targets"),
+        pytest.param([[1], [1]], [[1], [-1]], r"targets must have at least 1 step each, .* example 1\.", id="empty"),
+        pytest.param([[1]], [[]], r"targets must have at least 1 step each, .* example 0\.", id="no-targets"),
         pytest.param(
             [[1]], [[0] * 33], r"targets must have at most 32 codes, got 33\. Raise the parameter longest\.", id="long"
         ),
