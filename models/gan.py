@@ -23,7 +23,7 @@ https://arxiv.org/abs/1406.2661  https://arxiv.org/abs/1511.06434  https://doi.o
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Literal, Self
@@ -38,7 +38,7 @@ from models.errors import unsuited
 from models.gradient import GradientLearner, GradientParameters, Step
 from models.images import FlatImages
 from models.learner import Contribution, Examples, Report, SampleRequest
-from models.optimizers import build_optimizer
+from models.local_step import lowering
 from models.random_stream import RandomStream
 from wire.spec import LocalSpec
 from wire.tensors import State
@@ -50,6 +50,8 @@ EVALUATION_SAMPLES = 512
 class GANParameters(GradientParameters):
     """Parameters of the learner `gan`."""
 
+    statistics: Literal["averaged"] = "averaged"
+    """Means and variances of batch norm are averaged like parameters: the generator has no data of a client's own to make them of."""
     kind: Literal["points", "images"] = "points"
     """What is made: `points` by dense layers, or `images` of values 0 to 1 by convolutions, a DCGAN."""
     inputs: list[Annotated[int, Field(ge=1)]] = Field(default=[2], min_length=1, max_length=4)
@@ -155,8 +157,8 @@ class GAN(GradientLearner):
 
     def begin(self, local: LocalSpec) -> Step:
         """Return what takes a step of the discriminator and one of the generator, each with its own optimizer."""
-        train_discriminator = _turn(self._module.discriminator.parameters(), local)
-        train_generator = _turn(self._module.generator.parameters(), local)
+        train_discriminator = lowering(self._module.discriminator.parameters(), local)
+        train_generator = lowering(self._module.generator.parameters(), local)
         self._losses: list[Tensor] = []
 
         def step(batch: Examples) -> Tensor:
@@ -202,33 +204,6 @@ class GAN(GradientLearner):
         """Return the logits of D, (examples,)."""
         logits: Tensor = self._module.discriminator(examples)
         return logits.float().squeeze(1)
-
-
-def _turn(parameters: Iterable[nn.Parameter], local: LocalSpec) -> Callable[[Callable[[], Tensor]], Tensor]:
-    """Return what lowers a loss by one step of an optimizer over these parameters alone, and returns the loss before it."""
-    own = list(parameters)
-    optimizer = build_optimizer(local.optimizer, own)
-    anchor = [parameter.detach().clone() for parameter in own] if local.proximal_mu else []
-
-    def descend(compute: Callable[[], Tensor]) -> Tensor:
-        losses: list[Tensor] = []
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = objective = compute()
-            if anchor:
-                pull = sum((parameter - start).square().sum() for parameter, start in zip(own, anchor, strict=True))
-                objective = loss + 0.5 * local.proximal_mu * pull
-            objective.backward(inputs=own)  # type: ignore[no-untyped-call]
-            if local.clip_norm is not None:
-                nn.utils.clip_grad_norm_(own, local.clip_norm)
-            losses.append(loss.detach())
-            return objective.detach()
-
-        optimizer.step(closure)  # type: ignore[arg-type] # torch wants a float, for which a device would have to be waited for
-        return losses[0]
-
-    return descend
 
 
 def _dense_players(parameters: GANParameters) -> Players:

@@ -1,9 +1,9 @@
 """Learners that train by gradient descent: a subclass gives a `torch.nn.Module` and a loss on a batch.
 
-The contribution is the change of the parameters, w_k - w (McMahan et al. 2017, Algorithm 1, rewritten as a delta). FedProx adds
-mu/2 * ||w - w_global||^2 to the loss.
+The contribution is the change of the parameters, w_k - w (McMahan et al. 2017, Algorithm 1, rewritten as a delta).
 
-Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2. https://arxiv.org/abs/1812.06127
+Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
+https://arxiv.org/abs/1602.05629
 """
 
 import contextlib
@@ -21,8 +21,9 @@ from models.bases import BaseName
 from models.batch_norm import gather_statistics, statistics_of
 from models.errors import LearnerError, unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
+from models.local_step import lowering
 from models.memory import KeptForBackward, step_bytes
-from models.optimizers import ServerOptimizer, build_optimizer
+from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
 from models.transfer import chosen, read_tensors, taken_over
 from wire.memory import VectorPool
@@ -230,27 +231,8 @@ class GradientLearner(ABC):
 
     def begin(self, local: LocalSpec) -> Step:
         """Return what takes the steps of one fit, with whatever it keeps from one to the next."""
-        optimizer = build_optimizer(local.optimizer, self._trained)
-        anchor = [parameter.detach().clone() for parameter in self._trained] if local.proximal_mu else []
-
-        def step(batch: Examples) -> Tensor:
-            losses: list[Tensor] = []
-
-            def closure() -> Tensor:
-                optimizer.zero_grad()
-                loss = self.batch_loss(batch)
-                objective = loss + self._pull(anchor, local.proximal_mu) if anchor else loss
-                objective.backward()  # type: ignore[no-untyped-call]
-                if local.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(self._trained, local.clip_norm)
-                losses.append(loss.detach())
-                return objective.detach()
-
-            # torch types the closure's result as a float, which would have to wait for the device in each step.
-            optimizer.step(closure)  # type: ignore[arg-type]
-            return losses[0]
-
-        return step
+        lower = lowering(self._trained, local)
+        return lambda batch: lower(lambda: self.batch_loss(batch))
 
     def apply(self, state: State, mean: State, server: ServerOptimizer, weight_total: int) -> State:
         """Take the server step on the mean change of the parameters.
@@ -289,12 +271,6 @@ class GradientLearner(ABC):
             return contextlib.nullcontext()
         # Weights are cast anew each time: a step may change them and compute again.
         return torch.autocast(self._device.type, torch.bfloat16, cache_enabled=False)
-
-    def _pull(self, anchor: list[Tensor], mu: float) -> Tensor:
-        """Return mu/2 * ||w - anchor||^2."""
-        pairs = zip(self._trained, anchor, strict=True)
-        distance = torch.stack([(parameter - start).square().sum() for parameter, start in pairs]).sum()
-        return 0.5 * mu * distance
 
     def _batches(self, count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
         """Return a random order of 0 to count - 1 in batches."""

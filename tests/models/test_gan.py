@@ -257,6 +257,11 @@ def test_images_that_cannot_be_halved_are_refused(inputs: list[int], message: st
         build_learner(Named(name="gan", kind="images", inputs=inputs))
 
 
+def test_statistics_that_stay_with_each_client_are_refused() -> None:
+    with pytest.raises(LearnerError, match=r"^Learner gan: statistics must be 'averaged', got 'local'\.$"):
+        build_learner(Named(name="gan", kind="images", inputs=[1, 8, 8], statistics="local"))
+
+
 def test_images_out_of_range_are_refused_and_points_are_not(images: Examples) -> None:
     beyond = Examples(3 * images.inputs, images.targets)
     learner = made(kind="images", inputs=[1, 8, 8])
