@@ -152,8 +152,7 @@ class BayesianNetwork:
         Raises:
             DataError: There are no examples. Nothing was changed.
         """
-        if not len(data):
-            raise unsuited("Training data: batches must have at least 1 examples", "0")
+        tasks.check_examples(data)
         counts = {
             name: torch.zeros(math.prod(shape), dtype=torch.int64, device=self._device)
             for name, shape in self._shapes.items()

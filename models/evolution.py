@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from models.errors import unsuited
+from models import tasks
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.mlp import MLP, MLPParameters
 from models.optimizers import ServerOptimizer
@@ -135,8 +135,7 @@ class Evolution(ABC):
         Raises:
             DataError: There are no examples.
         """
-        if not len(data):
-            raise unsuited("Fitness: training data must have at least 1 example", "0")
+        tasks.check_examples(data)
         found: list[Tensor] = []
         variants, done = self.variants(state), 0
         while several := list(islice(variants, VARIANTS_AT_ONCE)):

@@ -32,7 +32,6 @@ from torch.nn import functional
 
 from models import tasks
 from models.activations import Step
-from models.errors import unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer
 from wire.spec import LocalSpec
@@ -90,8 +89,7 @@ class Perceptron:
         Raises:
             DataError: There are no examples. Nothing was changed.
         """
-        if not len(data):
-            raise unsuited("Training data: batches must have at least 1 examples", "0")
+        tasks.check_examples(data)
         weight, bias = (state[name].to(self._device, copy=True) for name in self._shapes)
         inputs, mistakes = data.inputs.flatten(1), 0
         starts = range(0, len(data), local.batch_size)

@@ -36,7 +36,6 @@ from torch.nn import functional
 
 from models import tasks
 from models.classifier import Classifier, ClassifierParameters
-from models.errors import unsuited
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer
 from wire.spec import LocalSpec
@@ -153,8 +152,7 @@ class RBFNetwork:
         Raises:
             DataError: There are no examples. Nothing was changed.
         """
-        if not len(data):
-            raise unsuited("Training data: batches must have at least 1 examples", "0")
+        tasks.check_examples(data)
         found: Mapping[str, Tensor] = {}
         metrics: Mapping[str, float] = {}
         if local.epochs and self._is_placing(state):

@@ -28,6 +28,12 @@ def next_code_measures(outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]
     return {"accuracy": hits / (targets != PADDING).sum(), "bits_per_character": bits}
 
 
+def check_examples(data: Examples) -> None:
+    """Check that there is something to train on. Raises `DataError`."""
+    if not len(data):
+        raise unsuited("Training data: batches must have at least 1 examples", "0")
+
+
 def check_features(learner: str, data: Examples, shape: tuple[int, ...]) -> None:
     """Check that inputs are float32 and of `shape`. Raises `DataError`."""
     if data.inputs.dtype != torch.float32 or data.example_shape != shape:

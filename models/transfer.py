@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.bases import digest_base, find_base
+from models.bases import find_base
 from models.errors import LearnerError
 from models.saved import OPTIMIZER_PREFIX
 
@@ -29,13 +29,9 @@ def read_tensors(name: str, sha256: str | None) -> Mapping[str, Tensor]:
     Raises:
         LearnerError: There is no such base, it is another than is wanted, or no safetensors file.
     """
-    path = find_base(name)
+    path = find_base(name, sha256)
     if path.is_dir():
         raise LearnerError(f"Base {name}: must be a file {name}.safetensors to initialize from, got a folder.")
-    if sha256 is not None and (found := digest_base(path)) != sha256:
-        raise LearnerError(
-            f"Base {name}: SHA-256 must be base_sha256, {sha256}, got {found}. Take the base of the run."
-        )
     return _loaded(path, name)
 
 

@@ -102,7 +102,7 @@ def test_base_sha256_is_that_of_the_file(bases: Path) -> None:
     digest = save_base(bases, build_learner(Named(**CNN)).init(3))
     transferred(base_sha256=digest)
     wrong = "0" * 64
-    with pytest.raises(LearnerError, match=rf"^Base lower: SHA-256 must be base_sha256, {wrong}, got {digest}\."):
+    with pytest.raises(LearnerError, match=rf"^Base lower: SHA-256 must be {wrong}, got {digest}\."):
         transferred(base_sha256=wrong)
 
 
