@@ -28,6 +28,7 @@ from models.errors import LearnerError, unsuited
 from models.learner import Contribution, Evaluation, Examples, Report, SampleRequest
 from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
+from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
 from wire.validation import Strict
@@ -104,14 +105,12 @@ class BayesianNetworkParameters(Strict):
 
 
 class BayesianNetwork:
-    """Bayesian network of discrete variables: counts that add up, tables, and queries.
-
-    Neither epochs beyond the first nor an optimizer change what it learns.
-    """
+    """Bayesian network of discrete variables: counts that add up, tables, and queries."""
 
     samples_text = False
     task = "generate, answer queries"
     data = "states of discrete variables"
+    unused_settings = DESCENT_SETTINGS | SERVER_SETTINGS | {"local.epochs"}
 
     def __init__(self, parameters: BayesianNetworkParameters, device: torch.device) -> None:
         self.parameters = parameters

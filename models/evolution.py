@@ -36,6 +36,7 @@ from models.learner import Contribution, Evaluation, Examples, Report
 from models.mlp import MLP, MLPParameters
 from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
+from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS
 from wire.seeds import derive_generator
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
@@ -93,6 +94,7 @@ class Evolution(ABC):
 
     task = "classify without a gradient"
     data = "vectors, small images"
+    unused_settings = DESCENT_SETTINGS | {"local.batch_size", "local.epochs"}
     parameters: VariantParameters
 
     def __init__(self, parameters: VariantParameters, device: torch.device) -> None:
@@ -220,6 +222,7 @@ class EvolutionStrategy(Evolution):
 class GeneticAlgorithm(Evolution):
     """Genetic algorithm: clients return the fitness of each individual of a population."""
 
+    unused_settings = Evolution.unused_settings | SERVER_SETTINGS
     parameters: GeneticParameters
 
     @property

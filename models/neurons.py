@@ -34,6 +34,7 @@ from models import tasks
 from models.activations import Step
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer
+from models.settings import DESCENT_SETTINGS
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
 from wire.validation import Strict
@@ -53,11 +54,12 @@ class Perceptron:
 
     The rule is exactly the online one, in the order that the generator gives. A batch is what is scored at once: all its examples before
     the first mistake were right, so they change nothing; those after it are scored again with the new weights. `batch_size` therefore
-    decides how fast it is, not what comes out. Optimizer, `proximal_mu` and `clip_norm` belong to gradients and are not used.
+    decides how fast it is, not what comes out.
     """
 
     task = "classify without a gradient"
     data = "vectors, small images"
+    unused_settings = DESCENT_SETTINGS
 
     def __init__(self, parameters: PerceptronParameters, device: torch.device) -> None:
         self.parameters = parameters

@@ -38,6 +38,7 @@ from models import tasks
 from models.classifier import Classifier, ClassifierParameters
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer
+from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
 from wire.validation import Strict
@@ -121,6 +122,17 @@ class RBFNetwork:
         else:
             shapes |= {"weight": (classes, count), "bias": (classes,)}
         self._layout = Layout.of({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+
+    @property
+    def unused_settings(self) -> frozenset[str]:
+        """With `ridge` all that belongs to gradients, and epochs: statistics take one pass."""
+        is_exact = self.parameters.readout == "ridge"
+        return DESCENT_SETTINGS | SERVER_SETTINGS | {"local.epochs"} if is_exact else frozenset()
+
+    @property
+    def fewest_rounds(self) -> int:
+        """Rounds that place the centres, and one for the readout."""
+        return self._splits + self.parameters.lloyd_rounds + 1
 
     @property
     def contribution_layout(self) -> Layout:

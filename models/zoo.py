@@ -33,6 +33,7 @@ from models.rbm import RBM, RBMParameters
 from models.recurrent import GRU, LSTM, RNN, RecurrentParameters
 from models.score import ScoreMatching, ScoreMatchingParameters
 from models.seq2seq import Seq2Seq, Seq2SeqParameters
+from models.settings import check_settings
 from models.t5 import T5, T5Parameters
 from models.transformer import Transformer, TransformerParameters
 from models.vae import VAE, VAEParameters
@@ -130,7 +131,7 @@ def build_learner(named: Named, device: torch.device | str = "cpu") -> Learner:
 
 
 def check_spec(spec: RunSpec) -> None:
-    """Check what only the zoo knows: the learner's parameters and both optimizers.
+    """Check what only the zoo knows: the learner's parameters, both optimizers, and whether the learner makes use of what is set.
 
     Raises:
         LearnerError: A name or parameter breaks a rule.
@@ -144,7 +145,7 @@ def check_spec(spec: RunSpec) -> None:
         except LearnerError as error:
             raise LearnerError(f"Run spec: {key}.optimizer: {error}") from error
     with torch.device("meta"):
-        build_learner(spec.learner, "meta")
+        check_settings(spec, build_learner(spec.learner, "meta"))
     if spec.evaluate.on == "coordinator" and spec.learner.parameters.get("statistics") == "local":
         raise LearnerError(
             "Run spec: evaluate.on must be 'clients' where the learner's statistics are local, got 'coordinator': "

@@ -41,6 +41,11 @@ class Case:
         return build_learner(self.spec.learner, device)
 
     @cached_property
+    def rounds(self) -> int:
+        """Rounds of a small run of it: 2, or as many as it needs."""
+        return max(2, getattr(self.learner("meta"), "fewest_rounds", 1))
+
+    @cached_property
     def state(self) -> State:
         """The initial state, on the CPU."""
         return self.learner().init(SEED)

@@ -196,8 +196,8 @@ def check_metrics(metrics: Mapping[str, float]) -> None:
 
 def one_client_is_central_training(case: Case) -> None:
     """A federation of one client ends with the model of a plain loop over `fit` and `apply`, to the bit."""
-    found = serial_model(case, {"client": site_of(case.data)}, 2)
-    expected = central_state(case, "client", 2)
+    found = serial_model(case, {"client": site_of(case.data)}, case.rounds)
+    expected = central_state(case, "client", case.rounds)
     is_equal = found.tobytes() == Layout.of(expected).flatten(expected).tobytes()
     require(is_equal, "a federation of one client must end with the model of central training, to the bit")
 
@@ -221,17 +221,17 @@ def _round_in_order(case: Case, parts: Sequence[Examples]) -> State:
 
 
 def deployment_is_simulation(case: Case) -> None:
-    """Two rounds over real gRPC, with a coordinator and clients, end with the model of the serial simulation, to the bit."""
+    """A few rounds over real gRPC, with a coordinator and clients, end with the model of the serial simulation, to the bit."""
     with tempfile.TemporaryDirectory() as folder:
-        path, sites = deployed_model(case, case.parts(2), 2, Path(folder))
+        path, sites = deployed_model(case, case.parts(2), case.rounds, Path(folder))
         saved = read_saved(path)
-    expected = serial_model(case, sites, 2)
+    expected = serial_model(case, sites, case.rounds)
     layout, learner = Layout.of(case.state), case.learner()
     state = {name: saved.state[name] for name in case.state}
     require(saved.learner == case.spec.learner, "a saved model must name its learner")
     require(
         layout.flatten(state).tobytes() == expected.tobytes(),
-        "two rounds over gRPC must end with the model of the serial simulation, to the bit",
+        "a few rounds over gRPC must end with the model of the serial simulation, to the bit",
     )
     in_memory = {**case.state, **layout.views(expected)}
     require(

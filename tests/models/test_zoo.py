@@ -11,8 +11,8 @@ from wire.spec import Named, RunSpec, parse_spec
 from wire.tensors import Layout
 
 
-def spec_of(learner: str = "{name: mlp}", more: str = "") -> RunSpec:
-    return parse_spec(f"name: a\nlearner: {learner}\nrounds: 1\ncohort: {{size: 2}}\n{more}")
+def spec_of(learner: str = "{name: mlp}", more: str = "", rounds: int = 1) -> RunSpec:
+    return parse_spec(f"name: a\nlearner: {learner}\nrounds: {rounds}\ncohort: {{size: 2}}\n{more}")
 
 
 def has_defaults(model: Model) -> bool:
@@ -129,7 +129,7 @@ def test_check_spec_what_only_the_zoo_knows_is_refused(learner: str, more: str, 
 @pytest.mark.parametrize("name", WITH_DEFAULTS)
 def test_check_spec_of_each_default_passes_and_draws_nothing(name: str) -> None:
     before = torch.get_rng_state()
-    check_spec(spec_of(f"{{name: {name}}}"))
+    check_spec(spec_of(f"{{name: {name}}}", rounds=20))
     assert torch.equal(torch.get_rng_state(), before)
 
 

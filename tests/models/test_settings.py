@@ -1,0 +1,63 @@
+"""Settings of a run that its learner has no use for, or too few rounds for it: refused, and never passed over in silence."""
+
+import pytest
+
+from choral.examples import example_of
+from models import MODELS, LearnerError, check_spec
+from wire.spec import parse_spec
+
+ADAM = "{optimizer: {name: adam, learning_rate: 0.1}}"
+SCHEDULE = "{optimizer: {name: sgd, learning_rate: 0.1}, schedule: {kind: cosine}}"
+
+
+def check(learner: str, more: str = "", rounds: int = 20) -> None:
+    check_spec(parse_spec(f"name: a\nlearner: {{name: {learner}}}\nrounds: {rounds}\ncohort: {{size: 2}}\n{more}"))
+
+
+@pytest.mark.parametrize(
+    ("learner", "more", "message"),
+    [
+        pytest.param("perceptron", f"local: {ADAM}", r"local\.optimizer .* got Named\(name='adam', ", id="optimizer"),
+        pytest.param("perceptron", "local: {proximal_mu: 0.1}", r"local\.proximal_mu .* got 0\.1", id="fedprox"),
+        pytest.param("perceptron", "local: {clip_norm: 1.0}", r"local\.clip_norm .* got 1\.0", id="clipping"),
+        pytest.param("perceptron", f"local: {SCHEDULE}", r"local\.schedule .* got ", id="schedule"),
+        pytest.param("bayesian_network", "local: {epochs: 3}", r"local\.epochs .* got 3", id="counts-once"),
+        pytest.param("bayesian_network", f"server: {ADAM}", r"server\.optimizer .* got ", id="exact-server-step"),
+        pytest.param("rbf_network", f"local: {ADAM}", r"local\.optimizer .* got ", id="ridge"),
+        pytest.param("rbf_network", "local: {epochs: 2}", r"local\.epochs .* got 2", id="ridge-epochs"),
+        pytest.param("evolution", "local: {epochs: 5}", r"local\.epochs .* got 5", id="evolution-epochs"),
+        pytest.param("evolution", "local: {batch_size: 16}", r"local\.batch_size .* got 16", id="evolution-batches"),
+        pytest.param("genetic", f"local: {ADAM}", r"local\.optimizer .* got ", id="genetic"),
+        pytest.param("genetic", f"server: {ADAM}", r"server\.optimizer .* got ", id="genetic-server"),
+    ],
+)
+def test_check_spec_setting_without_any_effect_is_refused(learner: str, more: str, message: str) -> None:
+    key, _, found = message.partition(" .* ")
+    rule = rf"^Run spec: {key} must be left out for learner {learner}, which has no use for it, {found}"
+    with pytest.raises(LearnerError, match=rule):
+        check(learner, more)
+
+
+def test_check_spec_setting_with_an_effect_is_taken() -> None:
+    check("perceptron", f"local: {{epochs: 5, batch_size: 16}}\nserver: {ADAM}")
+    check("bayesian_network", "local: {batch_size: 16}")
+    check("rbf_network, readout: gradient", f"local: {ADAM}\nserver: {ADAM}")
+    check("evolution", f"server: {ADAM}")
+    check("rbm", f"local: {ADAM}")
+
+
+@pytest.mark.usefixtures("bases")
+@pytest.mark.parametrize("name", MODELS)
+def test_check_spec_of_an_example_passes_and_so_does_what_a_program_writes_of_it(name: str) -> None:
+    spec = example_of(name).spec
+    check_spec(spec)
+    # It names every default too.
+    check_spec(parse_spec(spec.canonical_json()))
+
+
+def test_check_spec_of_fewer_rounds_than_the_phases_of_a_network_take_is_refused() -> None:
+    # 4 splits make 12 centres, which 3 steps move; then a round finds the readout.
+    check("rbf_network, centres: 12, lloyd_rounds: 3", rounds=8)
+    message = r"^Run spec: rounds must be at least 8 for learner rbf_network, got 7\.$"
+    with pytest.raises(LearnerError, match=message):
+        check("rbf_network, centres: 12, lloyd_rounds: 3", rounds=7)
