@@ -159,7 +159,7 @@ class AutoencoderParameters(ReconstructionParameters):
 
 
 class Autoencoder(Reconstructor):
-    """Dense autoencoder: dimensionality reduction, features, denoising and anomaly detection."""
+    """Dense autoencoder: reduction, features, denoising, anomalies."""
 
     task = "reduce, denoise, find anomalies"
     data = "vectors, small images"

@@ -105,7 +105,7 @@ class BayesianNetworkParameters(Strict):
 
 
 class BayesianNetwork:
-    """Bayesian network of discrete variables: counts that add up, tables, and queries."""
+    """Bayesian network of discrete variables: tables and queries."""
 
     samples_text = False
     task = "generate, answer queries"

@@ -32,7 +32,7 @@ class ConvAutoencoderParameters(ReconstructionParameters):
 
 
 class ConvAutoencoder(Reconstructor):
-    """Convolutional autoencoder of images, with the uses of the dense one."""
+    """Convolutional autoencoder, with the uses of the dense one."""
 
     task = "reduce, denoise, find anomalies"
     data = "images"

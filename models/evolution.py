@@ -179,7 +179,7 @@ class Evolution(ABC):
 
 
 class EvolutionStrategy(Evolution):
-    """Evolution strategy: clients return the fitness of variants that a seed draws."""
+    """Evolution strategy: clients return nothing but fitness values."""
 
     parameters: EvolutionParameters
 
@@ -220,7 +220,7 @@ class EvolutionStrategy(Evolution):
 
 
 class GeneticAlgorithm(Evolution):
-    """Genetic algorithm: clients return the fitness of each individual of a population."""
+    """Genetic algorithm: selection, crossover and mutation of models."""
 
     unused_settings = Evolution.unused_settings | SERVER_SETTINGS
     parameters: GeneticParameters

@@ -114,7 +114,7 @@ def _distances(left: Tensor, right: Tensor) -> Tensor:
 
 
 class GAN(GradientLearner):
-    """Generative adversarial network, of points or of images: learns to make examples like those that it sees.
+    """Generative adversarial network: makes points or images out of noise.
 
     Both networks federate. Each has an optimizer of its own, of the kind that `local.optimizer` says; a step is one of the discriminator
     and then one of the generator. `train_loss` is the sum of both losses.

@@ -91,7 +91,7 @@ class MLPRegressorParameters(LayersParameters):
 
 
 class MLPRegressor(GradientLearner):
-    """Multilayer perceptron that predicts numbers from vectors or windows of a series."""
+    """Multilayer perceptron that predicts numbers."""
 
     task = "predict numbers"
     data = "vectors, windows of series"

@@ -50,7 +50,7 @@ class PerceptronParameters(Strict):
 
 
 class Perceptron:
-    """Perceptron that classifies vectors or small images: it learns from its mistakes alone, without a gradient.
+    """Perceptron: a classifier that learns from its mistakes alone.
 
     The rule is exactly the online one, in the order that the generator gives. A batch is what is scored at once: all its examples before
     the first mistake were right, so they change nothing; those after it are scored again with the new weights. `batch_size` therefore

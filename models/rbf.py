@@ -105,7 +105,7 @@ class Readout(Classifier):
 
 
 class RBFNetwork:
-    """Radial basis function network that classifies vectors or small images: k-means centres, then a linear readout."""
+    """Radial basis function network: k-means centres, linear readout."""
 
     task = "classify"
     data = "vectors, small images"

@@ -118,9 +118,9 @@ class Machine(nn.Module):
 
 
 class RBM(GradientLearner):
-    """Restricted Boltzmann machine on binary values: a distribution over examples, learned by contrastive divergence.
+    """Restricted Boltzmann machine: a distribution over binary examples.
 
-    The loss of an evaluation is minus `log_likelihood`, nats an example. Targets have no part in it.
+    It learns by contrastive divergence. The loss of an evaluation is minus `log_likelihood`, nats an example. Targets have no part in it.
     """
 
     samples_text = False

@@ -118,7 +118,7 @@ class Recurrent(GradientLearner):
     """A recurrent network on sequences of any length."""
 
     samples_text = True
-    task = "predict the next character, classify, forecast"
+    task = "next code, classify, forecast"
     data = "text, codes, series"
     name: ClassVar[str]
     cell: ClassVar[type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]]
@@ -269,21 +269,21 @@ def _detached(hidden: Hidden) -> Hidden:
 
 
 class RNN(Recurrent):
-    """Elman network: predicts the next character, a class or what follows, from a hidden state that is made anew in each step."""
+    """Elman network: a hidden state that is made anew in each step."""
 
     name = "rnn"
     cell = nn.RNN
 
 
 class LSTM(Recurrent):
-    """Long short-term memory: an Elman network whose gates let cells keep what they hold."""
+    """Long short-term memory: gates let cells keep what they hold."""
 
     name = "lstm"
     cell = nn.LSTM
 
 
 class GRU(Recurrent):
-    """Gated recurrent units: like a long short-term memory, with two gates and without cells."""
+    """Gated recurrent units: two gates, and no cells beside the state."""
 
     name = "gru"
     cell = nn.GRU

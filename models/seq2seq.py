@@ -181,7 +181,7 @@ class EncoderDecoder(Translation):
 
 
 class Seq2Seq(Translator):
-    """GRU encoder and decoder, with or without attention, from one sequence of codes to another."""
+    """GRU encoder and decoder, with or without attention."""
 
     name = "seq2seq"
     task = "turn one sequence into another"

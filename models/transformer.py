@@ -151,11 +151,11 @@ class EncoderDecoder(Translation):
 
 
 class Transformer(Translator):
-    """Transformer from one sequence of codes to another, or an encoder that classifies sequences."""
+    """Transformer: encoder and decoder, or an encoder that classifies."""
 
     name = "transformer"
-    task = "turn one sequence into another, classify sequences"
-    data = "pairs of sequences, sequences of codes"
+    task = "turn one sequence into another, classify"
+    data = "pairs, codes"
     parameters: TransformerParameters
 
     def build(self) -> nn.Module:

@@ -124,9 +124,9 @@ def divergences(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class VAE(GradientLearner):
-    """Variational autoencoder: learns to write examples like those that it sees. Targets have no part in it.
+    """Variational autoencoder: makes examples out of a few hidden numbers.
 
-    The loss is minus the ELBO, nats an example: `reconstruction`, which is -E_q[log p(x | z)], plus `kl`.
+    Targets have no part in it. The loss is minus the ELBO, nats an example: `reconstruction`, which is -E_q[log p(x | z)], plus `kl`.
     """
 
     samples_text = False

@@ -10,7 +10,6 @@ import typer
 from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
 
 from choral.commands.own import Own, add_all
@@ -43,20 +42,25 @@ def models(
         full = {name: {**row, "step_bytes": step_bytes(name)} for name, row in rows.items()}
         typer.echo(json.dumps(full, indent=2))
         return
-    console = Console()
+    console = Console(highlight=False)
+    console.print("  learner  what it is\n    parameters  engines  task · data", style="dim")
     for name, row in rows.items():
-        count = f"{row['parameter_count']:,} parameters" if row["parameter_count"] else "not here"
-        details = " · ".join([row["task"], row["data"], count, ", ".join(row["engines"])])
-        console.print(
-            Padding(f"[bold]{name}[/bold]  {escape(row['summary'])}", (0, 0, 0, 2), expand=False), highlight=False
-        )
-        console.print(Padding(escape(details), (0, 0, 0, 6), style="dim"), highlight=False)
+        count = f"{row['parameter_count']:,}" if row["parameter_count"] else "not here"
+        engines = "".join(engine[0] for engine in row["engines"])
+        _print_line(console, f"  [bold]{name}[/bold]  {escape(row['summary'])}")
+        _print_line(console, f"    {count:>10}  {engines:7}  {escape(row['task'])} · {escape(row['data'])}", "dim")
+    console.print("Engines: s serial, p processes, r ray, v vectorized.", style="dim")
     for name, row in rows.items():
         if row["needs"]:
-            console.print(f"{name}: {escape(row['needs'])}", highlight=False)
+            console.print(f"{name}: {escape(row['needs'])}")
     console.print(
         "\nchoral models show NAME: what it takes.  choral models spec NAME > run.yaml: a spec to begin with."
     )
+
+
+def _print_line(console: Console, text: str, style: str = "") -> None:
+    """Print one line, cut where the terminal ends."""
+    console.print(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 @app.command("show")

@@ -81,8 +81,14 @@ def test_models_as_json_lists_every_learner_with_its_parameters(choral: Choral) 
 def test_models_lists_every_learner_within_the_width_of_a_terminal(choral: Choral) -> None:
     outcome = choral("models")
     assert outcome.code == 0
-    assert set(MODELS) <= {line.split()[0] for line in outcome.lines if line.strip()}
     assert max(len(line) for line in outcome.lines) <= WIDTH
+    listed = dict(zip(outcome.lines[2::2], outcome.lines[3::2], strict=False))
+    heads = {line.split()[0]: line for line in list(listed)[: len(MODELS)]}
+    assert list(heads) == list(MODELS)
+    for name, model in MODELS.items():
+        assert listed[heads[name]].endswith(f"  {model.task} · {model.data}")
+    assert listed[heads["mlp"]].split()[:2] == ["4,810", "sprv"]
+    assert listed[heads["lstm"]].split()[:2] == ["148,736", "spr"]
 
 
 @pytest.mark.usefixtures("bases")
