@@ -247,7 +247,7 @@ def test_data_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 def test_minilm_tells_speakers_apart_after_adapters_have_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

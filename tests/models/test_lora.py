@@ -143,7 +143,7 @@ def test_federation_adapts_a_base_to_another_author() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 def test_comedies_are_adapted_to_tragedies() -> None:
     """Low rank does most of what full fine-tuning does, with 4.5 % of the numbers."""
     learner = plain(width=96, layers=3)
