@@ -23,6 +23,7 @@ from choral.commands import (
     specs,
     zoo,
 )
+from choral.commands import attention, demo, join, maps, partition, query, runs, sample, serve, simulate, specs, zoo
 from wire import RELEASE
 from wire.errors import ChoralError
 
@@ -54,6 +55,7 @@ app.command("simulate")(simulate.simulate)
 app.command("partition")(partition.partition)
 app.add_typer(zoo.app, name="models")
 app.command("sample")(sample.sample)
+app.command("query")(query.query)
 app.command("maps")(maps.maps)
 app.command("attention")(attention.attention)
 app.add_typer(specs.app, name="spec")
