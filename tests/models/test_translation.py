@@ -128,6 +128,11 @@ def test_predictions_depend_neither_on_padding_nor_on_the_batch(name: str) -> No
         for sources, target in ((alone, [0, 1]), (beside[:1], [0, 1, -1, -1]))
     ]
     assert measured[0] == pytest.approx(measured[1], rel=1e-5)
+    # Nor is there a trace of padding in the logits, which might leave the likeliest code as it is.
+    inputs = torch.tensor([[3, 0, 1]])
+    with torch.no_grad():
+        logits = learner._translation(alone, inputs)[0]
+        torch.testing.assert_close(learner._translation(beside, inputs.repeat(2, 1))[0][:1], logits)
 
 
 @NAMES
