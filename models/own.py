@@ -41,7 +41,7 @@ def add_own(text: str) -> str:
     found = _load(entry)
     if entry not in (known := _entries()):
         os.environ[VARIABLE] = ",".join([*known, entry])
-    return name_of(found)
+    return name_of(found.__name__)
 
 
 def own_learners() -> Mapping[str, type[Any]]:
@@ -51,12 +51,17 @@ def own_learners() -> Mapping[str, type[Any]]:
         LearnerError: One of them cannot be loaded.
     """
     found = {point.name: _checked(f"{point.value} of entry point {point.name}", point.load()) for point in _points()}
-    return found | {name_of(learner): learner for learner in map(_load, _entries())}
+    return found | {name_of(learner.__name__): learner for learner in map(_load, _entries())}
 
 
-def name_of(learner: type[Any]) -> str:
+def site_names() -> list[str]:
+    """Return the names of this site's learners, none of which is loaded."""
+    return [name_of(entry.rpartition(":")[2]) for entry in _entries()]
+
+
+def name_of(class_name: str) -> str:
     """Return the name of a learner in specs: its class's, in small letters with underscores."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", learner.__name__).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
 def parameters_of(learner: type[Any]) -> type[Strict]:

@@ -1,6 +1,7 @@
 """The zoo: learners by name, built from the parameters of a spec."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from models.learner import Learner
 from models.mlp import MLP, MLPParameters, MLPRegressor, MLPRegressorParameters
 from models.neurons import Perceptron, PerceptronParameters
 from models.optimizers import check_optimizer
-from models.own import own_learners, parameters_of
+from models.own import own_learners, parameters_of, site_names
 from models.rbf import RBFNetwork, RBFNetworkParameters
 from models.rbm import RBM, RBMParameters
 from models.recurrent import GRU, LSTM, RNN, RecurrentParameters
@@ -105,17 +106,23 @@ def learners() -> dict[str, Model]:
         LearnerError: One that is not the zoo's cannot be loaded, or has the name of another.
     """
     own = own_learners()
-    if taken := sorted(own.keys() & MODELS.keys()):
-        raise LearnerError(f"Learner {taken[0]}: name must not be that of a learner of the zoo. Rename the class.")
+    _require_new(own)
     return MODELS | {name: Model(learner, parameters_of(learner)) for name, learner in own.items()}
+
+
+def _require_new(names: Iterable[str]) -> None:
+    if taken := sorted(MODELS.keys() & names):
+        raise LearnerError(f"Learner {taken[0]}: name must not be that of a learner of the zoo. Rename the class.")
 
 
 def build_learner(named: Named, device: torch.device | str = "cpu") -> Learner:
     """Build the learner that a spec names, on `device`.
 
     Raises:
-        LearnerError: The name is unknown, a parameter breaks a rule, or the model is larger than torch or the machine can hold.
+        LearnerError: The name is unknown, or a learner of this site has one of the zoo's; a parameter breaks a rule; or the model is
+            larger than torch or the machine can hold.
     """
+    _require_new(site_names())
     # The zoo's come first: to look for others takes a moment, and they cannot take a name of the zoo's.
     if (model := MODELS.get(named.name) or (known := learners()).get(named.name)) is None:
         raise LearnerError(f"Learner: name must be one of {', '.join(sorted(known))}, got {named.name!r}.")

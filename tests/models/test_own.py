@@ -47,7 +47,7 @@ def test_add_own_is_known_by_the_name_of_its_class(tmp_path: Path) -> None:
     [("MyLearner", "my_learner"), ("GRU", "gru"), ("MyRNN2", "my_rnn2"), ("RNNModel", "rnn_model")],
 )
 def test_name_of_is_the_class_in_small_letters(class_name: str, name: str) -> None:
-    assert name_of(type(class_name, (), {})) == name
+    assert name_of(class_name) == name
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,6 @@ def test_own_learner_with_a_name_of_the_zoo_is_refused(tmp_path: Path) -> None:
     add_own(f"{path}:Cnn")
     with pytest.raises(LearnerError, match=r"^Learner cnn: name must not be that of a learner of the zoo"):
         learners()
+    # Nor is the zoo's taken for it.
+    with pytest.raises(LearnerError, match=r"^Learner cnn: name must not be that of a learner of the zoo"):
+        build_learner(Named(name="cnn"))
