@@ -86,6 +86,18 @@ def test_sample_of_text_goes_on_from_the_prompt(choral: Choral) -> None:
     assert Path("a.txt").read_text() == outcome.out
 
 
+def test_sample_of_text_is_as_long_and_as_bold_as_is_asked_for(choral: Choral) -> None:
+    # Codes below 128 are a character each.
+    model = save(Named(name="lstm", vocabulary=128))
+    written = {}
+    for length, temperature in ((20, 1.0), (20, 0.01), (30, 1.0)):
+        options = ("--count", "1", "--length", str(length), "--temperature", str(temperature), "--out", "a.txt")
+        assert choral("sample", model, *options).code == 0
+        written[length, temperature] = Path("a.txt").read_bytes().removeprefix(b"--- 1 ---\n").removesuffix(b"\n")
+    assert [len(text) for text in written.values()] == [20, 20, 30]
+    assert written[20, 1.0] == written[30, 1.0][:20] != written[20, 0.01]
+
+
 def test_sample_of_a_classifier_is_refused(choral: Choral) -> None:
     outcome = choral("sample", save(Named(name="mlp")))
     assert sentence(outcome) == "Saved model model.safetensors: the learner must be a generative one, got mlp."
