@@ -15,6 +15,20 @@ from wire.identity import client_id_of
 
 KEY_BYTES = 32
 
+_FIELD = 2**255 - 19
+_LOW_ORDER = {
+    0,
+    1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    _FIELD - 1,
+}
+"""The points of X25519 whose order divides 8: with them the agreed secret is 0, whoever agrees.
+
+Source: Langley, Hamburg and Turner, "Elliptic Curves for Security", RFC 7748, section 6.1, and Bernstein, "Curve25519: new Diffie-Hellman
+speed records", PKC 2006. https://cr.yp.to/ecdh.html
+"""
+
 Problem = Callable[[bytes, bytes], str]
 """Tells what speaks against a member with this public key and certificate: one sentence, or nothing."""
 
@@ -31,10 +45,19 @@ def advertised_parts(entry: pb.Advertise) -> tuple[bytes, ...]:
     )
 
 
+def _is_usable(key: bytes) -> bool:
+    """Tell whether a key of X25519 is the one way to write a point with which a secret can be agreed."""
+    number = int.from_bytes(key, "little")
+    return number < _FIELD and number not in _LOW_ORDER
+
+
 def entry_problem(entry: pb.Advertise, session_id: bytes, problem_with: Problem) -> str:
     """Return what is wrong with one advertisement, or nothing."""
-    if any(len(part) != KEY_BYTES for part in (entry.public_key, entry.encryption_key, entry.mask_key)):
-        return "its keys must have 32 bytes"
+    parts = (entry.public_key, entry.encryption_key, entry.mask_key, entry.seed_commitment)
+    if any(len(part) != KEY_BYTES for part in parts):
+        return "its keys and its commitment must have 32 bytes"
+    if not (_is_usable(entry.encryption_key) and _is_usable(entry.mask_key)):
+        return "its keys must be such that others can agree on a secret with them"
     if entry.client_id.hex() != client_id_of(entry.public_key):
         return "its identity must be that of its key"
     if problem := problem_with(entry.public_key, entry.certificate):
