@@ -7,6 +7,7 @@ Secure Aggregation in Federated Learning via Model Inconsistency", CCS 2022. htt
 import struct
 from dataclasses import dataclass
 
+from privacy.errors import SecureAggregationError
 from privacy.secagg.head import Head
 from privacy.secagg.labels import hashed, prefixed, u32, u64
 from privacy.secagg.parameters import Parameters, parameters_for
@@ -68,12 +69,19 @@ class SessionParameters:
         return parameters_for(member_count, self.spec.corrupt_ppm, self.spec.dropout_ppm)
 
     def canon(self) -> bytes:
-        """Return the parameters as the bytes that are signed."""
+        """Return the parameters as the bytes that are signed.
+
+        Raises:
+            SecureAggregationError: There is no session with such parameters.
+        """
+        graph = self.graph(self.purpose.client_count)
+        if problem := self.head.problem:
+            raise SecureAggregationError(f"Secure aggregation: {problem}.")
         spec, bound = self.spec, struct.pack("<d", self.spec.coordinate_bound)
         exponent = struct.pack("<i", self.grid.exponent)
         rest = [u32(spec.dropout_ppm), u32(self.purpose.client_count), bound, exponent, bytes([SUITE])]
         metrics = [prefixed(name.encode()) for name in spec.metrics]
-        return b"".join([self.base(self.graph(self.purpose.client_count)), *rest, u32(len(metrics)), *metrics])
+        return b"".join([self.base(graph), *rest, u32(len(metrics)), *metrics])
 
     def base(self, graph: Parameters) -> bytes:
         """Return the part of the parameters that every implementation of CSA-1 has."""
