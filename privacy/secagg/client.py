@@ -120,6 +120,10 @@ class _Secrets:
     held: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
     """Shares of seed and mask key by their dealer's index."""
 
+    def erase(self) -> None:
+        """Let go of everything: who still has this object, such as the frames of an error, has nothing."""
+        del self.encryption_key, self.mask_key, self.seed, self.held
+
 
 class ClientSession:
     """One session of one client.
@@ -158,7 +162,7 @@ class ClientSession:
 
     def take_roster(self, roster: pb.Roster) -> pb.Shares:
         """Check who takes part, and return the shares of this session's secrets, encrypted to their holders."""
-        held = self._in(ClientState.ADVERTISED)
+        held = self._in(ClientState.ADVERTISED, roster)
         self._members = members = self._checked(roster)
         self._index = index = next(
             place for place, entry in enumerate(members.entries) if entry.client_id == self.advertisement.client_id
@@ -181,7 +185,7 @@ class ClientSession:
 
     def take_delivery(self, delivery: pb.Delivery) -> None:
         """Check who has shared, and open the shares for this client. One that cannot be opened is noted as missing."""
-        held, members = self._in(ClientState.SHARED), self._members
+        held, members = self._in(ClientState.SHARED, delivery), self._members
         self._sharers = sharers = self._member_set(delivery.sharers, delivery)
         if self._index not in sharers:
             self._abort(AbortCode.TOO_FEW, "this client must be among those who have shared, it is not", delivery)
@@ -222,7 +226,7 @@ class ClientSession:
         if self.state is ClientState.ACKED:
             self._check_same(survivors)
             return self._ack
-        self._in(ClientState.MASKED)
+        self._in(ClientState.MASKED, survivors)
         self._check_server(survivors.signature, "survivors-srv", survivors, survivors.survivors)
         alive = self._member_set(survivors.survivors, survivors)
         if self._index not in alive:
@@ -245,7 +249,7 @@ class ClientSession:
 
     def take_acks(self, bundle: pb.AckBundle) -> pb.Unmask:
         """Check that enough neighbours acknowledged the same survivors, and give what opens the sum: seeds of survivors, keys of others."""
-        held, members = self._in(ClientState.ACKED), self._members
+        held, members = self._in(ClientState.ACKED, bundle), self._members
         acked = {self._index}
         near = set(members.neighbours[self._index]) & self._alive
         for ack in bundle.acks:
@@ -271,7 +275,11 @@ class ClientSession:
                 self._survivors,
                 bundle,
             )
-        self._journal.reveal(self._parameters)
+        try:
+            self._journal.reveal(self._parameters)
+        except BaseException:
+            self.abort()
+            raise
         message = self._unmask(held)
         self._erase(ClientState.DONE)
         return message
@@ -299,46 +307,45 @@ class ClientSession:
 
     def _checked(self, roster: pb.Roster) -> Members:
         """Return the members of a roster that breaks no rule."""
-        entries = list(roster.members)
+        entries, most = list(roster.members), self._parameters.purpose.client_count
+        if len(entries) > most:
+            self._abort(AbortCode.POLICY, f"members must be at most {most}, got {len(entries)}", roster)
+        try:
+            graph = self._parameters.graph(len(entries))
+        except SecureAggregationError as error:
+            self._abort(AbortCode.POLICY, str(error).removeprefix("Secure aggregation: ").rstrip("."), roster)
+        members = Members.of(entries, self.session_id, graph)
+        # First of all, so that what is wrong below is the coordinator's word.
+        if not is_signed(
+            self._trust.coordinator_key, roster.signature, "roster-sig", self.session_id, members.roster_hash
+        ):
+            self._abort(AbortCode.FORGED, "a roster must be signed by the coordinator", roster)
+        self._check_entries(entries, roster)
+        self._fewest = graph.fewest_survivors(max(self._parameters.spec.minimum_cohort, self._floor.minimum_cohort))
+        self._check_count(len(entries), "members", roster)
+        return members
+
+    def _check_entries(self, entries: list[pb.Advertise], roster: pb.Roster) -> None:
         ids = [entry.client_id for entry in entries]
         if ids != sorted(set(ids)):
             self._abort(AbortCode.FORGED, "members of a roster must be different and in order", roster)
-        for name in ("public_key", "encryption_key", "mask_key"):
-            if len({getattr(entry, name) for entry in entries}) < len(entries):
-                self._abort(AbortCode.FORGED, f"each member must have a {name} of its own", roster)
+        if len({entry.public_key for entry in entries}) < len(entries):
+            self._abort(AbortCode.FORGED, "each member must have a public_key of its own", roster)
+        if len({key for entry in entries for key in (entry.encryption_key, entry.mask_key)}) < 2 * len(entries):
+            self._abort(AbortCode.FORGED, "each member must have an encryption_key and a mask_key of its own", roster)
         if self.advertisement not in entries:
             self._abort(AbortCode.FORGED, "this client's own entry must be what it advertised", roster)
-        if len(entries) > self._parameters.purpose.client_count:
-            most = self._parameters.purpose.client_count
-            self._abort(AbortCode.POLICY, f"members must be at most {most}, got {len(entries)}", roster)
         for entry in entries:
             if entry != self.advertisement and (
                 problem := entry_problem(entry, self.session_id, self._trust.problem_with)
             ):
                 self._abort(AbortCode.FORGED, f"member {entry.client_id.hex()}: {problem}", roster)
-        try:
-            graph = self._parameters.graph(len(entries))
-        except SecureAggregationError as error:
-            self._abort(AbortCode.POLICY, str(error).rstrip("."), roster)
-        members = Members.of(entries, self.session_id, graph)
-        if not is_signed(
-            self._trust.coordinator_key, roster.signature, "roster-sig", self.session_id, members.roster_hash
-        ):
-            self._abort(AbortCode.FORGED, "a roster must be signed by the coordinator", roster)
-        self._fewest = graph.fewest_survivors(max(self._parameters.spec.minimum_cohort, self._floor.minimum_cohort))
-        self._check_count(len(entries), "members", roster)
-        return members
 
     def _sealed(self, held: _Secrets, holder: int, plaintext: bytes) -> pb.Packet:
         members = self._members
         source, target = self.advertisement.client_id, members.entries[holder].client_id
         nonce = secrets.token_bytes(NONCE_BYTES)
-        try:
-            shared = held.encryption_key.exchange(
-                X25519PublicKey.from_public_bytes(members.entries[holder].encryption_key)
-            )
-        except ValueError:
-            self._abort(AbortCode.FORGED, f"member {target.hex()}: its encryption key must be usable")
+        shared = held.encryption_key.exchange(X25519PublicKey.from_public_bytes(members.entries[holder].encryption_key))
         key = derive_key(shared, self.session_id, "share-key", members.roster_hash, source, target)
         bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
         return pb.Packet(index=holder, nonce=nonce, ciphertext=AESGCM(key).encrypt(nonce, plaintext, bound))
@@ -349,14 +356,12 @@ class ClientSession:
             return None
         members = self._members
         source, target = members.entries[dealer].client_id, self.advertisement.client_id
+        shared = held.encryption_key.exchange(X25519PublicKey.from_public_bytes(members.entries[dealer].encryption_key))
+        key = derive_key(shared, self.session_id, "share-key", members.roster_hash, source, target)
+        bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
         try:
-            shared = held.encryption_key.exchange(
-                X25519PublicKey.from_public_bytes(members.entries[dealer].encryption_key)
-            )
-            key = derive_key(shared, self.session_id, "share-key", members.roster_hash, source, target)
-            bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
             plaintext = AESGCM(key).decrypt(packet.nonce, packet.ciphertext, bound)
-        except (InvalidTag, ValueError):
+        except InvalidTag:
             return None
         if len(plaintext) != 1 + 2 * SHARE_BYTES or not plaintext.startswith(_VERSION):
             return None
@@ -406,11 +411,13 @@ class ClientSession:
         if live < threshold:
             self._abort(AbortCode.TOO_FEW, f"{who} near this client must be at least {threshold}, got {live}", message)
 
-    def _in(self, state: ClientState) -> _Secrets:
+    def _in(self, state: ClientState, *message: Message) -> _Secrets:
         """Return the secrets if the session stands where it must."""
         if self.state is not state or self._secrets is None:
             self._abort(
-                AbortCode.MALFORMED, f"a message must come when it is due, got one for {state} while {self.state}"
+                AbortCode.MALFORMED,
+                f"a message must come when it is due, got one for {state} while {self.state}",
+                *message,
             )
         return self._secrets
 
@@ -420,6 +427,8 @@ class ClientSession:
 
     def _erase(self, state: ClientState) -> None:
         self.state = state
+        if self._secrets is not None:
+            self._secrets.erase()
         self._secrets = None
 
 
@@ -439,9 +448,7 @@ def _accepted(parameters: SessionParameters, offer: pb.SessionOffer, trust: Trus
     try:
         canon = parameters.canon()
     except SecureAggregationError as error:
-        refuse(AbortCode.POLICY, str(error).rstrip("."))
-    if problem := parameters.head.problem:
-        refuse(AbortCode.POLICY, problem)
+        refuse(AbortCode.POLICY, str(error).removeprefix("Secure aggregation: ").rstrip("."))
     if len(offer.nonce) != 32 or not is_signed(trust.coordinator_key, offer.signature, "offer", canon, offer.nonce):
         refuse(
             AbortCode.FORGED,
