@@ -12,6 +12,7 @@ CSA-1 (docs/secure-aggregation.md), section "Coordinator". https://eprint.iacr.o
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from enum import StrEnum
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -29,15 +30,27 @@ from wire import federation_pb2 as pb
 CIPHERTEXT_BYTES = 1 + 2 * SHARE_BYTES + 16
 
 
+class CoordinatorState(StrEnum):
+    """What a session waits for. A message that comes at another time is refused."""
+
+    ADVERTISEMENTS = "advertisements"
+    SHARES = "shares"
+    VECTORS = "vectors"
+    ACKS = "acknowledgements"
+    UNMASKS = "unmasks"
+    DONE = "done"
+
+
 class CoordinatorSession:
     """One session of the coordinator. Clients are named by their identity, 32 hexadecimal digits.
 
     Attributes:
+        state: What it waits for.
         parameters: What the session is about.
         session_id: 32 bytes.
         offer: What opens it for a client.
         complaints: How many members could not open a member's packet, by identity.
-        false_holders: Members that gave a share which does not fit the others, by identity.
+        false_holders: Members that gave a share which does not fit the others, or a seed that is not their own, by identity.
     """
 
     def __init__(self, parameters: SessionParameters, key: Ed25519PrivateKey, problem_with: Problem) -> None:
@@ -51,6 +64,7 @@ class CoordinatorSession:
         Raises:
             SecureAggregationError: There is no session with such parameters.
         """
+        self.state = CoordinatorState.ADVERTISEMENTS
         self.parameters = parameters
         nonce, canon = secrets.token_bytes(32), parameters.canon()
         self.session_id = parameters.session_id(nonce)
@@ -103,16 +117,23 @@ class CoordinatorSession:
 
     def take_advertisement(self, client_id: str, message: pb.Advertise) -> None:
         """Note a client that is ready. Raises `MemberExcludedError` when its advertisement breaks a rule."""
+        self._check_due(CoordinatorState.ADVERTISEMENTS)
         if client_id in self._entries:
             raise MemberExcludedError("A client must advertise once in a session.")
+        if len(self._entries) == self.parameters.purpose.client_count:
+            raise MemberExcludedError(f"Clients of a session must be at most {len(self._entries)}.")
         if message.session_id != self.session_id or message.client_id.hex() != client_id:
             raise MemberExcludedError("An advertisement must be for this session and of the client that sends it.")
         if problem := entry_problem(message, self.session_id, self._problem_with):
             raise MemberExcludedError(f"Advertisement: {problem}.")
         keys = {key for entry in self._entries.values() for key in (entry.encryption_key, entry.mask_key)}
-        if keys & {message.encryption_key, message.mask_key}:
-            raise MemberExcludedError("Advertisement: its keys must be its own, another has them too.")
-        self._entries[client_id] = message
+        if keys & {message.encryption_key, message.mask_key} or message.encryption_key == message.mask_key:
+            raise MemberExcludedError("Advertisement: its keys must be its own, one of them is there already.")
+        entry = pb.Advertise()
+        entry.CopyFrom(message)
+        # What is neither signed nor hashed goes to nobody.
+        entry.DiscardUnknownFields()
+        self._entries[client_id] = entry
 
     def freeze(self) -> pb.Roster:
         """Close the session to newcomers and return its roster.
@@ -125,18 +146,22 @@ class CoordinatorSession:
         self._members = Members.of(entries, self.session_id, graph)
         self._index = {entry.client_id.hex(): index for index, entry in enumerate(entries)}
         self._check_count(len(entries), "members")
+        self.state = CoordinatorState.SHARES
         signature = sign(self._key, "roster-sig", self.session_id, self._members.roster_hash)
         return pb.Roster(session_id=self.session_id, members=entries, signature=signature)
 
     def take_shares(self, client_id: str, message: pb.Shares) -> None:
         """Note the packets of a member. Raises `MemberExcludedError` when they break a rule."""
+        self._check_due(CoordinatorState.SHARES)
         index = self._signed(client_id, message.signature, "shares", *packet_parts(message.packets))
         if [packet.index for packet in message.packets] != list(self._members.neighbours[index]):
             raise MemberExcludedError("Shares: there must be one packet for each neighbour, in order.")
         for packet in message.packets:
             if len(packet.nonce) != NONCE_BYTES or len(packet.ciphertext) != CIPHERTEXT_BYTES:
                 raise MemberExcludedError(f"Shares: a packet must have {NONCE_BYTES} and {CIPHERTEXT_BYTES} bytes.")
-        self._packets[index] = {packet.index: packet for packet in message.packets}
+        packets = {packet.index: packet for packet in message.packets}
+        if self._packets.setdefault(index, packets) != packets:
+            raise MemberExcludedError("Shares: a member must share once.")
 
     def deliver(self) -> dict[str, pb.Delivery]:
         """Close the sharing, and return what each sharer is handed.
@@ -148,6 +173,7 @@ class CoordinatorSession:
         self._check_count(len(sharers), "sharers")
         for index in sharers:
             self._check_live(index, sharers, "sharers")
+        self.state = CoordinatorState.VECTORS
         bitmap = members.bitmap(sharers)
         deliveries = {}
         for index in sharers:
@@ -164,19 +190,28 @@ class CoordinatorSession:
         """Note whose vectors are in the sum, all of them whole, and return what they are told.
 
         Raises:
-            SessionAbortedError: They are too few, or the sum could not be opened.
+            SessionAbortedError: They are too few, or not all have shared, so the sum could not be opened.
         """
+        if strangers := set(client_ids) - set(self.sharers):
+            named = ", ".join(sorted(strangers))
+            raise SessionAbortedError(
+                AbortCode.MALFORMED, f"vectors must be of those who have shared, there is one of {named}"
+            )
         self._alive = {self._index[client_id] for client_id in client_ids}
         self._check_count(len(self._alive), "survivors")
         for index in self._packets:
             self._check_live(index, self._alive, "survivors")
+        self.state = CoordinatorState.ACKS
         self._bitmap = self._members.bitmap(self._alive)
         signature = sign(self._key, "survivors-srv", self.session_id, self._members.roster_hash, self._bitmap)
         return pb.Survivors(session_id=self.session_id, survivors=self._bitmap, signature=signature)
 
     def take_ack(self, client_id: str, message: pb.SurvivorAck) -> None:
         """Note an acknowledgement. Raises `MemberExcludedError` when it is not of these survivors."""
+        self._check_due(CoordinatorState.ACKS)
         index = self._signed(client_id, message.signature, "survivors-ack", self._bitmap)
+        if index not in self._alive:
+            raise MemberExcludedError("SurvivorAck: a member must be among the survivors to acknowledge them.")
         self._acks[index] = message.signature
 
     def bundles(self) -> dict[str, pb.AckBundle]:
@@ -187,6 +222,7 @@ class CoordinatorSession:
         """
         for index in self._packets:
             self._check_live(index, self._acks, "acknowledgements")
+        self.state = CoordinatorState.UNMASKS
         found = {}
         for index in self._acks:
             near = [other for other in self._members.neighbours[index] if other in self._acks]
@@ -196,6 +232,7 @@ class CoordinatorSession:
 
     def take_unmask(self, client_id: str, message: pb.Unmask) -> None:
         """Note what a member gives to open the sum. Raises `MemberExcludedError` when it breaks a rule."""
+        self._check_due(CoordinatorState.UNMASKS)
         index = self._signed(client_id, message.signature, "unmask", *unmask_parts(message))
         if index not in self._acks:
             raise MemberExcludedError("Unmask: a member must acknowledge the survivors first.")
@@ -206,6 +243,10 @@ class CoordinatorSession:
             raise MemberExcludedError("Unmask: a member must never give both kinds of shares of another.")
         if not seeds <= near & self._alive or not keys <= near & self._packets.keys() - self._alive:
             raise MemberExcludedError("Unmask: shares must be of seeds of survivors and of keys of the others.")
+        if index in self._unmasks:
+            if message != self._unmasks[index]:
+                raise MemberExcludedError("Unmask: a member must give its shares once.")
+            return
         for dealer in set(message.missing) & near & self._packets.keys():
             self.complaints[self.clients[dealer]] += 1
         self._unmasks[index] = message
@@ -220,6 +261,7 @@ class CoordinatorSession:
             add_masks(total, self._masks())
         finally:
             self._unmasks.clear()
+            self.state = CoordinatorState.DONE
         head = self.parameters.head.read(total)
         if head.count != len(self._alive):
             raise SessionAbortedError(
@@ -261,7 +303,10 @@ class CoordinatorSession:
         own = self._unmasks.get(index)
         if own is not None and is_right(own.own_seed):
             return own.own_seed
-        return self._recovered(index, lambda message: message.seed_shares, is_right, "seed")
+        seed = self._recovered(index, lambda message: message.seed_shares, is_right, "seed")
+        if own is not None:
+            self.false_holders.add(self.clients[index])
+        return seed
 
     def _key_of(self, index: int) -> bytes:
         expected = self._members.entries[index].mask_key
@@ -318,6 +363,12 @@ class CoordinatorSession:
         if not is_signed(entry.public_key, signature, label, self.session_id, self._members.roster_hash, *parts):
             raise MemberExcludedError(f"A message must be signed with its member's key for this session ({label}).")
         return index
+
+    def _check_due(self, state: CoordinatorState) -> None:
+        if self.state is not state:
+            raise MemberExcludedError(
+                f"A message must come when it is due: got one of {state} while waiting for {self.state}."
+            )
 
     def _check_count(self, count: int, who: str) -> None:
         if count < self.fewest:
