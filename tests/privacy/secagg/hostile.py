@@ -88,6 +88,12 @@ class Tale:
         return pb.AckBundle(session_id=self.session_id, acks=listed)
 
 
+def ack_by(client: Client, tale: Tale, bitmap: bytes) -> pb.SurvivorAck:
+    """Return a client's acknowledgement of survivors, made with its key and without its session."""
+    parts = (tale.session_id, tale.members.roster_hash, bitmap)
+    return pb.SurvivorAck(signature=sign(client.identity.key, "survivors-ack", *parts))
+
+
 class Told(NamedTuple):
     """A session in which all clients were told the same tale, and what they answered, by index."""
 

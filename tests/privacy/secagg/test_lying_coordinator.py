@@ -20,7 +20,7 @@ from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.labels import hashed, sign
 from privacy.secagg.members import advertised_parts
 from privacy.secagg.session import SessionParameters
-from tests.privacy.secagg.hostile import Diary, Tale, opened, refused, session_of, told
+from tests.privacy.secagg.hostile import Diary, Tale, ack_by, opened, refused, session_of, told
 from tests.privacy.secagg.sessions import FEDERATION, Client, Play, parameters, play
 from wire import federation_pb2 as pb
 from wire.identity import client_id_of
@@ -643,12 +643,6 @@ def test_acknowledgements_of_the_other_half_show_the_lie(halves: tuple[int, ...]
 Acks = dict[int, pb.SurvivorAck]
 
 
-def ack_by(at_key: Ed25519PrivateKey, tale: Tale) -> pb.SurvivorAck:
-    bitmap = tale.members.bitmap(range(5))
-    signature = sign(at_key, "survivors-ack", tale.session_id, tale.members.roster_hash, bitmap)
-    return pb.SurvivorAck(signature=signature)
-
-
 @pytest.mark.parametrize(
     ("lie", "code", "message"),
     [
@@ -666,7 +660,7 @@ def ack_by(at_key: Ed25519PrivateKey, tale: Tale) -> pb.SurvivorAck:
             id="one-as-many",
         ),
         pytest.param(
-            lambda tale, acks: tale.bundle(acks | {2: ack_by(tale.play.authority.coordinator, tale)}),
+            lambda tale, acks: tale.bundle(acks | {2: pb.SurvivorAck(signature=tale.survivors(range(5)).signature)}),
             AbortCode.EQUIVOCATION,
             "member 2 must have acknowledged",
             id="forged",
@@ -742,7 +736,7 @@ def test_message_that_is_not_due_ends_the_session(done: int, wrong: str) -> None
     """Each good message in each state: but for the one that is due, and survivors that are named again, all of them end it."""
     at = told(play(5, dropout_fraction=0.2)[0])
     survivors = at.tale.survivors(range(5))
-    others = {index: ack_by(client.identity.key, at.tale) for index, client in enumerate(at.clients) if index}
+    others = {index: ack_by(client, at.tale, survivors.survivors) for index, client in enumerate(at.clients) if index}
     delivery = at.tale.delivery(at.clients[0], {index: at.shares[index] for index in range(1, 5)}, range(5))
     arguments = (at.tale.roster, delivery, at.clients[0].vector.copy(), survivors, at.tale.bundle(others))
     messages = dict(zip(STEPS, arguments, strict=True))
@@ -805,17 +799,13 @@ def test_bent_messages_end_in_a_refusal_and_in_nothing_else(data: st.DataObject,
         tell(1, "take_delivery", tale.delivery(clients[0], shares, range(3)))
         victim.mask(clients[0].vector.copy())
         tell(2, "take_survivors", tale.survivors(range(3)))
-        acks = {index: ack_of(tale, client, range(3)) for index, client in enumerate(clients) if index}
+        acks = {
+            index: ack_by(client, tale, tale.members.bitmap(range(3))) for index, client in enumerate(clients) if index
+        }
         tell(3, "take_acks", tale.bundle(acks))
     except SessionAbortedError:
         assert victim.state is ClientState.ABORTED
         assert victim._secrets is None
-
-
-def ack_of(tale: Tale, client: Client, indices: range) -> pb.SurvivorAck:
-    bitmap = tale.members.bitmap(indices)
-    key = client.identity.key
-    return pb.SurvivorAck(signature=sign(key, "survivors-ack", tale.session_id, tale.members.roster_hash, bitmap))
 
 
 def resign(tale: Tale, message: Message) -> None:
