@@ -15,6 +15,7 @@ from choral.commands import (
     join,
     maps,
     partition,
+    query,
     runs,
     sample,
     secagg,
@@ -23,7 +24,6 @@ from choral.commands import (
     specs,
     zoo,
 )
-from choral.commands import attention, demo, join, maps, partition, query, runs, sample, serve, simulate, specs, zoo
 from wire import RELEASE
 from wire.errors import ChoralError
 
