@@ -97,7 +97,7 @@ class Trainer:
         """
         start = time.perf_counter()
         spec = assignment.spec
-        check_held_out(spec, len(data.held_out))
+        check_weighing(spec, len(data.training), len(data.held_out))
         state = self.layout.views(assignment.vector)
         generator = derive_generator(spec.seed, "fit", assignment.round_number, assignment.client_id)
         contribution = self._learner.fit(
@@ -131,9 +131,22 @@ class Trainer:
         return self._learner.apply(state, mean, ServerOptimizer(_FED_AVG), contribution.example_count)
 
 
-def check_held_out(spec: RunSpec, held_out_count: int) -> None:
-    """Check that a client has what its weight is measured on. Raises `DataError` where it does not."""
-    if spec.weight_by == "quality" and not held_out_count:
+def check_weighing(spec: RunSpec, example_count: int, held_out_count: int) -> None:
+    """Check that a client can be weighed: it has what quality is measured on, and no quality is above a masked weight's cap.
+
+    Raises:
+        DataError: It cannot.
+    """
+    if spec.weight_by != "quality":
+        return
+    if spec.secure is not None and example_count * QUALITY_STEPS > spec.weight_cap:
+        raise unsuited(
+            f"Weight by quality: examples must be at most 1/{QUALITY_STEPS} of privacy.secure_aggregation.weight_cap "
+            f"({spec.weight_cap}), because that is the weight of the best model",
+            str(example_count),
+            "Raise weight_cap.",
+        )
+    if not held_out_count:
         raise unsuited(
             "Weight by quality: at least 1 example must be held out", "0", "Join with a held-out fraction above 0."
         )

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from dataclasses import dataclass
 
 from client.data import LocalData
-from client.training import Result
+from client.training import Result, check_weighing
 from models import Evaluation, build_learner
 from server.cohort import Cohort, Member, Order
 from server.inbox import Arrival, Ballot, Binding, Inbox
@@ -82,6 +82,8 @@ class SimulatedCohort(Cohort, ABC):
             learner.check(data.training)
             if len(data.held_out):
                 learner.check(data.held_out)
+            if spec.secure is not None:
+                check_weighing(spec, len(data.training), len(data.held_out))
         self._contribution_bytes = learner.contribution_layout.byte_count
         self._training_counts = {client_id: len(data.training) for client_id, data in sorted(sites.items())}
         self._held_out_counts = {client_id: len(data.held_out) for client_id, data in sites.items()}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from client.data import LocalData
-from client.training import check_held_out, weight_by_quality
+from client.training import check_weighing, weight_by_quality
 from models import DataError, Evaluation
 from server.aggregation import WeightedMean
 from server.cohort import Order
@@ -104,7 +104,8 @@ class VectorizedCohort(SimulatedCohort):
             try:
                 if not self._training.ranges[client_id]:
                     raise DataError("Training data: batches must have at least 1 examples, got 0.")
-                check_held_out(spec, len(self._held_out.ranges[client_id]))
+                counts = len(self._training.ranges[client_id]), len(self._held_out.ranges[client_id])
+                check_weighing(spec, *counts)
             except DataError as error:
                 refusals[client_id] = Refused(client_id, RefusalReason.REFUSAL_REASON_CLIENT_DATA, str(error))
             else:

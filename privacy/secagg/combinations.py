@@ -29,8 +29,8 @@ def check_masking(spec: RunSpec) -> None:
         raise SpecError(f"Run spec: privacy.secure_aggregation: {problem}.")
     if spec.weight_by == "quality" and secure.weight_cap < QUALITY_CAP:
         raise SpecError(
-            f"Run spec: privacy.secure_aggregation.weight_cap must be at least {QUALITY_CAP} with weight_by quality, "
-            f"got {secure.weight_cap}."
+            f"Run spec: privacy.secure_aggregation.weight_cap must be at least {QUALITY_CAP} times a client's examples with "
+            f"weight_by quality, got {secure.weight_cap}."
         )
     goal = spec.stop_when
     if goal is not None and spec.evaluate.on == "clients" and goal.metric not in secure.metrics:

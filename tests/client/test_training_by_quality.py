@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from client.data import LocalData
-from models import Examples
+from models import DataError, Examples
 from server.records import RoundRecord
 from simulation.serial import run_serially
 from tests.models.form_blocks import block, blocks
@@ -90,3 +90,15 @@ async def test_weight_by_quality_makes_up_for_random_labels(tmp_path: Path) -> N
     # Measured: 0.027 more than by amount, and as good as without the four.
     assert sum(gains) / 3 > 0.015
     assert sum(distances) / 3 < 0.01
+
+
+async def test_quality_above_a_masked_weights_cap_is_refused_before_the_run(tmp_path: Path) -> None:
+    sites = {name: LocalData(name, data, block(11)) for name, data in blocks().items()}
+    largest = max(len(data.training) for data in sites.values())
+    masked = {"secure_aggregation": {"weight_cap": 64 * largest - 1}}
+    with pytest.raises(
+        DataError, match=r"at most 1/64 of privacy.secure_aggregation.weight_cap \(\d+\).*Raise weight_cap"
+    ):
+        await played(sites, tmp_path / "above", 1, rounds=1, weight_by="quality", privacy=masked)
+    masked["secure_aggregation"]["weight_cap"] += 1
+    assert await played(sites, tmp_path / "fits", 1, rounds=1, weight_by="quality", privacy=masked)
