@@ -13,7 +13,7 @@ from models.attention import MultiHeadAttention
 from models.learner import PADDING
 from models.sequences import lengths
 from models.transformer import Transformer, warm_up_factor
-from models.transformer_layers import DecoderLayer, EncoderLayer, LayerShape, positions
+from models.transformer_layers import DecoderLayer, Embedding, EncoderLayer, LayerShape, positions
 from tests.models.pronunciations import ADAM, fit, moved, part
 from wire.spec import Named
 
@@ -40,6 +40,14 @@ def test_positions_are_the_papers_sines_and_cosines() -> None:
             angle = place / 10_000 ** (2 * pair / 6)
             assert found[place, 2 * pair].item() == pytest.approx(math.sin(angle), abs=1e-5)
             assert found[place, 2 * pair + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+@torch.no_grad()
+def test_embedding_is_the_codes_own_scaled_by_the_root_of_the_width_where_it_stands() -> None:
+    embedding = Embedding(5, LayerShape(6, 2, 8, 0.0, has_pre_norm=False))
+    found = embedding(torch.tensor([[4, 0, 4]]))[0]
+    expected = math.sqrt(6) * embedding.codes.weight[[4, 0, 4]] + positions(3, 6, torch.device("cpu"))
+    torch.testing.assert_close(found, expected)
 
 
 def copy_attention(own: MultiHeadAttention, other: nn.MultiheadAttention) -> None:
