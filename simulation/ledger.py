@@ -44,7 +44,12 @@ class Ledger(SqliteStore):
         return self._checkpoints
 
     async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
-        """Insert or replace a round that is open, and append events, with the next commit."""
+        """Insert or replace a round that is open, and append events, with the next commit.
+
+        A round whose model is made but not committed is not kept: its checkpoint is not either, and it is played again.
+        """
+        if record.model_sha256:
+            return
         self._held = self._held.with_(None, record, events)
 
     async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
