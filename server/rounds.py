@@ -113,7 +113,7 @@ class Rounds:
             # The sum is in the model already, as its checkpoint shows; only a masked one cannot be had again, and is kept so.
             kept = await asyncio.to_thread(self._checkpoints.read_next, self._run, record, model.layout)
             order = Order(self._run.run_id, record.number, record.attempt, self._spec, kept, len(record.selected))
-            return await self._conclude(record, order, [part.client_id for part in record.contributions], shop)
+            return await self._conclude_kept(record, order, shop)
         while True:
             was_opening = record.is_opening
             with contextlib.ExitStack() as claims:
@@ -273,6 +273,16 @@ class Rounds:
             record = record.with_(example_count=examples, metrics=training_means(record))
         order = Order(order.run_id, record.number, order.attempt, self._spec, model, order.cohort_size)
         return await self._conclude(record, order, self._evaluators(record, order, inbox), shop)
+
+    async def _conclude_kept(
+        self, record: RoundRecord, order: Order, shop: ModelShop
+    ) -> tuple[Model, dict[str, float]]:
+        """Evaluate and commit a model that was kept, with those who are in it, unless another run has some of them by now."""
+        evaluators, cohort = [part.client_id for part in record.contributions], self._site.cohort
+        if not await are_free(evaluators, cohort, self._spec.cohort.wait_seconds, self._status):
+            evaluators = []
+        with cohort.claim(evaluators, self._run.run_id):
+            return await self._conclude(record, order, evaluators, shop)
 
     async def _conclude(
         self, record: RoundRecord, order: Order, evaluators: Sequence[str], shop: ModelShop

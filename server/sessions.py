@@ -228,7 +228,8 @@ class Sessions:
 
     def dismiss(self, client_id: str, task_id: str, reason: str) -> None:
         """Tell a client that its task is over, whether it is asked for anything at the moment or not."""
-        self._assignments.pop(client_id, None)
+        if (assignment := self._assignments.get(client_id)) is not None and assignment.task_id == task_id:
+            del self._assignments[client_id]
         if (session := self._sessions.get(client_id)) is not None:
             session.progress = None
             session.push(pb.JoinResponse(cancel_task=pb.CancelTask(task_id=task_id, reason=reason)))
