@@ -5,6 +5,7 @@ outlive the process, whose secrets are in memory alone.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 from base64 import b64encode
@@ -137,6 +138,8 @@ class Conversation:
         self._vector = vector
         self._silence_seconds = silence_seconds
         self._mail: asyncio.Queue[pb.JoinResponse | None] = asyncio.Queue()
+        self._heard: pb.JoinResponse | None = None
+        self._answer_given: pb.JoinRequest | None = None
 
     def hear(self, message: pb.JoinResponse | None) -> None:
         """Take the coordinator's next message; none when it asks again for the advertisement."""
@@ -149,19 +152,25 @@ class Conversation:
             SessionAbortedError: A check failed.
             SecureAggregationError: The coordinator fell silent.
         """
-        answer: pb.JoinRequest | None = pb.JoinRequest(advertise=self._session.advertisement)
-        heard: pb.JoinResponse | None = None
+        self._answer_given = pb.JoinRequest(advertise=self._session.advertisement)
         try:
             while True:
-                await self._answer(answer, line)
-                if heard is not None and heard.HasField("ack_bundle"):
+                await self._answer(self._answer_given, line)
+                if self._heard is not None and self._heard.HasField("ack_bundle"):
                     return
                 message = await self._next()
-                if message is not None and message != heard:
-                    heard = message
-                    answer = await self._think(message, line)
+                if message is not None and message != self._heard:
+                    self._answer_given = await self._think(message, line)
+                    self._heard = message
         finally:
             self._session.abort()
+
+    async def linger(self, line: Line) -> None:
+        """Give what opens the sum once more whenever the coordinator asks again, because it was lost on its way, until it falls silent."""
+        with contextlib.suppress(SecureAggregationError):
+            while True:
+                if await self._next() == self._heard:
+                    await self._answer(self._answer_given, line)
 
     async def _think(self, message: pb.JoinResponse, line: Line) -> pb.JoinRequest | None:
         """Return the answer to a message; none where it is the masked vector."""

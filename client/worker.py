@@ -270,8 +270,10 @@ class Worker:
 
         try:
             self._conversation = await self._in_thread(begin)
-            await self._conversation.hold(Line(self._send, upload, self._in_thread))
+            line = Line(self._send, upload, self._in_thread)
+            await self._conversation.hold(line)
             log.info("task %s: delivered, masked", task.task_id)
+            await self._conversation.linger(line)
         except SessionAbortedError as error:
             if error.code.is_alarming:
                 masking.keep_evidence(parameters.session_id(task.offer.nonce), error)
