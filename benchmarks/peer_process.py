@@ -81,6 +81,25 @@ class Peer:
             PeerMissingError: The peer is not installed there. Nothing was started.
             PeerFailedError: A process failed, printed no result or ran out of time. All processes have ended.
         """
+        line, peak_bytes = self._finished(python, arguments, timeout_seconds, processes)
+        try:
+            result = PeerResult(**json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise self.no_result(line) from error
+        return dataclasses.replace(result, rss_mb=max(result.rss_mb, peak_bytes / 1e6))
+
+    def last_line(self, python: str, arguments: Sequence[str], timeout_seconds: float) -> str:
+        """Run a peer that has a result of another kind to its end, and return the last line that it printed; see `run`."""
+        return self._finished(python, arguments, timeout_seconds, 1)[0]
+
+    def no_result(self, line: str) -> PeerFailedError:
+        """Return the error for a last line of output that is no result."""
+        return PeerFailedError(f"{self.name}: the last line of output must be a result, got {line[:200]!r}.")
+
+    def _finished(
+        self, python: str, arguments: Sequence[str], timeout_seconds: float, processes: int
+    ) -> tuple[str, int]:
+        """Return the last line that the first process printed, and the peak of the memory of all of them in bytes."""
         if not self.is_installed(python):
             raise PeerMissingError(
                 f"{self.name}: {', '.join(self.packages)} must be installed beside the interpreter, got {python}. Run"
@@ -123,8 +142,8 @@ class _Family:
                 )
             )
 
-    def finish(self) -> PeerResult:
-        """Wait until all processes have ended, and return the result."""
+    def finish(self) -> tuple[str, int]:
+        """Wait until all processes have ended, and return the first one's last line and the peak of their memory in bytes."""
         peak_bytes = 0
         while any(process.poll() is None for process in self._processes):
             if time.monotonic() > self.deadline:
@@ -135,11 +154,9 @@ class _Family:
             self._check()
         self._check()
         lines = (self.home / "0.out").read_text().splitlines()
-        try:
-            result = PeerResult(**json.loads(lines[-1]))
-        except (IndexError, TypeError, ValueError) as error:
-            raise self._failure("the last line of output must be a result, got none") from error
-        return dataclasses.replace(result, rss_mb=max(result.rss_mb, peak_bytes / 1e6))
+        if not lines:
+            raise self._failure("the last line of output must be a result, got none")
+        return lines[-1], peak_bytes
 
     def _sample(self) -> int:
         """Return the resident memory of all processes in bytes."""
