@@ -47,9 +47,10 @@ docs: $(INSTALLED) ## Make docs/zoo.md and its picture from the code
 	$(BIN)/python -m choral.zoo_page docs/zoo.md
 	$(BIN)/python -m docs.activations
 
-bench: $(INSTALLED) ## Measure a round, then simulations
+bench: $(INSTALLED) ## Measure a round, simulations and secure aggregation
 	$(BIN)/python -m benchmarks.round
 	$(BIN)/python -m benchmarks.simulation
+	$(BIN)/python -m benchmarks.secagg
 
 clean: ## Remove the environment and what the tools left behind
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
