@@ -25,6 +25,7 @@ from server.records import RefusalRecord, RunState
 from server.secure import SecureSession
 from tests.client.masked import NAMES, Federation, joined, masked_spec, played
 from tests.client.sites import digits_spec
+from tests.loopback import run_in_state
 from wire import federation_pb2 as pb
 from wire.secure import SecureAggregationSpec
 from wire.spec import RunSpec
@@ -52,7 +53,6 @@ async def refusals(
     agents = [federation.agent(name, coordinator.address, policy, has_roster) for name in NAMES]
     async with joined(coordinator, agents):
         run = await coordinator.runs.submit(spec)
-
         await run_in_state(coordinator, run.run_id, RunState.PAUSED)
         [record] = await coordinator.store.rounds(run.run_id)
     assert (record.contributions, record.model_sha256) == ([], "")
@@ -65,7 +65,6 @@ async def refusals(
 async def test_run_on_a_coordinator_without_a_roster_fails_with_the_reason(federation: Federation) -> None:
     async with federation.serving(roster=None) as coordinator:
         run = await coordinator.runs.submit(masked_spec())
-
         reason = (await run_in_state(coordinator, run.run_id, RunState.FAILED)).reason
     assert reason == (
         "Run spec: privacy.secure_aggregation must have a coordinator with a roster, this one has none. Start it with --roster."
