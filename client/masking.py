@@ -6,15 +6,17 @@ outlive the process, whose secrets are in memory alone.
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.message import Message
 
 from client.errors import PolicyError
 from client.journal import Journal
@@ -24,8 +26,10 @@ from privacy.files import write_file
 from privacy.secagg.client import ClientSession, Floor, Identity, Party, Trust
 from privacy.secagg.masks import RingVector
 from privacy.secagg.session import Purpose, SessionParameters, digest_of
+from privacy.secagg.vectors import ring_vector
 from wire import federation_pb2 as pb
 from wire.spec import RunSpec
+from wire.tensors import Vector
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +68,40 @@ class MaskingSite:
         trust = Trust(roster.federation, bytes.fromhex(roster.coordinator_key), roster.problem_with_certificate)
         return Party(Identity(self.key, certificate), trust, floor, self.journal)
 
-    def keep_evidence(self, session_id: bytes, error: SessionAbortedError) -> None:
-        """Keep the messages that show what happened, and tell the operator."""
+    def begin(self, task: pb.Task, spec: RunSpec, brought: "Brought", floor: Floor) -> "Conversation":
+        """Begin the session of a task. Slow for large models.
+
+        Raises:
+            PolicyError: This client must not take part, or the task is not what its run spec says.
+            SessionAbortedError: The offer is not what it must be. Whatever is alarming about it was kept.
+            ChoralError: A coordinate is not finite, or the journal cannot be written.
+        """
+        coordinates = brought.coordinates
+        parameters = parameters_of(task, spec, 0 if coordinates is None else len(coordinates))
+        party = self.party(floor)
+        vector = ring_vector(parameters, brought.weight, brought.example_count, brought.metrics, coordinates)
+        try:
+            session = ClientSession(parameters, task.offer, party)
+        except SessionAbortedError as error:
+            self.keep_evidence(Terms(parameters, task.offer), error)
+            raise
+        silence_seconds = spec.cohort.deadline_seconds + parameters.spec.stage_seconds
+        return Conversation(self, session, Terms(parameters, task.offer), vector, silence_seconds)
+
+    def keep_evidence(self, terms: "Terms", error: SessionAbortedError, *rosters: pb.Roster) -> None:
+        """Keep the messages that show what happened, with those that they are bound to, and tell the operator; if it is alarming."""
+        if not error.code.is_alarming:
+            return
+        session_id, context = terms.parameters.session_id(terms.offer.nonce), (terms.offer, *rosters)
         path = self.evidence / f"{session_id.hex()[:16]}-{error.code}.json"
-        messages = [
-            {"message": message.DESCRIPTOR.name, "base64": b64encode(message.SerializeToString()).decode()}
-            for message in error.evidence
-        ]
-        content = {"code": error.code, "sentence": str(error), "session": session_id.hex(), "messages": messages}
+        content = {
+            "code": error.code,
+            "sentence": str(error),
+            "session": session_id.hex(),
+            "parameters": terms.parameters.canon().hex(),
+            "messages": _listed(error.evidence),
+            "context": _listed(message for message in context if message not in error.evidence),
+        }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, json.dumps(content, indent=2).encode(), 0o600)
@@ -99,8 +129,55 @@ def parameters_of(task: pb.Task, spec: RunSpec, body_size: int) -> SessionParame
         task.cohort_size,
         body_size,
         digest_of(base.sha256, base.layout_sha256, spec),
+        spec.cohort.fewest if task.HasField("train") else 0,
     )
     return SessionParameters(purpose, spec.secure)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a session is bound to: its parameters, as this client finds them, and the coordinator's offer."""
+
+    parameters: SessionParameters
+    offer: pb.SessionOffer
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a client brings to a session.
+
+    Attributes:
+        weight: 0 to the cap.
+        example_count: Examples that weight and metrics are of.
+        metrics: Measured by training or evaluation.
+        coordinates: float32 (parameters,) of a contribution; None for an evaluation.
+    """
+
+    weight: int
+    example_count: int
+    metrics: Mapping[str, float]
+    coordinates: Vector | None = field(default=None, repr=False)
+
+
+def masked_header(task: pb.Task, session_id: bytes, data: memoryview) -> pb.UploadHeader:
+    """Return what announces a masked vector: nothing of what is in it."""
+    return pb.UploadHeader(
+        task_id=task.task_id,
+        run_id=task.run_id,
+        round=task.round,
+        base_sha256=task.base.sha256,
+        layout_sha256=session_id,
+        encoding=pb.VECTOR_ENCODING_MASKED,
+        total_bytes=len(data),
+        sha256=hashlib.sha256(data).digest(),
+    )
+
+
+def _listed(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [
+        {"message": message.DESCRIPTOR.name, "base64": b64encode(message.SerializeToString()).decode()}
+        for message in messages
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +202,28 @@ class Conversation:
         session_id: The session's.
     """
 
-    def __init__(self, session: ClientSession, vector: RingVector, silence_seconds: float) -> None:
+    def __init__(
+        self,
+        site: MaskingSite,
+        session: ClientSession,
+        terms: "Terms",
+        vector: RingVector,
+        silence_seconds: float,
+    ) -> None:
         """Prepare it.
 
         Args:
+            site: Which keeps what is alarming.
             session: Which has just been begun.
+            terms: The session's.
             vector: What the client brings, not masked yet. It is masked in place.
             silence_seconds: Longest wait for the coordinator's next message.
         """
         self.session_id = session.session_id
+        self._site = site
         self._session = session
+        self._terms = terms
+        self._roster: list[pb.Roster] = []
         self._vector = vector
         self._silence_seconds = silence_seconds
         self._mail: asyncio.Queue[pb.JoinResponse | None] = asyncio.Queue()
@@ -162,6 +251,9 @@ class Conversation:
                 if message is not None and message != self._heard:
                     self._answer_given = await self._think(message, line)
                     self._heard = message
+        except SessionAbortedError as error:
+            self._site.keep_evidence(self._terms, error, *self._roster)
+            raise
         finally:
             self._session.abort()
 
@@ -182,6 +274,7 @@ class Conversation:
         session = self._session
         match message.WhichOneof("message"):
             case "roster":
+                self._roster.append(message.roster)
                 return pb.JoinRequest(shares=session.take_roster(message.roster))
             case "delivery":
                 session.take_delivery(message.delivery)

@@ -14,7 +14,7 @@ from client.errors import PolicyError
 from privacy.secagg.client import Floor
 from wire.document import parse_document
 from wire.errors import SpecError
-from wire.secure import MILLION
+from wire.secure import MILLION, SecureAggregationSpec
 from wire.spec import RunSpec
 from wire.validation import Strict, explain
 
@@ -37,11 +37,6 @@ class SecureAggregationPolicy(Strict):
             raise ValueError("minimum_cohort must be at least 3 without allow_small_cohort, got 2")
         return self
 
-    @property
-    def floor(self) -> Floor:
-        """The same as sessions check it."""
-        return Floor(self.minimum_cohort, round(self.corrupt_fraction * MILLION))
-
 
 class Policy(Strict):
     """The rules of one site. Without a file, everything that is installed is allowed."""
@@ -49,9 +44,16 @@ class Policy(Strict):
     allowed_learners: list[str] | None = None
     """Learners that may run; all that are installed if not given."""
     minimum_cohort: int = Field(default=1, ge=1)
-    """Fewest clients that a round must ask: in a small cohort, the mean says much about each. The coordinator's word is taken for it."""
+    """Fewest clients that a round must ask: in a small cohort, the mean says much about each. The coordinator's word is taken for it, but
+    in secure aggregation, where so many must show that they take part."""
 
     secure_aggregation: SecureAggregationPolicy = SecureAggregationPolicy()
+
+    @property
+    def floor(self) -> Floor:
+        """What sessions of secure aggregation must keep to."""
+        least = self.secure_aggregation
+        return Floor(least.minimum_cohort, round(least.corrupt_fraction * MILLION), self.minimum_cohort)
 
     def allows(self, learner: str) -> bool:
         """Tell whether a learner may run here."""
@@ -73,10 +75,22 @@ class Policy(Strict):
                 "This site's policy: privacy.secure_aggregation must be in the run spec, because secure_aggregation is required, "
                 "got a run without it."
             )
+        if spec.secure is not None:
+            self._check_secure(spec.secure)
         if cohort_size < self.minimum_cohort:
             raise PolicyError(
                 f"This site's policy: a round must ask at least minimum_cohort ({self.minimum_cohort}) clients, got {cohort_size}."
             )
+
+    def _check_secure(self, found: SecureAggregationSpec) -> None:
+        """Check what sessions check too, before anything is trained for them."""
+        for key in ("minimum_cohort", "corrupt_fraction"):
+            least, got = getattr(self.secure_aggregation, key), getattr(found, key)
+            if got < least:
+                raise PolicyError(
+                    f"This site's policy: privacy.secure_aggregation.{key} must be at least secure_aggregation.{key} ({least:g}), "
+                    f"got {got:g}."
+                )
 
 
 def read_policy(path: Path) -> Policy:

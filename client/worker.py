@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -23,13 +24,11 @@ from client.connection import Connection
 from client.data import LocalData
 from client.errors import ConnectionLostError, PolicyError, RoundClosedError
 from client.link import Link
-from client.masking import Conversation, Line, MaskingSite, parameters_of
+from client.masking import Brought, Conversation, Line, MaskingSite, masked_header
 from client.policy import Policy
 from client.training import Assignment, Result, Trainer
 from models import DataError, TrainingStopped
 from privacy.errors import AbortCode, SessionAbortedError
-from privacy.secagg.client import ClientSession
-from privacy.secagg.vectors import ring_vector
 from wire import federation_pb2 as pb
 from wire.errors import ChoralError, LayoutError, TransferError
 from wire.spec import RunSpec, parse_spec
@@ -166,6 +165,8 @@ class Worker:
     async def _attempt(self, task: pb.Task, client_id: str) -> None:
         spec = parse_spec(task.spec_json, "The coordinator's run spec")
         self._site.policy.check(spec, task.cohort_size)
+        if spec.secure is not None:
+            self._masking().party(self._site.policy.floor)
         trainer = await self._trainer_for(spec, task.base)
         if task.HasField("train"):
             await self._train(task, spec, trainer, client_id)
@@ -174,7 +175,9 @@ class Worker:
             self._enter(pb.PHASE_EVALUATING)
             evaluation = await self._in_thread(lambda: trainer.evaluate(vector, self._site.data))
             if spec.secure is not None or task.HasField("offer"):
-                await self._deliver_masked(task, spec, evaluation.example_count, evaluation.metrics)
+                count = evaluation.example_count
+                brought = Brought(min(count, spec.weight_cap), count, evaluation.metrics)
+                await self._deliver_masked(task, spec, brought)
                 return
             result = pb.EvaluateResult(
                 task_id=task.task_id, example_count=evaluation.example_count, metrics=dict(evaluation.metrics)
@@ -211,7 +214,8 @@ class Worker:
         _, result, sha256 = self._kept
         if spec.secure is not None or task.HasField("offer"):
             metrics = {name.removeprefix("train_"): value for name, value in result.metrics.items()}
-            await self._deliver_masked(task, spec, result.example_count, metrics, result)
+            brought = Brought(result.weight, result.example_count, metrics, result.vector)
+            await self._deliver_masked(task, spec, brought)
             return
         await self._deliver(task, result, sha256, trainer.contribution_layout)
 
@@ -238,67 +242,35 @@ class Worker:
                 "task %s: delivered, %d examples in %.2f s", task.task_id, result.example_count, result.train_seconds
             )
             return
-        reason = pb.RefusalReason.Name(verdict.reason).removeprefix("REFUSAL_REASON_").lower()
         if verdict.reason in _NOT_OPEN:
-            raise RoundClosedError(f"{reason}: {verdict.detail}")
-        log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
+            raise RoundClosedError(_sentence(verdict))
+        log.warning("task %s: not taken, %s", task.task_id, _sentence(verdict))
 
-    async def _deliver_masked(
-        self,
-        task: pb.Task,
-        spec: RunSpec,
-        example_count: int,
-        metrics: Mapping[str, float],
-        result: Result | None = None,
-    ) -> None:
-        """Take part in the task's session of secure aggregation with a training's result, or with numbers of an evaluation alone."""
-        if (masking := self._site.masking) is None:
-            raise PolicyError("Secure aggregation: a client must have a roster, this one has none. Join with --roster.")
-        parameters = parameters_of(task, spec, len(result.vector) if result else 0)
-        party = masking.party(self._site.policy.secure_aggregation.floor)
+    async def _deliver_masked(self, task: pb.Task, spec: RunSpec, brought: Brought) -> None:
+        """Take part in the task's session of secure aggregation."""
+        masking, floor = self._masking(), self._site.policy.floor
         self._enter(pb.PHASE_WAITING)
-
-        def begin() -> Conversation:
-            weight = result.weight if result else min(example_count, spec.weight_cap)
-            coordinates = result.vector if result else None
-            vector = ring_vector(parameters, weight, example_count, metrics, coordinates)
-            session = ClientSession(parameters, task.offer, party)
-            return Conversation(session, vector, spec.cohort.deadline_seconds + parameters.spec.stage_seconds)
-
-        async def upload(session_id: bytes, data: memoryview) -> None:
-            await self._upload_masked(task, session_id, data)
-
+        line = Line(self._send, partial(self._upload_masked, task), self._in_thread)
         try:
-            self._conversation = await self._in_thread(begin)
-            line = Line(self._send, upload, self._in_thread)
+            self._conversation = await self._in_thread(lambda: masking.begin(task, spec, brought, floor))
             await self._conversation.hold(line)
             log.info("task %s: delivered, masked", task.task_id)
             await self._conversation.linger(line)
-        except SessionAbortedError as error:
-            if error.code.is_alarming:
-                masking.keep_evidence(parameters.session_id(task.offer.nonce), error)
-            raise
         finally:
             self._conversation = None
 
+    def _masking(self) -> MaskingSite:
+        if self._site.masking is None:
+            raise PolicyError("Secure aggregation: a client must have a roster, this one has none. Join with --roster.")
+        return self._site.masking
+
     async def _upload_masked(self, task: pb.Task, session_id: bytes, data: memoryview) -> None:
         """Upload a masked vector. One that nobody waits for on this connection is asked for again, or is in the sum already."""
-        sha256 = await self._in_thread(lambda: hashlib.sha256(data).digest())
-        header = pb.UploadHeader(
-            task_id=task.task_id,
-            run_id=task.run_id,
-            round=task.round,
-            base_sha256=task.base.sha256,
-            layout_sha256=session_id,
-            encoding=pb.VECTOR_ENCODING_MASKED,
-            total_bytes=len(data),
-            sha256=sha256,
-        )
+        header = await self._in_thread(lambda: masked_header(task, session_id, data))
         with contextlib.suppress(RoundClosedError):
             verdict = await self._with_connection(lambda connection: self._upload(connection, header, data))
             if verdict.reason != pb.REFUSAL_REASON_UNSPECIFIED:
-                reason = pb.RefusalReason.Name(verdict.reason).removeprefix("REFUSAL_REASON_").lower()
-                log.warning("task %s: not taken, %s: %s", task.task_id, reason, verdict.detail)
+                log.warning("task %s: not taken, %s", task.task_id, _sentence(verdict))
 
     async def _upload(self, connection: Connection, header: pb.UploadHeader, data: memoryview) -> pb.UploadVerdict:
         """Upload a contribution. One that is sent whole is not given up before its verdict has had time to arrive.
@@ -399,6 +371,11 @@ class Worker:
             yield
         finally:
             telling.cancel()
+
+
+def _sentence(verdict: pb.UploadVerdict) -> str:
+    reason = pb.RefusalReason.Name(verdict.reason).removeprefix("REFUSAL_REASON_").lower()
+    return f"{reason}: {verdict.detail}"
 
 
 def _log_retry(state: RetryCallState) -> None:

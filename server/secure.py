@@ -96,6 +96,7 @@ class SecureSession:
             order.cohort_size,
             body_size,
             digest_of(model.sha256, model.layout.sha256, order.spec),
+            order.spec.cohort.fewest if kind == "train" else 0,
         )
         self.refusals: list[RefusalRecord] = []
         self.problem = ""

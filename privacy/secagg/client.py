@@ -71,10 +71,12 @@ class Floor:
     Attributes:
         minimum_cohort: Fewest honest clients that a sum must be of.
         corrupt_ppm: Least part of corrupt clients that must be withstood, in millionths.
+        minimum_members: Fewest clients that a session must have.
     """
 
     minimum_cohort: int = 3
     corrupt_ppm: int = 0
+    minimum_members: int = 1
 
 
 class Journal(Protocol):
@@ -321,7 +323,8 @@ class ClientSession:
         ):
             self._abort(AbortCode.FORGED, "a roster must be signed by the coordinator", roster)
         self._check_entries(entries, roster)
-        self._fewest = graph.fewest_survivors(max(self._parameters.spec.minimum_cohort, self._floor.minimum_cohort))
+        least, floor = self._parameters.spec.minimum_cohort, self._floor
+        self._fewest = max(self._parameters.fewest(graph, max(least, floor.minimum_cohort)), floor.minimum_members)
         self._check_count(len(entries), "members", roster)
         return members
 

@@ -93,7 +93,7 @@ class CoordinatorSession:
     @property
     def fewest(self) -> int:
         """Fewest members whose vectors must be in the sum."""
-        return self._members.graph.fewest_survivors(self.parameters.spec.minimum_cohort)
+        return self.parameters.fewest(self._members.graph, self.parameters.spec.minimum_cohort)
 
     @property
     def clients(self) -> list[str]:

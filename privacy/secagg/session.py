@@ -31,6 +31,7 @@ class Purpose:
         client_count: Most members.
         body_size: Coordinates behind the head; 0 where only numbers of evaluation are summed.
         model_digest: See `digest_of`.
+        quorum: Fewest members that the run spec lets the round close with; 0 for any number.
     """
 
     federation: str
@@ -40,6 +41,7 @@ class Purpose:
     client_count: int
     body_size: int
     model_digest: bytes
+    quorum: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,10 @@ class SessionParameters:
         """Return degree, threshold and bounds for so many members. Raises `SecureAggregationError` where there are none."""
         return parameters_for(member_count, self.spec.corrupt_ppm, self.spec.dropout_ppm)
 
+    def fewest(self, graph: Parameters, minimum_cohort: int) -> int:
+        """Return the fewest members that a roster, and a sum, must have; `minimum_cohort` of them honest."""
+        return max(graph.fewest_survivors(minimum_cohort), self.purpose.quorum)
+
     def canon(self) -> bytes:
         """Return the parameters as the bytes that are signed.
 
@@ -79,7 +85,14 @@ class SessionParameters:
             raise SecureAggregationError(f"Secure aggregation: {problem}.")
         spec, bound = self.spec, struct.pack("<d", self.spec.coordinate_bound)
         exponent = struct.pack("<i", self.grid.exponent)
-        rest = [u32(spec.dropout_ppm), u32(self.purpose.client_count), bound, exponent, bytes([SUITE])]
+        rest = [
+            u32(spec.dropout_ppm),
+            u32(self.purpose.client_count),
+            u32(self.purpose.quorum),
+            bound,
+            exponent,
+            bytes([SUITE]),
+        ]
         metrics = [prefixed(name.encode()) for name in spec.metrics]
         return b"".join([self.base(graph), *rest, u32(len(metrics)), *metrics])
 

@@ -117,7 +117,7 @@ def labels_in_code() -> Iterator[str]:
 
 def test_parameters_are_encoded_in_the_order_of_the_table() -> None:
     spec = SecureAggregationSpec(corrupt_fraction=0.11, dropout_fraction=0.12, minimum_cohort=4)
-    purpose = Purpose("lakes", "run/train", 7, 3, 12, 1000, bytes(range(32)))
+    purpose = Purpose("lakes", "run/train", 7, 3, 12, 1000, bytes(range(32)), quorum=9)
     parameters = SessionParameters(purpose, spec)
     graph = parameters_for(12, spec.corrupt_ppm, spec.dropout_ppm)
     encoded = {
@@ -135,6 +135,7 @@ def test_parameters_are_encoded_in_the_order_of_the_table() -> None:
         "model_digest": prefixed(bytes(range(32))),
         "dropout_ppm": u32(120_000),
         "client_count": u32(12),
+        "quorum": u32(9),
         "coordinate_bound": struct.pack("<d", 4.0),
         "exponent": struct.pack("<i", parameters.grid.exponent),
         "suite": bytes([SUITE]),
