@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privacy.errors import AbortCode, MemberExcludedError, SessionAbortedError
 from privacy.secagg.client import NONCE_BYTES
-from privacy.secagg.head import HeadSum
+from privacy.secagg.head import NUMBER_BITS, HeadSum
 from privacy.secagg.labels import hashed, is_signed, sign
 from privacy.secagg.masks import Mask, RingVector, add_masks, pair_mask, self_mask
 from privacy.secagg.members import Members, Problem, entry_problem, packet_parts, unmask_parts
@@ -269,11 +269,18 @@ class CoordinatorSession:
                 f"the opened sum must be of {len(self._alive)} vectors, its canary says {head.count}; "
                 "some client has brought another vector than it shared for",
             )
-        if head.weight_total > len(self._alive) * self.parameters.spec.weight_cap:
-            most = len(self._alive) * self.parameters.spec.weight_cap
-            raise SessionAbortedError(
-                AbortCode.CANARY, f"the sum of weights must be at most {most}, got {head.weight_total}"
-            )
+        count, purpose = len(self._alive), self.parameters.purpose
+        # Who has trained weighs 1 at least; where there are no coordinates nothing need be weighed.
+        weights = count if purpose.body_size else 0, count * self.parameters.spec.weight_cap
+        examples = 0, count << NUMBER_BITS - 1
+        for name, number, (least, most) in (
+            ("weights", head.weight_total, weights),
+            ("examples", head.example_count, examples),
+        ):
+            if not least <= number <= most:
+                raise SessionAbortedError(
+                    AbortCode.CANARY, f"the sum of {name} must be {least} to {most}, got {number}"
+                )
         return head
 
     def _masks(self) -> list[Mask]:
