@@ -11,6 +11,7 @@ Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Ma
 against active adversaries), and lemma 6.1 on masks between neighbours. https://eprint.iacr.org/2017/281
 """
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -414,6 +415,22 @@ def test_delivery_that_differs_for_one_client_opens_nothing_of_it() -> None:
                 seen.update(check(carry_out(schedule)).opened)
     assert frozenset({0, 1, 2}) in seen
     assert all(len(group) >= 2 for group in seen)
+
+
+@pytest.mark.parametrize(
+    "halves", list(itertools.product([0, 1], repeat=4)), ids=lambda halves: "".join(map(str, halves))
+)
+def test_two_tales_in_a_tight_session_open_at_most_one_sum(halves: tuple[int, ...]) -> None:
+    """Seven members, three conspire, and the bounds are tight: each honest one is told that member 3 is there, or that it is gone.
+
+    One threshold for acknowledgements and shares keeps both secrets of member 3 from being had. One less would not, where two of the
+    honest are told one tale and two the other; and without acknowledgements it would do to tell member 3 alone that it is there.
+    """
+    told = dict(enumerate(halves))
+    schedule = Schedule(7, frozenset({4, 5, 6}), 3, 1, sets=(frozenset(), frozenset({3})), told=told)
+    residue = check(carry_out(schedule))
+    # A sum takes six acknowledgements, three of them of those who conspire.
+    assert len(residue.opened) == (sum(halves) <= 1 or halves[:3] == (1, 1, 1))
 
 
 # --- Broken sessions --------------------------------------------------------------------------------------------------------------------

@@ -169,14 +169,26 @@ def test_false_seed_of_its_owner_is_passed_over_and_named(seed: bytes) -> None:
     [
         pytest.param(1, 2, "must be of 8 vectors, its canary says 9", id="canary"),
         pytest.param(1, 0, "must be of 8 vectors, its canary says 7", id="no-canary"),
-        pytest.param(0, 801, "sum of weights must be at most 800", id="weight-over-the-cap"),
-        pytest.param(0, 2**32 - 40, "sum of weights must be at most 800", id="negative-weight"),
+        pytest.param(0, 801, "sum of weights must be 8 to 800", id="weight-over-the-cap"),
+        pytest.param(0, 2**32 - 40, "sum of weights must be 8 to 800", id="negative-weight"),
+        pytest.param(4, 0, "sum of examples must be 0 to", id="negative-examples"),
+        pytest.param(4, 2**20, "sum of examples must be 0 to", id="more-examples-than-there-can-be"),
     ],
 )
 def test_head_that_cannot_be_ends_the_session(element: int, value: int, message: str) -> None:
     session = lied()
     session.ordered[3].vector[element] = value
     with pytest.raises(SessionAbortedError, match=message) as abort:
+        session.run()
+    assert abort.value.code is AbortCode.CANARY
+
+
+def test_weight_that_takes_all_others_away_ends_the_session() -> None:
+    """A mean over a weight of 0 would be no number."""
+    session = lied()
+    others = [client.vector[0] for number, client in enumerate(session.ordered) if number != 3]
+    session.ordered[3].vector[0] = 2**32 - int(sum(others))
+    with pytest.raises(SessionAbortedError, match="sum of weights must be 8 to 800, got 0") as abort:
         session.run()
     assert abort.value.code is AbortCode.CANARY
 
@@ -341,7 +353,9 @@ def test_what_nobody_has_signed_is_handed_to_nobody() -> None:
 def repacked(change: Callable[[list[pb.Packet]], object], *, is_signed: bool = True) -> Lie:
     def lie(session: Lied, client: Client, message: Message) -> Message:
         assert isinstance(message, pb.Shares)
-        packets = list(message.packets)
+        copied = pb.Shares()
+        copied.CopyFrom(message)
+        packets = list(copied.packets)
         change(packets)
         told = pb.Shares(session_id=message.session_id, packets=packets, signature=message.signature)
         return signed(session, client, told) if is_signed else told
@@ -382,6 +396,24 @@ def test_false_shares_leave_their_dealer_out(lie: Lie, message: str) -> None:
     assert message in session.excluded[liar]
     assert liar not in session.coordinator.sharers
     assert (session.total == session.sum_without(2)).all()
+
+
+def test_second_shares_leave_the_first() -> None:
+    """The same ones again are no harm; others could not be told from what some have been handed."""
+    session = lied()
+
+    def lie(session: Lied, client: Client, message: Message) -> Message:
+        session.coordinator.take_shares(client.client_id, message)  # type: ignore[arg-type]
+        other = repacked(lambda packets: setattr(packets[0], "nonce", bytes(12)))(session, client, message)
+        with pytest.raises(MemberExcludedError, match="must share once"):
+            session.coordinator.take_shares(client.client_id, other)  # type: ignore[arg-type]
+        return message
+
+    session.lie("shares", 2, lie)
+    session.run()
+    assert not session.excluded
+    assert not session.coordinator.complaints
+    assert (session.total == session.sum_without()).all()
 
 
 def test_packets_that_nobody_can_open_are_complained_of() -> None:

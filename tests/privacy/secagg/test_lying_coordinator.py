@@ -456,14 +456,14 @@ def test_different_rosters_open_nothing() -> None:
 
 def test_packets_from_elsewhere_are_noted_as_missing() -> None:
     """Of another session, of another pair, in the other direction, cut, changed, under another name: none of them is opened."""
-    at = told(play(8, dropout_fraction=0.25)[0])
-    other = told(Play(parameters(8, attempt=1), at.play.authority, [Client(c.identity, c.vector) for c in at.clients]))
+    at = told(play(9, dropout_fraction=0.25)[0])
+    other = told(Play(parameters(9, attempt=1), at.play.authority, [Client(c.identity, c.vector) for c in at.clients]))
 
     def packet(source: int, target: int, message: pb.Shares) -> pb.Packet:
         found = next(packet for packet in message.packets if packet.index == target)
         return pb.Packet(index=source, nonce=found.nonce, ciphertext=found.ciphertext)
 
-    good = packet(7, 0, at.shares[7])
+    good = packet(8, 0, at.shares[8])
     replayed = packet(1, 0, other.shares[1])
     of_another_pair = packet(2, 3, at.shares[2])
     turned = packet(3, 3, at.shares[0])
@@ -472,16 +472,18 @@ def test_packets_from_elsewhere_are_noted_as_missing() -> None:
     bent = packet(5, 0, at.shares[5])
     bent.ciphertext = bytes([bent.ciphertext[0] ^ 1]) + bent.ciphertext[1:]
     renamed = packet(6, 0, at.shares[1])
+    no_nonce = packet(7, 0, at.shares[7])
+    no_nonce.nonce = b""
     victim = session_of(at.clients[0])
-    delivery = at.tale.delivery(at.clients[0], {}, range(8))
-    delivery.packets.extend([good, replayed, of_another_pair, turned, cut, bent, renamed])
+    delivery = at.tale.delivery(at.clients[0], {}, range(9))
+    delivery.packets.extend([good, replayed, of_another_pair, turned, cut, bent, renamed, no_nonce])
     # Those who are no neighbours, or are not there.
     delivery.packets.extend([pb.Packet(index=0, nonce=good.nonce), pb.Packet(index=2**32 - 1)])
     victim.take_delivery(delivery)
-    assert victim._missing == [1, 2, 3, 4, 5, 6]
+    assert victim._missing == [1, 2, 3, 4, 5, 6, 7]
     held = victim._secrets
     assert held is not None
-    assert held.held.keys() == {7}
+    assert held.held.keys() == {8}
 
 
 @pytest.mark.parametrize(
@@ -558,6 +560,25 @@ def test_false_survivors_are_refused(lie: Callable[[Tale], pb.Survivors], code: 
     victim, survivors = session_of(at.clients[0]), lie(at.tale)
     error = refused(victim, lambda: victim.take_survivors(survivors), code, message)
     assert error.evidence == (survivors,)
+
+
+@pytest.mark.parametrize(
+    ("spec", "gone", "message"),
+    [
+        pytest.param({}, {8}, "survivors must be at least 9, got 8", id="none-may-be-missing"),
+        pytest.param(
+            {"dropout_fraction": 0.23, "minimum_cohort": 5, "corrupt_fraction": 0.34},
+            {7, 8},
+            "survivors must be at least 8, got 7",
+            id="too-few-beside-the-corrupt",
+        ),
+    ],
+)
+def test_survivors_above_the_threshold_may_be_too_few(spec: dict[str, float], gone: set[int], message: str) -> None:
+    at = told(play(9, **spec)[0])  # type: ignore[arg-type]
+    at.deliver()
+    victim, survivors = session_of(at.clients[0]), at.tale.survivors(set(range(9)) - gone)
+    refused(victim, lambda: victim.take_survivors(survivors), AbortCode.TOO_FEW, message)
 
 
 def test_survivors_who_were_not_among_the_sharers_are_refused() -> None:
