@@ -15,9 +15,10 @@ from google.protobuf.message import Message
 
 from benchmarks.secagg_coordinator import Federation, Remote, process
 from benchmarks.secagg_result import Case, SessionResult, Stopwatch
-from privacy.secagg.client import ClientSession, Floor, Identity, Party, Trust
+from privacy.secagg.client import ClientSession
 from privacy.secagg.labels import sign
 from privacy.secagg.masks import RING_TYPES, RingVector
+from privacy.secagg.party import Floor, Identity, Party, Trust
 from privacy.secagg.session import Purpose, SessionParameters
 from wire import federation_pb2 as pb
 from wire.secure import SecureAggregationSpec

@@ -23,8 +23,9 @@ from client.journal import Journal
 from privacy.enrolment import EnrolmentFile
 from privacy.errors import SecureAggregationError, SessionAbortedError
 from privacy.files import write_file
-from privacy.secagg.client import ClientSession, Floor, Identity, Party, Trust
+from privacy.secagg.client import ClientSession
 from privacy.secagg.masks import RingVector
+from privacy.secagg.party import Floor, Identity, Party, Trust
 from privacy.secagg.session import Purpose, SessionParameters, digest_of
 from privacy.secagg.vectors import ring_vector
 from wire import federation_pb2 as pb

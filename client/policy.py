@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 
 from client.errors import PolicyError
-from privacy.secagg.client import Floor
+from privacy.secagg.party import Floor
 from wire.document import parse_document
 from wire.errors import SpecError
 from wire.secure import MILLION, SecureAggregationSpec

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.journal import Journal
 from models import Evaluation
 from privacy.enrolment import certificate_digest
-from privacy.secagg.client import ClientSession, Floor, Identity, Party, Trust
+from privacy.secagg.client import ClientSession
 from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.masks import RingVector
+from privacy.secagg.party import Floor, Identity, Party, Trust
 from privacy.secagg.vectors import ring_vector
 from server.cohort import Exchange, Kind, Order
 from server.inbox import Arrival, Binding, Inbox

@@ -9,10 +9,9 @@ CSA-1 (docs/secure-aggregation.md), section "Client". https://eprint.iacr.org/20
 import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import Message
@@ -22,12 +21,12 @@ from privacy.secagg.labels import derive_key, hashed, is_signed, sign
 from privacy.secagg.masks import RingVector, add_masks, pair_mask, self_mask
 from privacy.secagg.members import (
     Members,
-    Problem,
     advertised_parts,
     entry_problem,
     packet_parts,
     unmask_parts,
 )
+from privacy.secagg.party import Party
 from privacy.secagg.session import SessionParameters
 from privacy.secagg.shamir import SHARE_BYTES, split
 from wire import federation_pb2 as pb
@@ -49,69 +48,6 @@ class ClientState(StrEnum):
     ABORTED = "aborted"
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """Whom a client believes.
-
-    Attributes:
-        federation: The federation that its certificate is for.
-        coordinator_key: Ed25519, 32 bytes, pinned.
-        problem_with: Tells what speaks against another client.
-    """
-
-    federation: str
-    coordinator_key: bytes
-    problem_with: Problem
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """The least that a site asks of a session, whatever the coordinator says.
-
-    Attributes:
-        minimum_cohort: Fewest honest clients that a sum must be of.
-        corrupt_ppm: Least part of corrupt clients that must be withstood, in millionths.
-        minimum_members: Fewest clients that a session must have.
-    """
-
-    minimum_cohort: int = 3
-    corrupt_ppm: int = 0
-    minimum_members: int = 1
-
-
-class Journal(Protocol):
-    """What a client must not forget, even if it is killed: written before the coordinator hears anything that follows from it."""
-
-    def begin(self, parameters: SessionParameters) -> None:
-        """Note that a session begins. Raises `SessionAbortedError` for one that is not later than every session of its task before."""
-
-    def reveal(self, parameters: SessionParameters) -> None:
-        """Note that the sum of this round is about to be opened: no other session for it may begin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a client is: its Ed25519 key, and the enrolment key's signature over it."""
-
-    key: Ed25519PrivateKey = field(repr=False)
-    certificate: bytes
-
-    @property
-    def public_key(self) -> bytes:
-        """The public key, 32 bytes."""
-        return self.key.public_key().public_bytes_raw()
-
-
-@dataclass(frozen=True, slots=True)
-class Party:
-    """What a client brings to every session: who it is, whom it believes, what its site asks for, what it must not forget."""
-
-    identity: Identity
-    trust: Trust
-    floor: Floor
-    journal: Journal
-
-
 @dataclass(slots=True)
 class _Secrets:
     """What must be erased at the end."""
@@ -121,10 +57,12 @@ class _Secrets:
     seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     held: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
     """Shares of seed and mask key by their dealer's index."""
+    agreed: dict[int, bytes] = field(default_factory=dict, repr=False)
+    """Secrets agreed with the encryption keys of others, by their index."""
 
     def erase(self) -> None:
         """Let go of everything: who still has this object, such as the frames of an error, has nothing."""
-        del self.encryption_key, self.mask_key, self.seed, self.held
+        del self.encryption_key, self.mask_key, self.seed, self.held, self.agreed
 
 
 class ClientSession:
@@ -156,7 +94,7 @@ class ClientSession:
         self._journal = party.journal
         self._secrets: _Secrets | None = None
         self._ack = pb.SurvivorAck()
-        self.session_id = _accepted(parameters, offer, party.trust, party.floor)
+        self.session_id = party.accept(parameters, offer)
         self._journal.begin(parameters)
         self._secrets = _Secrets()
         self.state = ClientState.ADVERTISED
@@ -348,10 +286,16 @@ class ClientSession:
         members = self._members
         source, target = self.advertisement.client_id, members.entries[holder].client_id
         nonce = secrets.token_bytes(NONCE_BYTES)
-        shared = held.encryption_key.exchange(X25519PublicKey.from_public_bytes(members.entries[holder].encryption_key))
-        key = derive_key(shared, self.session_id, "share-key", members.roster_hash, source, target)
+        key = derive_key(self._agreed(held, holder), self.session_id, "share-key", members.roster_hash, source, target)
         bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
         return pb.Packet(index=holder, nonce=nonce, ciphertext=AESGCM(key).encrypt(nonce, plaintext, bound))
+
+    def _agreed(self, held: _Secrets, other: int) -> bytes:
+        """Return the secret agreed with another member: one for what goes there and what comes from there."""
+        if other not in held.agreed:
+            public_key = X25519PublicKey.from_public_bytes(self._members.entries[other].encryption_key)
+            held.agreed[other] = held.encryption_key.exchange(public_key)
+        return held.agreed[other]
 
     def _opened(self, held: _Secrets, dealer: int, packet: pb.Packet | None) -> tuple[bytes, bytes] | None:
         """Return the shares in a packet, or None when there is none that can be opened."""
@@ -359,8 +303,7 @@ class ClientSession:
             return None
         members = self._members
         source, target = members.entries[dealer].client_id, self.advertisement.client_id
-        shared = held.encryption_key.exchange(X25519PublicKey.from_public_bytes(members.entries[dealer].encryption_key))
-        key = derive_key(shared, self.session_id, "share-key", members.roster_hash, source, target)
+        key = derive_key(self._agreed(held, dealer), self.session_id, "share-key", members.roster_hash, source, target)
         bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
         try:
             plaintext = AESGCM(key).decrypt(packet.nonce, packet.ciphertext, bound)
@@ -433,38 +376,3 @@ class ClientSession:
         if self._secrets is not None:
             self._secrets.erase()
         self._secrets = None
-
-
-def _accepted(parameters: SessionParameters, offer: pb.SessionOffer, trust: Trust, floor: Floor) -> bytes:
-    """Return the id of a session whose offer breaks no rule.
-
-    Raises:
-        SessionAbortedError: It does.
-    """
-    purpose, spec = parameters.purpose, parameters.spec
-
-    def refuse(code: AbortCode, detail: str) -> NoReturn:
-        raise SessionAbortedError(code, detail, offer)
-
-    if purpose.federation != trust.federation:
-        refuse(AbortCode.FORGED, f"federation must be {trust.federation!r}, got {purpose.federation!r}")
-    try:
-        canon = parameters.canon()
-    except SecureAggregationError as error:
-        refuse(AbortCode.POLICY, str(error).removeprefix("Secure aggregation: ").rstrip("."))
-    if len(offer.nonce) != 32 or not is_signed(trust.coordinator_key, offer.signature, "offer", canon, offer.nonce):
-        refuse(
-            AbortCode.FORGED,
-            "an offer must be signed by the coordinator for this task, run spec and the model that this client holds",
-        )
-    if spec.corrupt_ppm < floor.corrupt_ppm:
-        refuse(
-            AbortCode.POLICY,
-            f"corrupt_fraction must be at least this site's {floor.corrupt_ppm / 1e6:g}, got {spec.corrupt_fraction:g}",
-        )
-    if spec.minimum_cohort < floor.minimum_cohort:
-        refuse(
-            AbortCode.POLICY,
-            f"minimum_cohort must be at least this site's {floor.minimum_cohort}, got {spec.minimum_cohort}",
-        )
-    return parameters.session_id(offer.nonce)

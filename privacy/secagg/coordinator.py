@@ -177,13 +177,11 @@ class CoordinatorSession:
         bitmap = members.bitmap(sharers)
         deliveries = {}
         for index in sharers:
-            packets = [
-                pb.Packet(index=dealer, nonce=packet.nonce, ciphertext=packet.ciphertext)
-                for dealer in members.neighbours[index]
-                if dealer in sharers and (packet := self._packets[dealer].get(index)) is not None
-            ]
-            client_id = self.clients[index]
-            deliveries[client_id] = pb.Delivery(session_id=self.session_id, sharers=bitmap, packets=packets)
+            delivery = pb.Delivery(session_id=self.session_id, sharers=bitmap)
+            for dealer in members.neighbours[index]:
+                if dealer in sharers and (packet := self._packets[dealer].get(index)) is not None:
+                    delivery.packets.add(index=dealer, nonce=packet.nonce, ciphertext=packet.ciphertext)
+            deliveries[self.clients[index]] = delivery
         return deliveries
 
     def close_sum(self, client_ids: list[str]) -> pb.Survivors:

@@ -16,10 +16,12 @@ from client.policy import Policy, SecureAggregationPolicy, read_policy
 from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
 from privacy.keys import load_identity
 from privacy.secagg import client as clients
-from privacy.secagg import masks
+from privacy.secagg import labels, masks, shamir
 from privacy.secagg.coordinator import CoordinatorSession
-from privacy.secagg.labels import sign
-from privacy.secagg.session import Purpose, SessionParameters
+from privacy.secagg.labels import is_signed, sign
+from privacy.secagg.members import Members
+from privacy.secagg.parameters import parameters_for
+from privacy.secagg.session import Purpose, SessionParameters, session_id_of
 from server.coordinator import Coordinator
 from server.records import RefusalRecord, RunState
 from server.secure import SecureSession
@@ -97,19 +99,20 @@ async def test_client_without_a_roster_refuses(federation: Federation, coordinat
         pytest.param(
             {"minimum_cohort": 4},
             masked_spec(),
-            "Secure aggregation: minimum_cohort must be at least this site's 4, got 3.",
+            "This site's policy: privacy.secure_aggregation.minimum_cohort must be at least secure_aggregation.minimum_cohort (4), got 3.",
             id="minimum-cohort",
         ),
         pytest.param(
             {"corrupt_fraction": 0.2},
             masked_spec(),
-            "Secure aggregation: corrupt_fraction must be at least this site's 0.2, got 0.",
+            "This site's policy: privacy.secure_aggregation.corrupt_fraction must be at least "
+            "secure_aggregation.corrupt_fraction (0.2), got 0.",
             id="corrupt-fraction",
         ),
         pytest.param(
             {},
             masked_spec({"minimum_cohort": 2}),
-            "Secure aggregation: minimum_cohort must be at least this site's 3, got 2.",
+            "This site's policy: privacy.secure_aggregation.minimum_cohort must be at least secure_aggregation.minimum_cohort (3), got 2.",
             id="small-cohort",
         ),
     ],
@@ -169,7 +172,17 @@ async def test_equivocation_is_refused_and_its_evidence_kept(
     found = [pb.Survivors.FromString(b64decode(message["base64"])) for message in evidence["messages"]]
     assert len({message.survivors for message in found}) == 2
     assert {message.session_id.hex() for message in found} == {evidence["session"]}
-    assert {len(message.signature) for message in found} == {64}
+    # Whoever has the file and the coordinator's public key can check that it said both.
+    first, second = (b64decode(message["base64"]) for message in evidence["context"])
+    offer, roster = pb.SessionOffer.FromString(first), pb.Roster.FromString(second)
+    canon, session_id = bytes.fromhex(evidence["parameters"]), bytes.fromhex(evidence["session"])
+    public_key = coordinator.signing_key.public_key().public_bytes_raw()
+    assert session_id == session_id_of(canon, offer.nonce)
+    assert is_signed(public_key, offer.signature, "offer", canon, offer.nonce)
+    members = Members.of(list(roster.members), session_id, parameters_for(len(roster.members), 0, 0))
+    for message in found:
+        signed = (session_id, members.roster_hash, message.survivors)
+        assert is_signed(public_key, message.signature, "survivors-srv", *signed)
     # Nobody else saw anything, and nobody else keeps anything.
     assert not any((federation.folder / name / "evidence").exists() for name in NAMES if name != "cai")
 
@@ -295,7 +308,7 @@ async def test_no_secret_is_ever_logged(
     federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     found: dict[str, list[bytes]] = {"seed": [], "exchange key": [], "share": [], "derived": [], "signing key": []}
-    begin, split, derive_key = clients._Secrets, clients.split, masks.derive_key
+    begin, split, derive_key = clients._Secrets, shamir.split, labels.derive_key
 
     def begin_noted() -> Any:
         held = begin()

@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from google.protobuf.message import Message
 
 from privacy.errors import AbortCode, SessionAbortedError
-from privacy.secagg.client import ClientSession, ClientState, Party
+from privacy.secagg.client import ClientSession, ClientState
 from privacy.secagg.labels import is_signed, sign
 from privacy.secagg.members import Members
+from privacy.secagg.party import Party
 from privacy.secagg.session import SessionParameters
 from tests.privacy.secagg.sessions import Client, Memory, Play
 from wire import federation_pb2 as pb

@@ -9,11 +9,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import Message
 
 from privacy.errors import MemberExcludedError, SessionAbortedError
-from privacy.secagg.client import ClientSession, Floor, Identity, Party, Trust
+from privacy.secagg.client import ClientSession
 from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.head import HeadSum
 from privacy.secagg.labels import sign
 from privacy.secagg.masks import RING_TYPES, RingVector
+from privacy.secagg.party import Floor, Identity, Party, Trust
 from privacy.secagg.session import Purpose, SessionParameters
 from wire.identity import client_id_of
 from wire.secure import SecureAggregationSpec
@@ -59,11 +60,18 @@ class Authority:
 
 
 def parameters(
-    count: int, size: int = 5, *, round_number: int = 1, attempt: int = 0, digest: bytes = b"m" * 32, **spec: Any
+    count: int,
+    size: int = 5,
+    *,
+    round_number: int = 1,
+    attempt: int = 0,
+    digest: bytes = b"m" * 32,
+    quorum: int = 0,
+    **spec: Any,
 ) -> SessionParameters:
     """Return the parameters of a session for `count` clients with `size` coordinates."""
     settings = {"corrupt_fraction": 0.0, "dropout_fraction": 0.0, "minimum_cohort": 2, "weight_cap": 100, "metrics": []}
-    purpose = Purpose(FEDERATION, "run-1/train", round_number, attempt, count, size, digest)
+    purpose = Purpose(FEDERATION, "run-1/train", round_number, attempt, count, size, digest, quorum)
     return SessionParameters(purpose, SecureAggregationSpec.model_validate(settings | spec))
 
 

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.errors import AbortCode, SessionAbortedError
-from privacy.secagg.client import ClientState, Floor, Identity
+from privacy.secagg.client import ClientState
 from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.labels import hashed, sign
 from privacy.secagg.members import advertised_parts
+from privacy.secagg.party import Floor, Identity
 from privacy.secagg.session import SessionParameters
 from tests.privacy.secagg.hostile import Diary, Tale, ack_by, opened, refused, session_of, told
 from tests.privacy.secagg.sessions import FEDERATION, Client, Play, parameters, play

@@ -5,7 +5,9 @@ import pytest
 
 from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
 from privacy.secagg.client import ClientState
+from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.parameters import Parameters
+from privacy.secagg.party import Floor
 from privacy.secagg.session import Purpose, SessionParameters, grid_of, session_id_of
 from privacy.secagg.shamir import PRIME
 from server.aggregation import WeightedMean
@@ -56,6 +58,38 @@ def test_too_few_advertisements_begin_no_session() -> None:
     session, _ = play(4, dropout_fraction=0.25)
     with pytest.raises(SecureAggregationError):
         session.run(lambda at, number: at == "advertise" and number > 0)
+
+
+def test_roster_below_the_runs_quorum_is_refused_by_both_sides() -> None:
+    """Five of ten would do for the parameters alone; the run spec, which all parties hold, lets a round close with six."""
+
+    def fewer(at: str, number: int) -> bool:
+        return at == "advertise" and number >= 5
+
+    session, vectors = play(10, dropout_fraction=0.2)
+    assert session.run(fewer).count == 5
+    assert (session.total == sum_of(vectors[:5])).all()
+    session, _ = play(10, dropout_fraction=0.2, quorum=6)
+    with pytest.raises(SessionAbortedError, match="members must be at least 6, got 5"):
+        session.run(fewer)
+    # A coordinator that freezes all the same is told so by its clients.
+    lying, _ = play(10, dropout_fraction=0.2, quorum=6)
+    lying.advertise(fewer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CoordinatorSession, "fewest", 2)
+        lying.share(lying.coordinator.freeze())
+    assert {error.code for error in lying.aborted.values()} == {AbortCode.TOO_FEW}
+    assert len(lying.aborted) == 5
+
+
+def test_session_below_a_sites_own_least_is_refused_by_its_client() -> None:
+    session, _ = play(6, dropout_fraction=0.2)
+    session.clients[2].floor = Floor(minimum_cohort=2, minimum_members=7)
+    session.advertise()
+    session.share(session.coordinator.freeze())
+    [(client_id, error)] = session.aborted.items()
+    assert (client_id, error.code) == (session.clients[2].client_id, AbortCode.TOO_FEW)
+    assert "members must be at least 7, got 6" in str(error)
 
 
 def test_ring_graph_opens_to_the_sum_with_dropouts_of_every_kind() -> None:
@@ -163,6 +197,7 @@ def test_parameters_are_the_bytes_of_the_vectors() -> None:
         {"corrupt_fraction": 0.2},
         {"dropout_fraction": 0.2},
         {"metrics": ["loss"]},
+        {"quorum": 4},
     ],
 )
 def test_every_parameter_changes_the_session(changes: dict[str, object]) -> None:
