@@ -11,6 +11,7 @@ from typing import Any
 from choral.cli import main
 from client import agent, training
 from client.connection import Connection
+from client.worker import Worker
 
 MOMENT = sys.argv[1]
 
@@ -54,6 +55,16 @@ match MOMENT:
             return await upload(self, header, data, report_then_die)
 
         Connection.upload = upload_then_die  # type: ignore[method-assign]
+    case "after-sharing":
+        hear = Worker.hear
+
+        def hear_then_die(self: Worker, message: Any) -> None:
+            """Die when all have shared in the second round, in place of uploading."""
+            if message.HasField("delivery") and self._task.round == 2 and self._task.HasField("train"):
+                die()
+            hear(self, message)
+
+        Worker.hear = hear_then_die  # type: ignore[method-assign]
     case _:
         raise SystemExit(f"unknown moment {MOMENT}")
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from choral.cli import main
+from privacy.secagg.coordinator import CoordinatorSession
 from server.rounds import Rounds
 from server.service import FederationService
 from server.store.sqlite import SqliteStore
@@ -30,6 +31,19 @@ def before(owner: type, name: str, is_due: Any) -> None:
         return await original(self, *arguments)
 
     setattr(owner, name, replacement)
+
+
+def before_stage(name: str, kind: str) -> None:
+    """Die before a stage of secure aggregation in which clients do what `kind` says."""
+    original = getattr(CoordinatorSession, name)
+
+    def replacement(self: CoordinatorSession, *arguments: Any) -> Any:
+        purpose = self.parameters.purpose
+        if purpose.round_number == ROUND and purpose.task.endswith(kind):
+            die()
+        return original(self, *arguments)
+
+    setattr(CoordinatorSession, name, replacement)
 
 
 match MOMENT:
@@ -71,6 +85,21 @@ match MOMENT:
                 die()
 
         SqliteStore.commit_round = commit_then_die  # type: ignore[method-assign]
+    case "before-roster":
+        before_stage("freeze", "train")
+    case "before-deliveries":
+        before_stage("deliver", "train")
+    case "before-survivors":
+        before_stage("close_sum", "train")
+    case "before-opening":
+        before_stage("bundles", "train")
+    case "while-opening":
+        # All clients have given what opens the sum.
+        before_stage("open", "train")
+    case "while-evaluating":
+        before_stage("freeze", "evaluate")
+    case "while-opening-evaluation":
+        before_stage("open", "evaluate")
     case _:
         raise SystemExit(f"unknown moment {MOMENT}")
 
