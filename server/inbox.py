@@ -227,8 +227,9 @@ class Inbox:
             await asyncio.wait(self._admissions)
 
     def take_total(self) -> WeightedMean | MaskedSum:
-        """Hand over the sum; the inbox, which must be closed, keeps nothing of it."""
+        """Hand over the sum; the inbox, which must be closed, keeps no memory for vectors."""
         total, self._total = self._total, WeightedMean(self._total.grid, 0)
+        self._vectors = VectorPool()
         return total
 
     async def _admit(self, arrival: Arrival) -> ContributionRefused | None:

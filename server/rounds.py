@@ -36,6 +36,7 @@ from server.store import Store
 from server.tallies import as_training, refusal_counts, summary, training_means
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
+from wire.memory import VectorPool
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,8 @@ class Rounds:
         number, body = record.session_count, shop.contribution_layout.size if kind == "train" else 0
         record = record.with_(session_count=number + 1)
         await self._site.store.put_round(record)
-        setting = Setting(authority, self._site.cohort, self._status, shop.vectors)
+        # Masked vectors are a little longer than models: their memory serves no model afterwards, and is given back.
+        setting = Setting(authority, self._site.cohort, self._status, VectorPool())
         return SecureSession(order, kind, number, body, setting), record
 
     @property
