@@ -258,7 +258,8 @@ class Sessions:
 
 
 def _decline(client_id: str, assignment: Assignment, detail: str) -> None:
-    assignment.take_reply(client_id, pb.TaskFailed(task_id=assignment.task_id, detail=detail))
+    declined = pb.TaskFailed(task_id=assignment.task_id, reason=pb.REFUSAL_REASON_CLIENT_ERROR, detail=detail)
+    assignment.take_reply(client_id, declined)
 
 
 def _event(kind: str, client: ClientRecord, detail: str = "") -> EventRecord:
