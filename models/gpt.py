@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from models.blocks import Block, BlockShape, initialise
 from models.gradient import GradientParameters
-from models.language import LanguageModel, check_next_codes, drawn
+from models.language import LanguageModel, check_next_codes, drawn, prompt_of
 from models.learner import Examples, SampleRequest
 from models.lora import LoRAParameters, adapt, base_names
 from wire.tensors import State
@@ -103,14 +103,19 @@ class GPT(LanguageModel):
 
     @torch.no_grad()
     def sample(self, state: State, request: SampleRequest) -> Tensor:
-        """Write on from the prompt, code by code; return prompt and text, int64 (count, time)."""
+        """Write on from the prompt, code by code; return prompt and text, int64 (count, time).
+
+        Raises:
+            DataError: The prompt has codes beyond the vocabulary.
+        """
+        prompt = prompt_of("gpt", request, self.parameters.vocabulary)
         self._load(state)
         self._module.eval()
         start = torch.tensor([min(LINE_FEED, self.parameters.vocabulary - 1)])
-        prompt = torch.cat([start, start[:0] if request.prompt is None else request.prompt])
-        codes = prompt.repeat(request.count, 1)  # (count, time)
-        for _ in range(request.length):
-            seen = codes[:, -self.parameters.window :].to(self._device)
-            code = drawn(self._module(seen)[:, -1], request.temperature, request.generator)
-            codes = torch.cat([codes, code.unsqueeze(1)], dim=1)
+        codes = torch.cat([start, prompt]).repeat(request.count, 1)  # (count, time)
+        with self._autocast():
+            for _ in range(request.length):
+                seen = codes[:, -self.parameters.window :].to(self._device)
+                code = drawn(self._module(seen)[:, -1], request.temperature, request.generator)
+                codes = torch.cat([codes, code.unsqueeze(1)], dim=1)
         return codes[:, 1:]

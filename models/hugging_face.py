@@ -220,11 +220,11 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
         tokens = self._tokens([prompt.decode(errors="ignore")]).repeat(request.count, 1)
         start = tokens.shape[1]
         # A token is a byte or more; those that are more are cut.
-        for _ in range(request.length):
-            logits = self.logits(tokens[:, -self.parameters.window :])[:, -1]
-            tokens = torch.cat(
-                [tokens, drawn(logits, request.temperature, request.generator)[:, None].to(self._device)], 1
-            )
+        with self._autocast():
+            for _ in range(request.length):
+                logits = self.logits(tokens[:, -self.parameters.window :])[:, -1]
+                token = drawn(logits, request.temperature, request.generator).to(self._device)
+                tokens = torch.cat([tokens, token.unsqueeze(1)], dim=1)
         texts = [self.tokenizer.decode(row, skip_special_tokens=True).encode() for row in tokens[:, start:]]
         rows = [[*prompt, *text[: request.length]] for text in texts]
         return self.padded(rows).cpu()

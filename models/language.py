@@ -11,7 +11,7 @@ from torch.nn import functional
 from models import tasks
 from models.errors import unsuited
 from models.gradient import GradientLearner
-from models.learner import PADDING, Examples
+from models.learner import PADDING, Examples, SampleRequest
 
 
 class LanguageModel(GradientLearner):
@@ -78,6 +78,13 @@ def drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     # Their largest becomes 0, so that no temperature makes them infinite.
     odds = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
     return torch.multinomial(odds, 1, generator=generator).squeeze(1)
+
+
+def prompt_of(learner: str, request: SampleRequest, count: int) -> Tensor:
+    """Return what texts begin with, int64 (time,), perhaps of no time. Raises `DataError` if not all codes are 0 to count - 1."""
+    prompt = torch.zeros(0, dtype=torch.int64) if request.prompt is None else request.prompt
+    tasks.check_codes(learner, "codes of the prompt", prompt, count)
+    return prompt
 
 
 def check_next_codes(learner: str, data: Examples, vocabulary: int, longest: int) -> None:

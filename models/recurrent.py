@@ -35,7 +35,7 @@ from torch.nn import functional
 from models import forecasts, tasks
 from models.errors import LearnerError, unsuited
 from models.gradient import GradientLearner, GradientParameters, Step
-from models.language import drawn, perplexity
+from models.language import drawn, perplexity, prompt_of
 from models.learner import PADDING, Examples, SampleRequest
 from models.sequences import check_sequences, check_series, lengths, padding, require
 from wire.spec import LocalSpec
@@ -223,8 +223,7 @@ class Recurrent(GradientLearner):
             raise LearnerError(
                 f"Learner {self.name}: task must be next_character to draw samples, got {self.parameters.task}."
             )
-        prompt = request.prompt if request.prompt is not None else torch.zeros(0, dtype=torch.int64)
-        tasks.check_codes(self.name, "codes of the prompt", prompt, self.parameters.vocabulary)
+        prompt = prompt_of(self.name, request, self.parameters.vocabulary)
         self._load(state)
         self._module.eval()
         text = prompt.cpu().repeat(request.count, 1)  # (count, time)

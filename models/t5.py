@@ -27,7 +27,7 @@ from torch.nn import functional
 from models.blocks import Block, BlockShape
 from models.errors import unsuited
 from models.gradient import GradientParameters
-from models.language import LanguageModel, check_no_targets, check_windows, drawn, own_draws, perplexity
+from models.language import LanguageModel, check_no_targets, check_windows, drawn, own_draws, perplexity, prompt_of
 from models.learner import PADDING, Examples, SampleRequest
 from models.spans import Spans
 from wire.tensors import State
@@ -69,6 +69,11 @@ class T5Parameters(GradientParameters):
         if self.farthest <= self.buckets // 2:
             raise ValueError(f"farthest must be above half the buckets ({self.buckets // 2}), got {self.farthest}")
         return self
+
+    @property
+    def code_count(self) -> int:
+        """Codes of texts, END, START and the sentinels."""
+        return self.vocabulary + 2 + self.sentinels
 
 
 def bucket(distance: Tensor, buckets: int, farthest: int, is_causal: bool) -> Tensor:
@@ -149,7 +154,7 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, parameters: T5Parameters) -> None:
         super().__init__()
-        self.codes = nn.Embedding(parameters.vocabulary + 2 + parameters.sentinels, parameters.width)
+        self.codes = nn.Embedding(parameters.code_count, parameters.width)
         self.encoder = Stack(parameters, is_decoder=False)
         self.decoder = Stack(parameters, is_decoder=True)
         _initialise(self, parameters)
@@ -248,21 +253,29 @@ class T5(LanguageModel):
 
     @torch.no_grad()
     def sample(self, state: State, request: SampleRequest) -> Tensor:
-        """Answer the prompt, code by code; return answers, int64 (count, time), which end in END and then `PADDING`."""
+        """Answer the prompt, code by code; return answers, int64 (count, time), which end in END and then `PADDING`.
+
+        A prompt with gaps has sentinels for them.
+
+        Raises:
+            DataError: The prompt has codes beyond the vocabulary, and they are no sentinels of gaps to fill.
+        """
+        end, has_gaps = self.parameters.vocabulary, self.parameters.task == "spans"
+        prompt = prompt_of("t5", request, self.parameters.code_count if has_gaps else end)
         self._load(state)
         self._module.eval()
-        network, end = cast(EncoderDecoder, self._module), self.parameters.vocabulary
-        prompt = torch.zeros(0, dtype=torch.int64) if request.prompt is None else request.prompt
+        network = cast(EncoderDecoder, self._module)
         inputs = self._ended(prompt.repeat(request.count, 1).to(self._device))
-        memory = network.encode(inputs)
         answer = torch.full((request.count, 1), end + 1)
-        for _ in range(request.length):
-            logits = network.decode(memory, inputs != PADDING, answer.to(self._device))[:, -1]
-            code = drawn(logits, request.temperature, request.generator)
-            code = torch.where((answer == end).any(1), PADDING, code)
-            answer = torch.cat([answer, code.unsqueeze(1)], dim=1)
-            if (answer == end).any(1).all():
-                break
+        with self._autocast():
+            memory = network.encode(inputs)
+            for _ in range(request.length):
+                logits = network.decode(memory, inputs != PADDING, answer.to(self._device))[:, -1]
+                code = drawn(logits, request.temperature, request.generator)
+                code = torch.where((answer == end).any(1), PADDING, code)
+                answer = torch.cat([answer, code.unsqueeze(1)], dim=1)
+                if (answer == end).any(1).all():
+                    break
         return answer[:, 1:]
 
 

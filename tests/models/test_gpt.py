@@ -155,6 +155,22 @@ def test_sample_of_a_small_vocabulary_stays_in_it() -> None:
     assert set(found.flatten().tolist()) == {0, 1, 2, 3}
 
 
+def test_sample_of_a_prompt_beyond_the_vocabulary_is_refused() -> None:
+    learner = gpt(vocabulary=8)
+    request = SampleRequest(1, torch.Generator(), torch.tensor([1, 9]))
+    with pytest.raises(DataError, match=r"^Learner gpt: codes of the prompt must be 0 to 7, got 9 in example 1\.$"):
+        learner.sample(learner.init(5), request)
+
+
+def test_sample_is_computed_in_the_precision_that_is_asked_for() -> None:
+    seen = set()
+    for precision in ("float32", "bfloat16"):
+        learner = gpt(window=8, precision=precision)
+        learner._module.register_forward_hook(lambda module, inputs, logits: seen.add(logits.dtype))
+        learner.sample(learner.init(1), SampleRequest(1, torch.Generator(), length=2))
+    assert seen == {torch.float32, torch.bfloat16}
+
+
 def test_drawn_codes_are_as_frequent_as_the_softmax_says() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     found = drawn(logits.repeat(40_000, 1), 2.0, torch.Generator().manual_seed(1)).bincount(minlength=4) / 40_000

@@ -156,6 +156,15 @@ def test_sample_writes_on_from_the_prompt() -> None:
     assert learner.sample(learner.init(7), SampleRequest(1, torch.Generator(), length=4)).shape[0] == 1  # type: ignore[attr-defined]
 
 
+def test_sample_is_computed_in_the_precision_that_is_asked_for() -> None:
+    seen = set()
+    for precision in ("float32", "bfloat16"):
+        learner = built(**GPT2, precision=precision)
+        learner._module.register_forward_hook(lambda module, inputs, outputs: seen.add(outputs.logits.dtype))
+        learner.sample(learner.init(7), SampleRequest(1, torch.Generator(), length=2))  # type: ignore[attr-defined]
+    assert seen == {torch.float32, torch.bfloat16}
+
+
 def test_coordinator_needs_no_weights_in_memory() -> None:
     for named in (GPT2, GPT2 | {"lora": LORA}, BERT, BERT | {"lora": {}}):
         learner, meta = built(**named), build_learner(Named(**named), "meta")

@@ -281,6 +281,44 @@ def test_sample_pads_what_has_ended_and_draws_from_its_generator() -> None:
     assert learner.sample(state, SampleRequest(3, torch.Generator(), length=4)).shape[0] == 3
 
 
+@pytest.mark.parametrize(
+    ("task", "code", "highest"),
+    [
+        # 8 codes, END, START and 2 sentinels; gaps there are in spans alone.
+        pytest.param("text", 8, 7, id="end"),
+        pytest.param("text", 10, 7, id="sentinel"),
+        pytest.param("spans", 12, 11, id="beyond-sentinels"),
+    ],
+)
+def test_sample_of_a_prompt_beyond_the_vocabulary_is_refused(task: str, code: int, highest: int) -> None:
+    learner = t5(vocabulary=8, sentinels=2, task=task)
+    request = SampleRequest(1, torch.Generator(), torch.tensor([1, code]))
+    message = rf"^Learner t5: codes of the prompt must be 0 to {highest}, got {code} in example 1\.$"
+    with pytest.raises(DataError, match=message):
+        learner.sample(learner.init(5), request)
+
+
+def test_sample_of_a_prompt_with_a_gap_reads_its_sentinel() -> None:
+    learner = t5(vocabulary=8, sentinels=2)
+    state = {name: 3 * tensor for name, tensor in learner.init(5).items()}
+    answers = [
+        learner.sample(state, SampleRequest(20, torch.Generator().manual_seed(1), torch.tensor([1, code, 2]), length=5))
+        for code in (10, 11)
+    ]
+    assert not torch.equal(*answers)
+
+
+def test_sample_is_computed_in_the_precision_that_is_asked_for() -> None:
+    seen = set()
+    for precision in ("float32", "bfloat16"):
+        learner = t5(vocabulary=8, precision=precision)
+        for stack in (learner._module.encoder, learner._module.decoder):
+            query = stack.get_submodule("blocks.0.attention.query")
+            query.register_forward_hook(lambda module, inputs, outputs, stack=stack: seen.add((stack, outputs.dtype)))
+        learner.sample(learner.init(1), SampleRequest(1, torch.Generator(), length=2))
+    assert sorted(str(kind) for _, kind in seen) == 2 * ["torch.bfloat16"] + 2 * ["torch.float32"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_comedies_are_learned_by_reading_around_the_gaps() -> None:
