@@ -126,7 +126,7 @@ class TextClassifier(nn.Module):
 
 
 class BERT(LanguageModel):
-    """Encoder-only transformer that guesses masked codes of windows of text, or with `classes` classifies texts."""
+    """Encoder-only transformer: guesses masked codes, or classifies texts."""
 
     task = "guess masked characters, or classify"
     data = "text"

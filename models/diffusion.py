@@ -114,7 +114,7 @@ class DDPMParameters(DenoiserParameters):
 
 
 class DDPM(Denoiser):
-    """Denoising diffusion model: learns to make examples like those that it sees out of noise, step by step."""
+    """Denoising diffusion model: makes examples out of noise, step by step."""
 
     task = "generate"
     data = "images, vectors"

@@ -74,7 +74,10 @@ class ScoreMatchingParameters(DenoiserParameters):
 
 
 class ScoreMatching(Denoiser):
-    """Score network: learns the gradient of the data's log density, along which examples are drawn out of noise."""
+    """Score network: learns which way the data grows denser.
+
+    That is the gradient of its log density, along which examples are drawn out of noise.
+    """
 
     task = "generate"
     data = "images, vectors"

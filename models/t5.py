@@ -175,7 +175,7 @@ class EncoderDecoder(nn.Module):
 
 
 class T5(LanguageModel):
-    """Encoder-decoder transformer that fills the gaps of texts, or goes from text to text by prefix."""
+    """Encoder-decoder transformer: fills gaps, or goes from text to text."""
 
     samples_text = True
     task = "fill gaps, or from text to text"

@@ -86,6 +86,7 @@ def test_models_lists_every_learner_within_the_width_of_a_terminal(choral: Chora
     heads = {line.split()[0]: line for line in list(listed)[: len(MODELS)]}
     assert list(heads) == list(MODELS)
     for name, model in MODELS.items():
+        assert heads[name] == f"  {name}  {model.summary}"
         assert listed[heads[name]].endswith(f"  {model.task} · {model.data}")
     assert listed[heads["mlp"]].split()[:2] == ["4,810", "sprv"]
     assert listed[heads["lstm"]].split()[:2] == ["148,736", "spr"]
