@@ -23,20 +23,20 @@ from models import Examples
 from server.aggregation import WeightedMean
 from server.checkpoints import Checkpoints
 from server.closing import Until, wait_until
-from server.cohort import Cohort, Kind, Order
+from server.cohort import Cohort, Order
 from server.errors import QuorumError
 from server.gathering import are_free, select
 from server.inbox import Ballot, Binding, Inbox, accepted_metrics
 from server.masked import MaskedSum
+from server.masking import Masking
 from server.model import Model, ModelShop
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
-from server.secure import Authority, SecureSession, Setting
+from server.secure import Authority
 from server.status import Status
 from server.store import Store
 from server.tallies import as_training, refusal_counts, summary, training_means
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
-from wire.memory import VectorPool
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,9 @@ class Rounds:
         self._status = status
         self._phase_seconds: dict[str, float] = {}
         self._total: WeightedMean | None = None
+        self._masking: Masking | None = None
+        if self._spec.secure is not None and site.cohort.speaks_secagg:
+            self._masking = Masking(site.cohort, site.store, site.authority, status)
         self._has_warned = False
 
     async def play(self) -> RunRecord:
@@ -87,11 +90,8 @@ class Rounds:
             raise ChoralError(
                 "Run spec: evaluate.on must be 'clients' on a coordinator without data of its own, got 'coordinator'."
             )
-        if self._is_masked and self._site.authority is None:
-            raise ChoralError(
-                "Run spec: privacy.secure_aggregation must have a coordinator with a roster, this one has none. "
-                "Start it with --roster."
-            )
+        if self._masking is not None:
+            self._masking.check()
         self._status.enter("prepare", 0)
         shop = await asyncio.to_thread(ModelShop, self._spec)
         model = await asyncio.to_thread(self._last_model, shop)
@@ -131,7 +131,8 @@ class Rounds:
                 record, inbox, problem = await self._train(order, record, shop)
                 if inbox is not None and inbox.count >= self._spec.cohort.fewest:
                     return await self._finish_round(record, order, inbox, shop)
-            if was_opening:
+            is_last = record.attempt >= self._spec.cohort.retries
+            if was_opening or (record.is_opening and is_last):
                 return await self._lose(record, model)
             record = await self._start_over(record, problem)
 
@@ -165,8 +166,8 @@ class Rounds:
         self._status.enter("train", order.round_number)
         layout = shop.contribution_layout
         with self._timed("train"):
-            if self._is_masked:
-                return await self._train_masked(order, record, shop)
+            if self._masking is not None:
+                return await self._masking.train(order, record, layout.size)
             total = self._empty_sum(order, layout.size)
             binding = Binding(order.run_id, order.round_number, order.model.sha256, layout.sha256)
             inbox = Inbox(binding, record.selected, total, self._site.cohort.changed, shop.vectors)
@@ -185,38 +186,6 @@ class Rounds:
             f"{summary(reasons, len(inbox.unsettled))}."
         )
         return record, inbox, problem
-
-    async def _train_masked(
-        self, order: Order, record: RoundRecord, shop: ModelShop
-    ) -> tuple[RoundRecord, Inbox | None, str]:
-        session, record = await self._session(order, "train", record, shop)
-
-        async def note_opening() -> None:
-            await self._site.store.put_round(record.with_(is_opening=True))
-
-        inbox = await session.play(record.selected, note_opening)
-        is_opening = record.is_opening or session.is_opening
-        record = record.with_(refusals=[*record.refusals, *session.refusals], is_opening=is_opening)
-        count = inbox.count if inbox else 0
-        problem = session.problem or f"quorum must be {self._spec.cohort.fewest} contributions, got {count}."
-        return record, inbox, problem
-
-    async def _session(
-        self, order: Order, kind: Kind, record: RoundRecord, shop: ModelShop
-    ) -> tuple[SecureSession, RoundRecord]:
-        """Prepare a session of secure aggregation, which is counted before any client hears of it: no two have the same number."""
-        authority = self._site.authority
-        assert authority is not None
-        number, body = record.session_count, shop.contribution_layout.size if kind == "train" else 0
-        record = record.with_(session_count=number + 1)
-        await self._site.store.put_round(record)
-        # Masked vectors are a little longer than models: their memory serves no model afterwards, and is given back.
-        setting = Setting(authority, self._site.cohort, self._status, VectorPool())
-        return SecureSession(order, kind, number, body, setting), record
-
-    @property
-    def _is_masked(self) -> bool:
-        return self._spec.secure is not None and self._site.cohort.speaks_secagg
 
     def _empty_sum(self, order: Order, size: int) -> WeightedMean:
         """Return the sum of the round before, cleared, if it suits."""
@@ -298,7 +267,7 @@ class Rounds:
 
     def _evaluators(self, record: RoundRecord, order: Order, inbox: Inbox) -> list[str]:
         """Return who is asked to evaluate: nobody who was refused, or for whom the round has waited in vain already."""
-        if self._is_masked:
+        if self._masking is not None:
             return [part.client_id for part in record.contributions]
         left_out = {refusal.client_id for refusal in record.refusals}
         # A client may contribute although something else that it brought was refused, as after a crash.
@@ -318,8 +287,8 @@ class Rounds:
             if self._site.own_data is not None and self._spec.evaluate.on == "coordinator":
                 result = await asyncio.to_thread(shop.evaluate, order.model, self._site.own_data)
                 return record, accepted_metrics(result.metrics)
-            if self._is_masked:
-                return await self._evaluate_masked(record, order, client_ids, shop)
+            if self._masking is not None:
+                return await self._masking.evaluate(order, record, client_ids)
             ballot, rules = Ballot(client_ids, self._site.cohort.changed), self._spec.cohort
             async with task_group() as group:
                 asking = group.create_task(self._site.cohort.evaluate(order, client_ids, ballot))
@@ -328,25 +297,6 @@ class Rounds:
                     await wait_until(ballot, until, self._site.cohort, rules)
                 asking.cancel()
             return record, ballot.means()
-
-    async def _evaluate_masked(
-        self, record: RoundRecord, order: Order, client_ids: Sequence[str], shop: ModelShop
-    ) -> tuple[RoundRecord, dict[str, float]]:
-        """Evaluate in a session of its own. One that opens nothing costs the round its evaluation, not its model."""
-        session, record = await self._session(order, "evaluate", record, shop)
-
-        async def note_nothing() -> None:
-            """Let clients open: an evaluation that is lost is not held again."""
-
-        inbox = await session.play(client_ids, note_nothing)
-        if inbox is None:
-            text = f"Round {record.number}: not evaluated. {session.problem}"
-            log.warning("%s", text)
-            await self._site.store.append_event(self._event("evaluation_lost", text))
-            return record, {}
-        total = inbox.take_total()
-        assert isinstance(total, MaskedSum)
-        return record, dict(total.head.metrics)
 
     def _is_evaluated(self, number: int) -> bool:
         every = self._spec.evaluate.every
@@ -370,7 +320,7 @@ class Rounds:
         """Make the round durable: first its checkpoint, then one store transaction."""
         self._status.enter("commit", record.number)
         with self._timed("commit"):
-            if not self._is_masked or not record.contributions:
+            if self._masking is None or not record.contributions:
                 await to_its_end(asyncio.to_thread(self._checkpoints.write, self._run, record.number, model))
         now = time.time()
         run = self._run.with_(round_number=record.number, model_sha256=record.model_sha256)

@@ -12,7 +12,8 @@ from client.journal import Journal
 from client.masking import parameters_of
 from privacy.enrolment import Enrolment
 from privacy.keys import load_identity
-from privacy.secagg.client import ClientSession, Floor, Identity, Party, Trust
+from privacy.secagg.client import ClientSession
+from privacy.secagg.party import Floor, Identity, Party, Trust
 from privacy.secagg.vectors import ring_vector
 from tests import hostile
 from tests.federation import Federation
