@@ -11,11 +11,14 @@ import pytest
 
 from client.connection import Connection
 from server.coordinator import Coordinator
+from server.records import RunState
+from server.rounds import Rounds
 from server.service import FederationService
 from server.sessions import Reply, Session, Sessions
 from tests.client.masked import NAMES, Federation, joined, masked_spec, mean_of, played, serial_model
 from tests.client.relay import relaying
 from tests.client.sites import running, until_true
+from tests.loopback import run_in_state
 from wire import federation_pb2 as pb
 
 STAGES = ("advertise", "shares", "upload", "survivor_ack", "unmask")
@@ -272,3 +275,57 @@ async def test_shares_that_come_after_the_deliveries_change_nothing(
             run_id, [record] = await played(coordinator, spec)
     assert (federation.contributors(record), record.session_count) == (list(NAMES[:4]), 1)
     assert np.array_equal(federation.model(coordinator, run_id, spec, 1), mean_of(federation, spec, NAMES[:4]))
+
+
+async def test_client_that_is_revoked_in_a_session_is_left_out_with_the_reason(
+    federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, revoked, upload = masked_spec(), federation.client_id("eli"), Connection.upload
+
+    async def upload_late(self: Connection, *arguments: Any) -> pb.UploadVerdict:
+        if self.client_id == revoked:
+            federation.enrol(*NAMES, revoked=["eli"])
+            await asyncio.Event().wait()
+        return await upload(self, *arguments)
+
+    monkeypatch.setattr(Connection, "upload", upload_late)
+    async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
+        run_id, [record] = await played(coordinator, spec)
+    assert [(refusal.client_id, refusal.reason) for refusal in record.refusals] == [(revoked, "client_error")]
+    assert record.refusals[0].detail.endswith("got one that is revoked")
+    assert (federation.contributors(record), record.session_count) == (list(NAMES[:4]), 1)
+    assert np.array_equal(federation.model(coordinator, run_id, spec, 1), mean_of(federation, spec, NAMES[:4]))
+
+
+async def test_evaluation_of_a_kept_model_claims_its_clients(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = masked_spec(evaluate={"every": 1})
+    evaluate, claimed = Rounds._evaluate, []
+
+    async def hang(self: Rounds, *arguments: Any) -> Any:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    async def note(self: Rounds, *arguments: Any) -> Any:
+        claimed.extend(member.claimed_by for member in self._site.cohort.members())
+        return await evaluate(self, *arguments)
+
+    hanging = asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        monkeypatch.setattr(Rounds, "_evaluate", hang)
+        async with federation.serving() as coordinator:
+            address = coordinator.address
+            await stack.enter_async_context(
+                joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES])
+            )
+            run = await coordinator.runs.submit(spec)
+            await hanging.wait()
+        # As a coordinator that was killed while clients evaluate, and is back.
+        monkeypatch.setattr(Rounds, "_evaluate", note)
+        async with federation.serving(address=address) as coordinator:
+            await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+            [record] = await coordinator.store.rounds(run.run_id)
+    assert claimed == [run.run_id] * 5
+    assert federation.contributors(record) == list(NAMES)
+    assert "accuracy" in record.metrics

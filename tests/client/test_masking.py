@@ -22,6 +22,7 @@ from privacy.secagg.labels import is_signed, sign
 from privacy.secagg.members import Members
 from privacy.secagg.parameters import parameters_for
 from privacy.secagg.session import Purpose, SessionParameters, session_id_of
+from server import runs
 from server.coordinator import Coordinator
 from server.records import RefusalRecord, RunState
 from server.secure import SecureSession
@@ -185,6 +186,31 @@ async def test_equivocation_is_refused_and_its_evidence_kept(
         assert is_signed(public_key, message.signature, "survivors-srv", *signed)
     # Nobody else saw anything, and nobody else keeps anything.
     assert not any((federation.folder / name / "evidence").exists() for name in NAMES if name != "cai")
+
+
+async def test_replay_of_an_earlier_round_is_refused_and_its_offer_kept(
+    federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.secrets, "token_hex", lambda _: "run")
+    journal = Journal(federation.folder / "cai" / "sessions.sqlite")
+    journal.begin(about(7, 0))
+    journal.close()
+    async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
+        _, [record] = await played(coordinator, masked_spec())
+    sentence = "Secure aggregation: round and attempt must be later than 7 and 0, which were seen, got 1 and 0."
+    assert [(refusal.client_id, refusal.reason, refusal.detail) for refusal in record.refusals] == [
+        (federation.client_id("cai"), "client_policy", sentence)
+    ]
+    [path] = (federation.folder / "cai" / "evidence").iterdir()
+    evidence = json.loads(path.read_bytes())
+    [message] = evidence["messages"]
+    offer = pb.SessionOffer.FromString(b64decode(message["base64"]))
+    assert (evidence["code"], message["message"], offer.attempt, len(offer.signature)) == (
+        "replay",
+        "SessionOffer",
+        0,
+        64,
+    )
 
 
 # --- What a client must not forget ---
