@@ -301,7 +301,8 @@ async def test_evaluation_of_a_kept_model_claims_its_clients(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = masked_spec(evaluate={"every": 1})
-    evaluate, claimed = Rounds._evaluate, []
+    evaluate = Rounds._evaluate
+    claimed: list[str] = []
 
     async def hang(self: Rounds, *arguments: Any) -> Any:
         hanging.set()

@@ -22,7 +22,6 @@ from privacy.secagg.labels import is_signed, sign
 from privacy.secagg.members import Members
 from privacy.secagg.parameters import parameters_for
 from privacy.secagg.session import Purpose, SessionParameters, session_id_of
-from server import runs
 from server.coordinator import Coordinator
 from server.records import RefusalRecord, RunState
 from server.secure import SecureSession
@@ -191,7 +190,7 @@ async def test_equivocation_is_refused_and_its_evidence_kept(
 async def test_replay_of_an_earlier_round_is_refused_and_its_offer_kept(
     federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs.secrets, "token_hex", lambda _: "run")
+    monkeypatch.setattr("server.runs.secrets.token_hex", lambda _: "run")
     journal = Journal(federation.folder / "cai" / "sessions.sqlite")
     journal.begin(about(7, 0))
     journal.close()
@@ -203,7 +202,8 @@ async def test_replay_of_an_earlier_round_is_refused_and_its_offer_kept(
     ]
     [path] = (federation.folder / "cai" / "evidence").iterdir()
     evidence = json.loads(path.read_bytes())
-    [message] = evidence["messages"]
+    assert evidence["messages"] == []
+    [message] = evidence["context"]
     offer = pb.SessionOffer.FromString(b64decode(message["base64"]))
     assert (evidence["code"], message["message"], offer.attempt, len(offer.signature)) == (
         "replay",
