@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import threading
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -304,13 +305,15 @@ async def test_client_that_cannot_note_an_opening_does_not_open(
     federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reveal, take_unmask, unmasked = Journal.reveal, CoordinatorSession.take_unmask, []
-    full = str(federation.folder / "ben")
+    full, one_at_a_time = str(federation.folder / "ben"), threading.Lock()
 
     def reveal_on_full_disk(self: Journal, parameters: SessionParameters) -> None:
-        if full in self._name:
-            with FullDisk():
-                reveal(self, parameters)
-        reveal(self, parameters)
+        # The limit is on all of the process: nobody else's disk shall be full.
+        with one_at_a_time:
+            if full in self._name:
+                with FullDisk():
+                    reveal(self, parameters)
+            reveal(self, parameters)
 
     def note(self: CoordinatorSession, client_id: str, message: pb.Unmask) -> None:
         unmasked.append(client_id)
