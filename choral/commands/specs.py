@@ -10,6 +10,7 @@ from rich.console import Console
 from choral.commands.own import Own, add_all
 from models import check_spec
 from privacy.secagg.combinations import check_masking
+from privacy.secagg.parameters import parameters_for
 from wire.spec import RunSpec, read_spec
 
 app = typer.Typer(no_args_is_help=True, help="Check run specs.\n\nExample: choral spec check run.yaml")
@@ -30,6 +31,12 @@ def check(path: Annotated[Path, typer.Argument(help="The spec, YAML or JSON.")],
         f"{path}: sound. {spec.name}: learner {spec.learner.name}, up to {spec.rounds} rounds, cohort {cohort}, "
         f"quorum {spec.cohort.fewest}."
     )
+    if spec.secure is not None:
+        graph = parameters_for(spec.cohort.size or spec.cohort.fewest, spec.secure.corrupt_ppm, spec.secure.dropout_ppm)
+        Console().print(
+            f"Of {graph.client_count} clients in secure aggregation, {graph.corrupt_count} may conspire with the coordinator and "
+            f"{graph.missing_count} may fall out once all are ready."
+        )
 
 
 @app.command("schema")

@@ -27,3 +27,27 @@ def test_spec_that_can_be_masked_is_sound(choral: Choral, tmp_path: Path) -> Non
     outcome = choral("spec", "check", str(path))
     assert (outcome.code, outcome.err) == (0, "")
     assert "sound. masked: learner mlp" in " ".join(outcome.lines)
+
+
+@pytest.mark.parametrize(
+    ("secure", "said"),
+    [
+        (
+            "{}",
+            "Of 4 clients in secure aggregation, 0 may conspire with the coordinator and 0 may fall out once all are ready.",
+        ),
+        (
+            "{corrupt_fraction: 0.25, dropout_fraction: 0.25}",
+            "Of 4 clients in secure aggregation, 1 may conspire with the coordinator and 1 may fall out once all are ready.",
+        ),
+    ],
+)
+def test_spec_check_says_what_rounded_fractions_come_to(choral: Choral, tmp_path: Path, secure: str, said: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "name: masked\nlearner: {name: mlp}\nrounds: 1\ncohort: {size: 4}\n"
+        f"privacy: {{secure_aggregation: {secure}}}\n"
+    )
+    outcome = choral("spec", "check", str(path))
+    assert outcome.code == 0
+    assert said in " ".join(" ".join(outcome.lines).split())

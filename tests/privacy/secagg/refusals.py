@@ -48,7 +48,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "quality-below-the-cap": (
         masked({"weight_cap": 63}, weight_by="quality"),
-        "Run spec: privacy.secure_aggregation.weight_cap must be at least 64 with weight_by quality, got 63.",
+        "Run spec: privacy.secure_aggregation.weight_cap must be at least 64 times a client's examples with weight_by quality, got 63.",
     ),
     "stop-by-a-metric-that-is-not-summed": (
         masked(stop_when={"metric": "f1", "at_least": 0.9}),
