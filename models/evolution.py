@@ -23,10 +23,10 @@ https://arxiv.org/abs/1712.06567  (crossover: Syswerda, "Uniform Crossover in Ge
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional
@@ -87,6 +87,12 @@ class GeneticParameters(VariantParameters):
     """Probability that a child has two parents, and each parameter from one of them."""
     sigma: float = Field(default=0.1, gt=0)
     """Standard deviation of a child's mutation in each parameter."""
+
+    @model_validator(mode="after")
+    def _elite_fits(self) -> Self:
+        if self.elite > self.population:
+            raise ValueError(f"elite must be at most the population ({self.population}), got {self.elite}")
+        return self
 
 
 class Evolution(ABC):
@@ -248,14 +254,14 @@ class GeneticAlgorithm(Evolution):
         population, fitness, own = state["population"], mean["fitness"], self.parameters
         generator = _generator(state, "breed")
         order = fitness.argsort(descending=True, stable=True)
-        child_count = own.population - min(own.elite, own.population)
+        child_count = own.population - own.elite
         first, second = (population[_winners(fitness, child_count, own.tournament, generator)] for _ in range(2))
         is_crossed = torch.rand(child_count, 1, generator=generator) < own.crossover
         is_from_second = torch.rand(child_count, self._layout.size, generator=generator) < 0.5
         children = torch.where(is_crossed & is_from_second, second, first)
         children = children + own.sigma * torch.randn(children.shape, generator=generator)
         return {
-            "population": torch.cat([population[order[: own.population - child_count]], children]),
+            "population": torch.cat([population[order[: own.elite]], children]),
             "champion": population[order[0]].clone(),
             GENERATION: state[GENERATION] + 1,
             KEY: state[KEY],

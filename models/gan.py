@@ -40,6 +40,7 @@ from models.images import FlatImages
 from models.learner import Contribution, Examples, Report, SampleRequest
 from models.local_step import lowering
 from models.random_stream import RandomStream
+from models.settings import refuse_unused
 from wire.spec import LocalSpec
 from wire.tensors import State
 
@@ -72,6 +73,7 @@ class GANParameters(GradientParameters):
                     f"inputs must be channels, height and width, both a multiple of {part} and at least {2 * part} for "
                     f"{len(self.channels)} convolutions, got {self.inputs}"
                 )
+        refuse_unused(self, f"where kind is {self.kind}", "hidden" if self.kind == "images" else "channels")
         return self
 
 

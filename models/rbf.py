@@ -27,10 +27,10 @@ https://doi.org/10.1109/TCOM.1980.1094577.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,7 +38,7 @@ from models import tasks
 from models.classifier import Classifier, ClassifierParameters
 from models.learner import Contribution, Evaluation, Examples, Report
 from models.optimizers import ServerOptimizer
-from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS
+from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS, refuse_unused
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
 from wire.validation import Strict
@@ -64,6 +64,12 @@ class RBFNetworkParameters(Strict):
     """Weight of ||V||^2 beside the mean squared error, for `ridge`."""
     classes: int = Field(default=10, ge=2)
     """Number of classes."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.readout != "ridge":
+            refuse_unused(self, f"where readout is {self.readout}", "ridge")
+        return self
 
 
 class RadialBasis(nn.Module):

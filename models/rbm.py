@@ -33,6 +33,7 @@ from models.gradient import GradientLearner, GradientParameters
 from models.learner import Examples, SampleRequest
 from models.partition_function import Couplings, annealed_log_partition, exact_log_partition
 from models.random_stream import RandomStream
+from models.settings import refuse_unused
 from wire.tensors import State
 
 ENUMERABLE_UNITS = 20
@@ -61,11 +62,13 @@ class RBMParameters(GradientParameters):
     """Steps of the Gibbs chain that ends in a sample."""
 
     @model_validator(mode="after")
-    def _is_enumerable(self) -> Self:
+    def _fits(self) -> Self:
         if self.partition == "exact" and self.smaller_layer > ENUMERABLE_UNITS:
             raise ValueError(
                 f"partition must be auto or annealed where both layers have more than {ENUMERABLE_UNITS} units, got exact"
             )
+        if self.is_exact:
+            refuse_unused(self, "where log Z is found exactly", "annealing_chains", "annealing_steps")
         return self
 
     @property

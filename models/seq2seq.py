@@ -31,6 +31,7 @@ from models.professor import Contest, Discriminator, contest
 from models.ragged import read
 from models.scheduled_sampling import exponential, inverse_sigmoid, linear, mixed
 from models.sequences import lengths
+from models.settings import refuse_unused
 from models.step_count import StepCount
 from models.translation import Translation, TranslationParameters, Translator, shifted, trimmed
 from wire.spec import LocalSpec
@@ -72,6 +73,17 @@ class Seq2SeqParameters(TranslationParameters):
             raise ValueError(f"schedule_k of linear must be at most 1, got {k}")
         if k is not None and self.schedule == "exponential" and k >= 1:
             raise ValueError(f"schedule_k of exponential must be below 1, got {k}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        forced, falls = f"where forcing is {self.forcing}", ("schedule_slope", "schedule_floor")
+        if self.forcing != "scheduled":
+            refuse_unused(self, forced, "schedule", "schedule_k", *falls)
+        if self.forcing != "professor":
+            refuse_unused(self, forced, "discriminator")
+        if self.schedule != "linear":
+            refuse_unused(self, f"where schedule is {self.schedule}", *falls)
         return self
 
     def true_part(self, steps: float) -> float:

@@ -1,6 +1,7 @@
-"""Settings of a run that a learner has no use for, or cannot do with: they are refused, so that nobody waits for an effect in vain.
+"""Settings that a learner has no use for, or cannot do with: they are refused, so that nobody waits for an effect in vain.
 
-A learner says which they are by two attributes, and need have neither:
+Of its parameters, a learner's class of them refuses those that others leave without effect: `refuse_unused`. Of a run's settings, a learner
+says which they are by two attributes, and need have neither:
 
     unused_settings   keys of a spec that change nothing of what it does, such as "local.optimizer"
     fewest_rounds     rounds before which there is no model to speak of
@@ -9,13 +10,21 @@ A learner says which they are by two attributes, and need have neither:
 from models.errors import LearnerError
 from models.learner import Learner
 from wire.spec import RunSpec
-from wire.validation import shown
+from wire.validation import Strict, shown
 
 DESCENT_SETTINGS = frozenset({"local.clip_norm", "local.optimizer", "local.proximal_mu", "local.schedule"})
 """What belongs to clients that follow a gradient."""
 
 SERVER_SETTINGS = frozenset({"server.optimizer", "server.schedule"})
 """What belongs to a server step on the mean."""
+
+
+def refuse_unused(parameters: Strict, where: str, *keys: str) -> None:
+    """Raise `ValueError` if one of `keys`, which mean nothing `where` things are so, has another value than its default."""
+    for key in keys:
+        # By its value, as below.
+        if (value := getattr(parameters, key)) != type(parameters).model_fields[key].default:
+            raise ValueError(f"{key} must be left out {where}, got {shown(value)}")
 
 
 def check_settings(spec: RunSpec, learner: Learner) -> None:

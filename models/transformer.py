@@ -21,6 +21,7 @@ from models.decoding import Carried
 from models.gradient import Step
 from models.learner import PADDING, Examples
 from models.sequences import check_sequences
+from models.settings import refuse_unused
 from models.step_count import StepCount
 from models.transformer_layers import DecoderLayer, Embedding, EncoderLayer, LayerShape
 from models.translation import Translation, TranslationParameters, Translator, shifted, trimmed
@@ -57,6 +58,12 @@ class TransformerParameters(TranslationParameters):
     def _heads_fit(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, {self.heads}, got {self.width}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.task == "translate":
+            refuse_unused(self, "where task is translate", "classes", "pooling")
         return self
 
     @property

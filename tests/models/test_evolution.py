@@ -185,8 +185,8 @@ def test_genetic_learns_digits_of_unseen_blocks(blocks: list[Examples]) -> None:
     assert learner.evaluate(found, blocks[3]).metrics["accuracy"] > 0.5
 
 
-def test_genetic_with_more_elite_than_population_only_keeps(blocks: list[Examples]) -> None:
-    learner = genetic(population=4, elite=9)
+def test_genetic_with_an_elite_of_all_only_keeps(blocks: list[Examples]) -> None:
+    learner = genetic(population=4, elite=4)
     state = learner.init(5)
     found = evolved(learner, state, blocks[:1], 2)
     assert sorted(found["population"].sum(dim=1).tolist()) == sorted(state["population"].sum(dim=1).tolist())

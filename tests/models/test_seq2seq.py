@@ -136,14 +136,20 @@ def test_mean_of_clients_counts_the_steps_of_a_mean_client() -> None:
     ("parameters", "message"),
     [
         pytest.param(
-            {"schedule": "inverse_sigmoid", "schedule_k": 0.9},
+            {"forcing": "scheduled", "schedule": "inverse_sigmoid", "schedule_k": 0.9},
             r"inverse_sigmoid must be at least 1, got 0\.9",
             id="sigmoid",
         ),
         pytest.param(
-            {"schedule": "exponential", "schedule_k": 1.0}, r"exponential must be below 1, got 1\.0", id="power"
+            {"forcing": "scheduled", "schedule": "exponential", "schedule_k": 1.0},
+            r"exponential must be below 1, got 1\.0",
+            id="power",
         ),
-        pytest.param({"schedule_k": 1.5}, r"schedule_k of linear must be at most 1, got 1\.5", id="linear"),
+        pytest.param(
+            {"forcing": "scheduled", "schedule_k": 1.5},
+            r"schedule_k of linear must be at most 1, got 1\.5",
+            id="linear",
+        ),
         pytest.param({"hidden": 15}, r"hidden must be a multiple of 2, got 15", id="odd"),
         pytest.param(
             {"attention": "soft"}, r"attention must be 'none', 'additive' or 'dot', got 'soft'", id="attention"
@@ -160,12 +166,12 @@ def test_parameters_that_break_a_rule_are_refused(parameters: dict[str, Any], me
     [("linear", [1.0, 0.9, 0.0]), ("exponential", [1.0, 0.8186, 0.0]), ("inverse_sigmoid", [0.9901, 0.9735, 0.0])],
 )
 def test_true_part_of_each_schedule_by_default(schedule: Any, expected: list[float]) -> None:
-    parameters = Seq2SeqParameters(schedule=schedule)
+    parameters = Seq2SeqParameters(forcing="scheduled", schedule=schedule)
     assert [parameters.true_part(steps) for steps in (0, 100, 10_000)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_linear_schedule_has_slope_and_floor() -> None:
-    parameters = Seq2SeqParameters(schedule_k=0.9, schedule_slope=0.01, schedule_floor=0.2)
+    parameters = Seq2SeqParameters(forcing="scheduled", schedule_k=0.9, schedule_slope=0.01, schedule_floor=0.2)
     assert [parameters.true_part(steps) for steps in (0, 30, 1000)] == pytest.approx([0.9, 0.6, 0.2])
 
 

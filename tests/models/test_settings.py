@@ -1,10 +1,12 @@
 """Settings of a run that its learner has no use for, or too few rounds for it: refused, and never passed over in silence."""
 
+import re
+
 import pytest
 
 from choral.examples import example_of
-from models import MODELS, LearnerError, check_spec
-from wire.spec import parse_spec
+from models import MODELS, LearnerError, build_learner, check_spec
+from wire.spec import Named, parse_spec
 
 ADAM = "{optimizer: {name: adam, learning_rate: 0.1}}"
 SCHEDULE = "{optimizer: {name: sgd, learning_rate: 0.1}, schedule: {kind: cosine}}"
@@ -36,6 +38,61 @@ def test_check_spec_setting_without_any_effect_is_refused(learner: str, more: st
     rule = rf"^Run spec: {key} must be left out for learner {learner}, which has no use for it, {found}"
     with pytest.raises(LearnerError, match=rule):
         check(learner, more)
+
+
+@pytest.mark.parametrize(
+    ("learner", "parameters", "key", "where"),
+    [
+        ("gan", {"channels": [8]}, "channels", "where kind is points"),
+        ("gan", {"kind": "images", "inputs": [1, 8, 8], "hidden": [8]}, "hidden", "where kind is images"),
+        ("rbf_network", {"readout": "gradient", "ridge": 0.5}, "ridge", "where readout is gradient"),
+        ("seq2seq", {"schedule": "exponential"}, "schedule", "where forcing is teacher"),
+        ("seq2seq", {"forcing": "professor", "schedule_k": 0.5}, "schedule_k", "where forcing is professor"),
+        ("seq2seq", {"schedule_slope": 0.5}, "schedule_slope", "where forcing is teacher"),
+        ("seq2seq", {"schedule_floor": 0.5}, "schedule_floor", "where forcing is teacher"),
+        ("seq2seq", {"discriminator": 8}, "discriminator", "where forcing is teacher"),
+        (
+            "seq2seq",
+            {"forcing": "scheduled", "schedule": "exponential", "schedule_floor": 0.5},
+            "schedule_floor",
+            "where schedule is exponential",
+        ),
+        ("transformer", {"classes": 3}, "classes", "where task is translate"),
+        ("transformer", {"pooling": "first"}, "pooling", "where task is translate"),
+        ("rbm", {"annealing_chains": 7}, "annealing_chains", "where log Z is found exactly"),
+        ("rbm", {"partition": "exact", "annealing_steps": 7}, "annealing_steps", "where log Z is found exactly"),
+    ],
+)
+def test_parameter_without_any_effect_is_refused(
+    learner: str, parameters: dict[str, object], key: str, where: str
+) -> None:
+    message = f"^Learner {learner}: {key} must be left out {where}, got {re.escape(repr(parameters[key]))}\\.$"
+    with pytest.raises(LearnerError, match=message):
+        build_learner(Named(name=learner, **parameters))
+
+
+@pytest.mark.parametrize(
+    ("learner", "parameters"),
+    [
+        ("gan", {"kind": "images", "inputs": [1, 8, 8], "channels": [8]}),
+        ("gan", {"hidden": [8]}),
+        ("rbf_network", {"readout": "ridge", "ridge": 0.5}),
+        ("seq2seq", {"forcing": "scheduled", "schedule_k": 0.5, "schedule_slope": 0.5, "schedule_floor": 0.1}),
+        ("seq2seq", {"forcing": "professor", "discriminator": 8}),
+        ("transformer", {"task": "classify", "classes": 3, "pooling": "first"}),
+        ("rbm", {"partition": "annealed", "annealing_chains": 7}),
+        # What a program writes names the defaults too.
+        ("gan", {"channels": [32, 64]}),
+    ],
+)
+def test_parameter_with_an_effect_or_its_default_is_taken(learner: str, parameters: dict[str, object]) -> None:
+    build_learner(Named(name=learner, **parameters), "meta")
+
+
+def test_genetic_elite_above_the_population_is_refused() -> None:
+    with pytest.raises(LearnerError, match=r"^Learner genetic: elite must be at most the population \(8\), got 9\.$"):
+        build_learner(Named(name="genetic", population=8, elite=9))
+    build_learner(Named(name="genetic", population=8, elite=8))
 
 
 def test_check_spec_setting_with_an_effect_is_taken() -> None:
