@@ -1,6 +1,7 @@
 """`choral sample`: what a saved generative model makes."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from choral.pictures import SUFFIXES, check_picture, draw_points, draw_samples
 from models import LearnerError, build_learner
 from models.learner import PADDING, Sampler, SampleRequest
 from models.saved import read_saved
+from wire.validation import shown
 
 
 def sample(
@@ -26,9 +28,13 @@ def sample(
             help="Where they go: .png, .svg or .pdf for images and points, .csv for rows, any file for text. Default: as fits.",
         ),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What a text begins with.")] = "",
-    length: Annotated[int, typer.Option(min=1, max=100_000, help="Codes that are added to a text.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of text: below 1 safer, above 1 bolder.")] = 1.0,
+    prompt: Annotated[str | None, typer.Option(help="What a text begins with.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Codes that are added to a text. Default: 200.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.01, help="Of text: below 1 safer, above 1 bolder. Default: 1.")
+    ] = None,
 ) -> None:
     """Draw samples from a saved model: texts are printed, images and points drawn, other rows written as CSV.
 
@@ -38,16 +44,27 @@ def sample(
     learner = build_learner(saved.learner)
     if not isinstance(learner, Sampler):
         raise LearnerError(f"Saved model {model}: the learner must be a generative one, got {saved.learner.name}.")
+    if not learner.samples_text:
+        _refuse(saved.learner.name, {"--prompt": prompt, "--length": length, "--temperature": temperature})
+        if output is not None and output.suffix != ".csv":
+            check_picture(output)
     codes = torch.tensor(list(prompt.encode()), dtype=torch.int64) if prompt else None
-    request = SampleRequest(count, torch.Generator().manual_seed(seed), codes, length, temperature)
-    if not learner.samples_text and output is not None and output.suffix != ".csv":
-        check_picture(output)
+    request = SampleRequest(count, torch.Generator().manual_seed(seed), codes, length or 200, temperature or 1.0)
     with torch.no_grad():
         samples = learner.sample(saved.state, request).cpu()
     if learner.samples_text:
         _tell(samples, output)
     else:
         _write(samples, output, f"{count} samples of {saved.learner.name}")
+
+
+def _refuse(learner: str, options: Mapping[str, object]) -> None:
+    """Refuse options of text for a learner of something else."""
+    for option, value in options.items():
+        if value is not None:
+            raise LearnerError(
+                f"Option {option}: must be left out for learner {learner}, which makes no text, got {shown(value)}."
+            )
 
 
 def _tell(samples: Tensor, output: Path | None) -> None:
