@@ -20,9 +20,9 @@ from models import DataError, Evaluation
 from server.aggregation import WeightedMean
 from server.cohort import Order
 from server.inbox import Arrival, Binding
+from simulation.block_size import most_clients
 from simulation.cohort import Outcome, Refused, SimulatedCohort
 from simulation.device_mean import DeviceMean
-from simulation.memory import most_clients
 from simulation.plan import Round, blocks_of, draw_plan
 from simulation.pool import PooledSites
 from simulation.reasons import gradient_learner, reason_against

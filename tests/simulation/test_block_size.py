@@ -4,7 +4,7 @@ import torch
 
 from models import build_learner
 from models.gradient import GradientLearner
-from simulation.memory import CPU_BYTES, most_clients
+from simulation.block_size import CPU_BYTES, most_clients
 from wire.spec import Named
 
 
