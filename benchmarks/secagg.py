@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import flower_secagg, machine, mask_rates, secagg_session
+from benchmarks import demo_ratio, flower_secagg, machine, mask_rates, secagg_session
 from benchmarks.mask_rates import Rates
 from benchmarks.peer_process import PeerFailedError
 from benchmarks.secagg_figures import (
@@ -33,6 +33,7 @@ MAIN_REPEATS = 3
 """Sessions of the case that most figures are of; the others are played once."""
 
 RATE_REPEATS = 7
+DEMO_REPEATS = 2
 FLOWER_FULL_COUNTS: Mapping[Case, int] = {Case(10, 1_000_000, 1): 9, MAIN: 2}
 """The cases that Flower is measured at, and how many clients make all their masks."""
 
@@ -63,14 +64,6 @@ def peer_sessions(wanted: Collection[Case], python: str, console: Console) -> tu
             except PeerFailedError as error:
                 console.print(f"{title(case)} is left out. {error}", markup=False, highlight=False)
     return found, len(found) < len(cases_here)
-
-
-def demo_over_plain() -> float | None:
-    """Return how many times as long the digits demo takes with secure aggregation as without.
-
-    A hook: None until the demo can be asked for secure aggregation.
-    """
-    return None
 
 
 def rate_table(rates: Mapping[int, Rates]) -> Table:
@@ -200,7 +193,9 @@ def measure(arguments: argparse.Namespace, console: Console) -> Measured:
     python = _flower_python(arguments, console)
     peers = [case for case in wanted if not arguments.quick or case.client_count < MAIN.client_count]
     flower, has_failed = peer_sessions(peers, python, console) if python else ({}, False)
-    return Measured(found, rates, flower, demo_over_plain(), has_failed)
+    with console.status("the digits demo"):
+        ratio = demo_ratio.measure(1 if arguments.quick else DEMO_REPEATS)
+    return Measured(found, rates, flower, ratio, has_failed)
 
 
 def main() -> None:
