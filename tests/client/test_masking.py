@@ -3,7 +3,6 @@
 import json
 import logging
 import resource
-import threading
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -305,21 +304,18 @@ async def test_client_that_cannot_note_an_opening_does_not_open(
     federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reveal, take_unmask, unmasked = Journal.reveal, CoordinatorSession.take_unmask, []
-    full, one_at_a_time = str(federation.folder / "ben"), threading.Lock()
+    lost = str(federation.folder / "ben")
 
-    def reveal_on_full_disk(self: Journal, parameters: SessionParameters) -> None:
-        # The limit is on all of the process: nobody else's disk shall be full.
-        with one_at_a_time:
-            if full in self._name:
-                with FullDisk():
-                    reveal(self, parameters)
-            reveal(self, parameters)
+    def reveal_without_file(self: Journal, parameters: SessionParameters) -> None:
+        if lost in self._name:
+            self.close()
+        reveal(self, parameters)
 
     def note(self: CoordinatorSession, client_id: str, message: pb.Unmask) -> None:
         unmasked.append(client_id)
         take_unmask(self, client_id, message)
 
-    monkeypatch.setattr(Journal, "reveal", reveal_on_full_disk)
+    monkeypatch.setattr(Journal, "reveal", reveal_without_file)
     monkeypatch.setattr(CoordinatorSession, "take_unmask", note)
     async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
         _, [record] = await played(coordinator, masked_spec())

@@ -83,7 +83,8 @@ def _values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return st.dictionaries(TEXTS, SCALARS[FieldDescriptor.CPPTYPE_DOUBLE], max_size=5)
     if field.message_type is not None:
-        return odd(GetMessageClass(field.message_type))
+        part = odd(GetMessageClass(field.message_type))
+        return st.lists(part, max_size=3) if field.is_repeated else part
     if field.type == FieldDescriptor.TYPE_BYTES:
         value: st.SearchStrategy[Any] = st.sampled_from([b"", bytes(32), bytes(64), b"x" * 100_000]) | st.binary()
     elif field.type == FieldDescriptor.TYPE_STRING:

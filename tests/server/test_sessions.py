@@ -205,7 +205,8 @@ async def test_expel_ends_the_session_and_declines_what_the_client_was_and_is_as
     sessions.take_reply(session, pb.EvaluateResult(task_id="one"))
     await sessions.close(session, "revoked")
     sessions.assign("ana", assignment("two", replies))
-    assert replies == [("ana", pb.TaskFailed(task_id=task_id, detail="revoked")) for task_id in ("one", "two")]
+    reason = pb.REFUSAL_REASON_CLIENT_ERROR
+    assert replies == [("ana", pb.TaskFailed(task_id=name, reason=reason, detail="revoked")) for name in ("one", "two")]
     assert present(sessions) == {}
     assert sessions.member("ana") is None
     assert [(event.kind, event.detail) for event in await store.events()][-1] == ("client_left", "revoked")
