@@ -209,7 +209,7 @@ async def test_federation_of_roles_beats_letter_frequencies(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_comedies_are_learned_to_the_reference() -> None:
     """3 layers of 96: 3.02 bits per character after 300 steps of a reference of our own; the last play is held out."""
     *training, held_out = plays("comedies").values()
