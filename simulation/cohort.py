@@ -128,8 +128,8 @@ class SimulatedCohort(Cohort, ABC):
 
     async def train(self, order: Order, client_ids: Sequence[str], inbox: Inbox) -> None:
         """Train the clients whose contributions will come, and bring each one to the inbox in its moment."""
+        arrivals = self.arrivals(order, client_ids, inbox.binding, lambda: inbox.count)
         with self.followed(client_ids):
-            arrivals = self.arrivals(order, client_ids, inbox.binding, lambda: inbox.count)
             async with contextlib.aclosing(arrivals) as outcomes:
                 async for outcome in outcomes:
                     if isinstance(outcome, Refused):
@@ -149,11 +149,18 @@ class SimulatedCohort(Cohort, ABC):
                         ballot.record(client_id, found)
             await self.until_settled(ballot)
 
-    async def arrivals(
+    def arrivals(
         self, order: Order, client_ids: Sequence[str], binding: Binding, count: Callable[[], int]
     ) -> AsyncGenerator[Outcome, None]:
-        """Yield what clients bring, each in its moment; train no more than the round needs, of which it has `count`."""
-        due = self._training_due(order, client_ids)
+        """Yield what clients bring, each in its moment; train no more than the round needs, of which it has `count`.
+
+        Who falls out, and when, is known from this call on: what follows the clients must begin after it.
+        """
+        return self._arrivals(order, self._training_due(order, client_ids), binding, count)
+
+    async def _arrivals(
+        self, order: Order, due: Mapping[str, float], binding: Binding, count: Callable[[], int]
+    ) -> AsyncGenerator[Outcome, None]:
         waiting = list(due)
         while waiting and (missing := order.enough - count()) > 0:
             wave, waiting = waiting[:missing], waiting[missing:]

@@ -5,8 +5,9 @@ fixed, nobody falls out.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from functools import cache, partial
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -22,7 +23,7 @@ from server.cohort import Exchange, Kind, Order
 from server.inbox import Arrival, Binding, Inbox
 from server.replies import Replies
 from server.secure import Authority
-from simulation.cohort import Refused, SimulatedCohort
+from simulation.cohort import Outcome, Refused, SimulatedCohort
 from simulation.work import Work
 from wire import federation_pb2 as pb
 from wire.errors import ChoralError
@@ -73,8 +74,9 @@ class SimulatedExchange(Exchange):
 
     async def offer(self, client_ids: Sequence[str], replies: Replies) -> None:
         """Let clients train or evaluate, and advertise in the moment in which they are ready."""
+        bringing = self._train(client_ids, replies) if self._kind == "train" else self._evaluate(client_ids, replies)
         with self._cohort.followed(client_ids):
-            await (self._train if self._kind == "train" else self._evaluate)(client_ids, replies)
+            await bringing
             await self._cohort.until_settled(replies)
 
     async def ask(self, messages: Mapping[str, pb.JoinResponse], replies: Replies) -> None:
@@ -100,9 +102,11 @@ class SimulatedExchange(Exchange):
         for session, _ in self._clients.values():
             session.abort()
 
-    async def _train(self, client_ids: Sequence[str], replies: Replies) -> None:
+    def _train(self, client_ids: Sequence[str], replies: Replies) -> Coroutine[Any, Any, None]:
         binding = Binding("", self._order.round_number, b"", self._session.session_id)
-        arrivals = self._cohort.arrivals(self._order, client_ids, binding, lambda: replies.count)
+        return self._bring(self._cohort.arrivals(self._order, client_ids, binding, lambda: replies.count), replies)
+
+    async def _bring(self, arrivals: AsyncGenerator[Outcome, None], replies: Replies) -> None:
         async with contextlib.aclosing(arrivals) as outcomes:
             async for outcome in outcomes:
                 if isinstance(outcome, Refused):

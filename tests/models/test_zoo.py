@@ -29,7 +29,7 @@ def test_only_models_of_others_need_to_be_told_which() -> None:
 @pytest.mark.parametrize("name", WITH_DEFAULTS)
 def test_build_with_defaults_gives_a_learner_with_a_summary(name: str) -> None:
     state = build_learner(Named(name=name)).init(1)
-    assert 50 < Layout.of(state).size < 500_000
+    assert 50 < Layout.of(state).size < 1_000_000
     assert MODELS[name].summary.endswith(".")
 
 
