@@ -1,4 +1,7 @@
-"""What tests of liars need: a coordinator that tells tales, a journal that refuses, and a search for secrets that are left."""
+"""What tests of liars need: a coordinator that tells tales, a journal that refuses, and a search for secrets that are left.
+
+The coordinator's lies are told by the real messages, changed and signed again with its own key wherever it can sign.
+"""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +18,7 @@ from privacy.secagg.labels import is_signed, sign
 from privacy.secagg.members import Members
 from privacy.secagg.party import Party
 from privacy.secagg.session import SessionParameters
-from tests.privacy.secagg.sessions import Client, Memory, Play
+from tests.privacy.secagg.sessions import Client, Memory, Play, play
 from wire import federation_pb2 as pb
 
 
@@ -93,6 +96,20 @@ def ack_by(client: Client, tale: Tale, bitmap: bytes) -> pb.SurvivorAck:
     """Return a client's acknowledgement of survivors, made with its key and without its session."""
     parts = (tale.session_id, tale.members.roster_hash, bitmap)
     return pb.SurvivorAck(signature=sign(client.identity.key, "survivors-ack", *parts))
+
+
+def advertised(count: int = 5, **spec: object) -> Play:
+    """Return a session in which all have advertised, each with a journal that refuses."""
+    session, _ = play(count, **spec)  # type: ignore[arg-type]
+    for client in session.clients:
+        client.journal = Diary()
+    session.advertise()
+    return session
+
+
+def entries_of(session: Play) -> list[pb.Advertise]:
+    """Return what each client has advertised, in the order of the clients."""
+    return [session_of(client).advertisement for client in session.clients]
 
 
 class Told(NamedTuple):
