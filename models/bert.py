@@ -4,6 +4,8 @@ Of each window 15 % of the places are chosen. Of these 80 % become [MASK], 10 % 
 cross-entropy of their true codes (section 3.1, task 1). In classification, what the last block says at the first place, [CLS], goes through
 a dense layer with tanh to one with an output a class (section 3.2). Sentence pairs and their embedding are left out, as in RoBERTa.
 
+The accuracy of guesses is that of all chosen places, as the loss is. A tenth of them show their code, which needs only be copied.
+
 Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", NAACL 2019.
 https://arxiv.org/abs/1810.04805
 """

@@ -8,10 +8,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_iris, load_wine
 from torch import Tensor
+from torch.nn import functional
 
 from client.data import load_local
 from models import PADDING, DataError, Examples
 from models.bert import BERT, BERTParameters, mask_codes
+from models.language import own_draws
 from tests.models.text import adam, joined, plays, trained, unigram_accuracy, windows
 from wire.tensors import Layout, State
 
@@ -193,18 +195,64 @@ def test_classifier_tells_two_kinds_of_text_apart() -> None:
     assert metrics["accuracy"] > 0.75
 
 
+def seen_of(windows: Tensor) -> Tensor:
+    """Return what an evaluation shows of windows."""
+    return mask_codes(windows, own_draws(windows, 3), 256)[0]
+
+
+def neighbour_accuracy(training: Tensor, held_out: Tensor, side: int) -> float:
+    """Return the top-1 accuracy at [MASK] of the commonest code beside what is seen at one side, before (-1) or after it (1)."""
+
+    def beside(windows: Tensor) -> Tensor:
+        return functional.pad(seen_of(windows), (1, 1), value=MASK)[:, 1 + side :][:, : windows.shape[1]]
+
+    counts = torch.zeros(257, 256, dtype=torch.int64)
+    counts.index_put_((beside(training), training), torch.tensor(1), accumulate=True)
+    return float((counts.argmax(dim=1)[beside(held_out)] == held_out)[seen_of(held_out) == MASK].double().mean())
+
+
+def masked_accuracy(learner: BERT, state: State, held_out: Tensor) -> float:
+    """Return the top-1 accuracy at [MASK]."""
+    module = learner.build().eval()
+    module.load_state_dict(dict(state))
+    seen = seen_of(held_out)
+    with torch.no_grad():
+        guesses = module(seen).argmax(dim=2)
+    return float((guesses == held_out)[seen == MASK].double().mean())
+
+
+def test_accuracy_is_of_all_chosen_places_of_which_some_show_their_code() -> None:
+    """Who says what is shown is right at a tenth of them, without reading: so what is learned is measured at [MASK] alone."""
+    learner = bert()
+    text = codes(40, 80).clamp(min=1)  # A masked 0 would be guessed.
+    learner._module.register_forward_hook(
+        lambda _, arguments, outputs: functional.one_hot(arguments[0], 257)[:, :, :256].float()
+    )
+    _, targets = mask_codes(text, own_draws(text, 3), 256)
+    is_shown = (seen_of(text) == targets) & (targets != PADDING)
+    accuracy = learner.evaluate(learner.init(1), Examples(text, text)).metrics["accuracy"]
+    assert accuracy == pytest.approx(int(is_shown.sum()) / (40 * 12))
+    assert 0.05 < accuracy < 0.15
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_comedies_are_learned_to_the_reference() -> None:
-    """3 layers of 96: top-1 accuracy .266 after 600 steps of a reference of our own; the last play is held out."""
+def test_comedies_are_learned_by_reading_around_the_masks() -> None:
+    """Of the codes at [MASK] in the last play, held out, .522, .502 and .549 are right with seeds 1, 2 and 3.
+
+    Trivial tables: the commonest code .187, after the code before .258, before the code after .257, between both .442. The floor is below
+    the worst seed by over three times what lies between seeds, and above what one neighbour says.
+    """
     *training, last = plays("comedies").values()
-    data, held_out = joined(*(windows(text) for text in training)), windows(last)
-    learner = bert(width=96, layers=3)
-    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))[: 600 * 32]
-    state = trained(learner, learner.init(1), data.select(rows), batch_size=32, optimizer=adam(3e-3), clip_norm=1.0)
-    accuracy = learner.evaluate(state, held_out).metrics["accuracy"]
-    assert unigram_accuracy(data.inputs, held_out.inputs) < 0.2
-    assert accuracy > 0.25
+    data, held_out = joined(*(windows(text, 20) for text in training)), windows(last, 20).inputs
+    learner = bert()
+    state = learner.init(1)
+    for rate, epochs in ((3e-3, 3), (4.5e-4, 1)):
+        state = trained(learner, state, data, epochs=epochs, batch_size=32, optimizer=adam(rate), clip_norm=1.0)
+    assert unigram_accuracy(data.inputs, held_out) < 0.2
+    for side in (-1, 1):
+        assert neighbour_accuracy(data.inputs, held_out, side) < 0.27
+    assert masked_accuracy(learner, state, held_out) > 0.35
 
 
 def test_data_of_another_kind_is_refused() -> None:
