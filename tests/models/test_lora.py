@@ -144,8 +144,11 @@ def test_federation_adapts_a_base_to_another_author() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_comedies_are_adapted_to_tragedies() -> None:
-    """Low rank does most of what full fine-tuning does, with 4.5 % of the numbers."""
+def test_comedies_are_adapted_to_histories() -> None:
+    """Low rank does about half of what full fine-tuning does in as many steps, with 4.4 % of the numbers.
+
+    Of seeds 1, 2 and 3 (of base and adapters) it took .117, .129 and .118 bits off 3.083 to 3.103, full fine-tuning .22 to .25.
+    """
     learner = plain(width=96, layers=3)
     comedies = joined(*(windows(text) for text in plays("comedies").values()))
     rows = torch.randperm(len(comedies), generator=torch.Generator().manual_seed(1))
@@ -158,12 +161,12 @@ def test_comedies_are_adapted_to_tragedies() -> None:
     def bits(learner: GPT, state: State) -> float:
         return learner.evaluate(state, held_out).metrics["bits_per_character"]
 
-    low = adapted(base, width=96, layers=3, lora={"rank": 4, "targets": ["query", "value"]})
+    low = adapted(base, width=96, layers=3, lora={"rank": 4, "targets": ["query", "value", "expand", "contract"]})
     zero_shot = bits(learner, base)
     full = bits(learner, trained(learner, base, other, optimizer=adam(1e-3), **step))
     lora = bits(low, trained(low, low.init(1), other, optimizer=adam(1e-2), **step))
-    # The reference goes from 3.28 to 2.63 bits; found after 200 steps, with one seed: from 3.103 to 3.003.
-    assert full < lora < zero_shot - 0.05
+    # Below the worst of three seeds by over three times what lies between them.
+    assert full < lora < zero_shot - 0.07
 
 
 def test_target_that_is_no_dense_layer_is_refused() -> None:
