@@ -14,7 +14,8 @@ from tests.choral.command_line import WIDTH, Choral, Outcome
 def choral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Choral]:
     """Run the command line in this process, on a terminal of 80 columns that shows no colours."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    levels = {logger: logger.level for logger in (root, *map(logging.getLogger, ("client", "server")))}
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["choral", *arguments])
@@ -28,4 +29,6 @@ def choral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Outcome(code if isinstance(code, int) else 0, printed.out, printed.err)
 
     yield run
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    for logger, level in levels.items():
+        logger.setLevel(level)

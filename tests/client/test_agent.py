@@ -4,6 +4,7 @@ import logging
 import random
 import re
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from client.agent import Agent, AgentConfig, Backoff
 from client.connection import Endpoint
 from client.data import load_local
-from client.errors import RejectedError
+from client.errors import ConnectionLostError, RejectedError
 from client.policy import Policy
 from privacy.enrolment import EnrolmentFile
 from privacy.errors import EnrolmentError, IdentityError
@@ -182,6 +183,28 @@ async def test_run_pauses_stay_below_their_bound_however_many_tries(
     async with running(make_agent(tmp_path, "127.0.0.1:1")):
         await until_true(lambda: len(waits(caplog)) >= 12, "12 tries")
     assert max(waits(caplog)) <= 0.3
+
+
+async def test_run_is_cancelled_though_a_call_took_that_for_its_own_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def swallow(*_: object) -> AsyncIterator[None]:
+        try:
+            waiting.set()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionLostError("the call was cancelled") from None
+        yield
+
+    monkeypatch.setattr("client.agent.connect", swallow)
+    running_agent = asyncio.create_task(make_agent(tmp_path, "127.0.0.1:1").run())
+    await waiting.wait()
+    running_agent.cancel()
+    await asyncio.wait([running_agent], timeout=20)
+    assert running_agent.cancelled()
 
 
 async def test_run_session_that_came_about_starts_the_pauses_anew(
