@@ -150,7 +150,7 @@ class SecureSession:
         deliveries = await asyncio.to_thread(session.deliver)
         messages = self._named({key: pb.JoinResponse(delivery=found) for key, found in deliveries.items()})
         inbox = self._inbox(list(messages))
-        until = Until(len(messages), max(session.fewest, self._quorum), rules.deadline_seconds)
+        until = Until(len(messages), session.fewest, rules.deadline_seconds)
         await self._wait("masked vectors", inbox, exchange.collect(messages, inbox), until)
         await inbox.close()
         self.refusals += inbox.refusals
@@ -217,9 +217,8 @@ class SecureSession:
         messages = self._named(messages)
         replies = self._replies(list(messages), kind, take)
         # Fewer may open a sum than there must be in it, so that one is not given up while clients may still answer.
-        is_needed = kind is pb.Shares
-        fewest = max(self._session.fewest, self._quorum) if is_needed else self._session.fewest
-        until = Until(len(messages), fewest, self._order.spec.secure.stage_seconds, is_needed)
+        stage_seconds = self._order.spec.secure.stage_seconds
+        until = Until(len(messages), self._session.fewest, stage_seconds, is_needed=kind is pb.Shares)
         await self._wait(what, replies, exchange.ask(messages, replies), until)
         replies.close()
 
