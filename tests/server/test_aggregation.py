@@ -208,3 +208,11 @@ def test_merge_of_too_many_is_an_error_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match="at most 3 contributions"):
         halves[0].merge(halves[1])
     assert state_of(halves[0]) == before
+
+
+def test_sum_on_a_grid_that_clips_takes_larger_coordinates_for_the_bound_and_still_no_nan() -> None:
+    mean = WeightedMean(Grid(2.0, 8, 2, ring_bits=32, is_clipping=True), 3)
+    mean.add(np.array([5.0, -5.0, 1.0], dtype=np.float32), 8)
+    with pytest.raises(ContributionRefused, match="must be finite"):
+        mean.add(np.array([np.nan, 0.0, 0.0], dtype=np.float32), 8)
+    assert mean.mean().tolist() == [2.0, -2.0, 1.0]

@@ -134,3 +134,13 @@ def test_one_client_gets_its_own_vector_back_to_a_grid_step(value: float, weight
     grid = Grid(128.0, 1 << 20, 10)
     found = mean(grid, steps(grid, np.array([value], dtype=np.float32), weight), weight)[0]
     assert abs(float(found) - value) <= math.ldexp(0.5, -grid.exponent) / weight + abs(value) * 2.0**-24
+
+
+def test_grid_that_clips_takes_larger_coordinates_for_the_bound() -> None:
+    grid = Grid(2.0, 100, 4, ring_bits=32, is_clipping=True)
+    values = np.array([2.5, -1e30, 2.0, -2.0, 0.5], dtype=np.float32)
+    steps = grid.quantise(values, 100, out=np.empty(5))
+    bound = math.ldexp(200.0, grid.exponent)
+    assert steps.tolist() == [bound, -bound, bound, -bound, bound / 4]
+    # Four clients at the bound stay within the ring.
+    assert 4 * bound < 2**31
