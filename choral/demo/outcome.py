@@ -73,14 +73,21 @@ def show_outcome(console: Console, outcome: Outcome, folder: Path) -> None:
         "",
         f"In {folder}: {', '.join(FILES)}, logs.",
         "",
-        *next_steps(folder),
+        *next_steps(folder, outcome.plan.is_secure),
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def next_steps(folder: Path) -> list[str]:
+def next_steps(folder: Path, is_secure: bool = False) -> list[str]:
     """Return what to try after the demo, as commands that can be copied."""
     choral, here = _command(), shlex.quote(str(folder))
+    if is_secure:
+        return [
+            "Try next:",
+            f"  {choral} demo    # the same without masks",
+            f"  {choral} secagg plan --clients 11 --corrupt 0.1 --dropout 0.2    # what they bear and cost",
+            f"  {choral} enroll --help    # a roster of your own, which coordinator and clients of {here}/run.yaml need",
+        ]
     client = f"{choral} join 127.0.0.1:7070 --folder {here}"
     return [
         "Try next:",

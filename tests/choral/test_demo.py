@@ -69,6 +69,13 @@ def test_plan_that_is_secure_masks_updates_of_any_number_of_clients(clients: int
     assert Plan(clients, 9, "cnn").spec.secure is None
 
 
+def test_next_steps_of_a_secure_demo_need_no_roster_that_is_not_there() -> None:
+    said = "\n".join(next_steps(Path("demo"), is_secure=True))
+    assert "enroll --help" in said
+    assert "submit" not in said
+    assert "submit" in "\n".join(next_steps(Path("demo")))
+
+
 def test_plan_that_is_secure_with_two_clients_is_refused() -> None:
     with pytest.raises(DemoError, match=r"must be at least 3 with --secure, .*, got 2"):
         Plan(2, 9, "cnn", is_secure=True)
