@@ -15,6 +15,7 @@ from rich.table import Table
 from choral.commands.own import Own, add_all
 from choral.examples import example_of
 from client.data import load, parse_source
+from client.device import choose_device
 from models import LearnerError, add_own, build_learner, learners
 from models.zoo import MODELS, Model
 from wire.errors import ChoralError
@@ -108,6 +109,7 @@ def check(
         Path | None,
         typer.Option("--spec", help="A spec that trains it. Default: its default parameters, SGD 0.1, batches of 16."),
     ] = None,
+    device: Annotated[str, typer.Option(help="Where it trains: auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
     """Check that a learner does what every learner must: the checks that the zoo's own pass.
 
@@ -118,7 +120,8 @@ def check(
     name = add_own(learner) if ":" in learner else learner
     example = example_of(name) if name in MODELS else None
     first = example.spec if example else _first_spec(name)
-    case = case_of(read_spec(spec_path) if spec_path else first, data or (example.data if example else "digits"))
+    checked = read_spec(spec_path) if spec_path else first
+    case = case_of(checked, data or (example.data if example else "digits"), choose_device(device))
     if case.spec.learner.name != name:
         raise LearnerError(f"Spec {spec_path}: learner must be {name}, got {case.spec.learner.name}.")
     for quiet in ("client", "server"):

@@ -1,6 +1,6 @@
 """A learner that is checked, with a spec that trains it and examples that suit it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +19,8 @@ EXAMPLE_COUNT = 120
 
 SEED = 5
 
+CPU = torch.device("cpu")
+
 
 class Nonconforming(ChoralError):
     """A learner does not do what every learner must. The message says what it should have done."""
@@ -30,15 +32,17 @@ class Case:
 
     Attributes:
         spec: A run that trains it.
-        data: Examples that suit it.
+        data: Examples that suit it, where the learner trains.
+        device: Where it trains.
     """
 
     spec: RunSpec
     data: Examples = field(repr=False)
+    device: torch.device = CPU
 
-    def learner(self, device: str = "cpu") -> Learner:
-        """Return the learner, newly built."""
-        return build_learner(self.spec.learner, device)
+    def learner(self, device: str | None = None) -> Learner:
+        """Return the learner, newly built, on the case's device or another."""
+        return build_learner(self.spec.learner, device or self.device)
 
     @cached_property
     def rounds(self) -> int:
@@ -72,11 +76,11 @@ class Case:
     def parts(self, count: int) -> list[Examples]:
         """Return the examples dealt to so many clients, of different sizes."""
         bounds = [len(self.data) * place * (place + 1) // (count * (count + 1)) for place in range(count + 1)]
-        return [self.data.select(torch.arange(start, end)) for start, end in pairwise(bounds)]
+        return [self.data.select(torch.arange(start, end, device=self.device)) for start, end in pairwise(bounds)]
 
 
-def case_of(spec: RunSpec, source: str) -> Case:
-    """Return the case of a spec's learner with the first examples of a data source.
+def case_of(spec: RunSpec, source: str, device: torch.device = CPU) -> Case:
+    """Return the case of a spec's learner with examples of a data source, at equal distances.
 
     Raises:
         ChoralError: The spec breaks a rule, the data cannot be read, or it does not suit the learner.
@@ -85,7 +89,7 @@ def case_of(spec: RunSpec, source: str) -> Case:
     data = load(parse_source(source))
     data = data.select(spread(len(data), EXAMPLE_COUNT))
     build_learner(spec.learner).check(data)
-    return Case(spec, data)
+    return Case(spec, data.to(device), device)
 
 
 def spread(total: int, count: int) -> Tensor:
@@ -102,6 +106,16 @@ def require(holds: bool, rule: str) -> None:
     """Raise `Nonconforming` unless a rule holds."""
     if not holds:
         raise Nonconforming(f"{rule}.")
+
+
+def generators(device: torch.device) -> list[Tensor]:
+    """Return where torch's generators stand, the CPU's and the device's."""
+    return [torch.get_rng_state(), *([] if device == CPU else [torch.get_device_module(device).get_rng_state()])]
+
+
+def are_alike(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    """Tell whether two sequences have the same tensors, to the bit."""
+    return len(left) == len(right) and all(map(torch.equal, left, right))
 
 
 def are_equal(left: State, right: State) -> bool:

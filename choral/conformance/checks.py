@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from choral.conformance.case import SEED, Case, are_equal, copied, require
+from choral.conformance.case import SEED, Case, are_alike, are_equal, copied, generators, require
 from choral.conformance.federations import central_state, deployed_model, serial_model, site_of
 from choral.conformance.memory import LiveTensors
 from models import DataError, Examples, ServerOptimizer, TrainingStopped
@@ -20,6 +20,8 @@ from models.saved import read_saved
 from server.aggregation import WeightedMean
 from wire.grid import Grid
 from wire.tensors import Layout, State
+
+NO_ROWS = torch.arange(0)
 
 ROUNDS = 4
 """Rounds in which the loss must fall; a learner whose phases take longer has as many as its spec."""
@@ -30,10 +32,10 @@ MOST_MEMORY, LEAST_MEMORY = 2, 0.1
 
 def init_follows_from_the_seed(case: Case) -> None:
     """`init` gives the same state for a seed, another for another, whatever else draws, and leaves torch's generator alone."""
-    before = torch.get_rng_state()
+    before = generators(case.device)
     learner = case.learner()
     first = learner.init(SEED)
-    require(torch.equal(before, torch.get_rng_state()), "building and `init` must leave torch's generator alone")
+    require(are_alike(before, generators(case.device)), "building and `init` must leave torch's generator alone")
     require(are_equal(first, learner.init(SEED)), "`init` must give the same state for the same seed")
     require(are_equal(first, case.learner().init(SEED)), "`init` must depend on the seed and the parameters alone")
     require(
@@ -84,12 +86,12 @@ def loss_falls(case: Case) -> None:
 
 def fit_is_a_function(case: Case) -> None:
     """`fit` depends on its arguments alone, and changes neither them nor torch's generator."""
-    learner, before = case.learner(), torch.get_rng_state()
+    learner, before = case.learner(), generators(case.device)
     state, kept_state = case.state, copied(case.state)
     kept = Examples(case.data.inputs.clone(), case.data.targets.clone())
     first = case.fit(learner, state)
     vector = first.vector.copy()
-    require(torch.equal(before, torch.get_rng_state()), "`fit` must leave torch's generator alone")
+    require(are_alike(before, generators(case.device)), "`fit` must leave torch's generator alone")
     require(are_equal(state, kept_state), "`fit` must leave the state unchanged")
     is_kept = _same(kept.inputs, case.data.inputs) and _same(kept.targets, case.data.targets)
     require(is_kept, "`fit` must leave the data unchanged")
@@ -133,9 +135,9 @@ def fit_can_be_stopped(case: Case) -> None:
 
 def memory_is_as_declared(case: Case) -> None:
     """`fit` holds at most twice as many bytes at a time as `step_bytes` says, which is an estimate and leaves no trace."""
-    learner, before = case.learner(), torch.get_rng_state()
+    learner, before = case.learner(), generators(case.device)
     declared = learner.step_bytes(case.data, case.spec.local)
-    require(torch.equal(before, torch.get_rng_state()), "`step_bytes` must leave torch's generator alone")
+    require(are_alike(before, generators(case.device)), "`step_bytes` must leave torch's generator alone")
     with LiveTensors() as live:
         vector = case.fit(learner, case.state).vector.copy()
     require(
@@ -160,7 +162,9 @@ def bad_data_is_refused(case: Case) -> None:
         "targets with two axes more": Examples(data.inputs, data.targets[..., None, None]),
     }.items():
         _must_refuse(what, lambda bad=bad: learner.check(bad))  # type: ignore[misc]
-    _must_refuse("training without examples", lambda: case.fit(learner, case.state, data.select(torch.arange(0))))
+    _must_refuse(
+        "training without examples", lambda: case.fit(learner, case.state, data.select(NO_ROWS.to(case.device)))
+    )
 
 
 def _must_refuse(what: str, act: Callable[[], object]) -> None:
@@ -174,16 +178,16 @@ def _must_refuse(what: str, act: Callable[[], object]) -> None:
 
 def evaluate_is_a_function(case: Case) -> None:
     """`evaluate` gives the same numbers again, changes neither state nor data nor torch's generator, and takes no examples for none."""
-    learner, before = case.learner(), torch.get_rng_state()
+    learner, before = case.learner(), generators(case.device)
     kept, inputs = copied(case.state), case.data.inputs.clone()
     first = learner.evaluate(case.state, case.data, case.data)
     check_metrics(first.metrics)
     require(first == learner.evaluate(case.state, case.data, case.data), "`evaluate` must give the same again")
-    require(torch.equal(before, torch.get_rng_state()), "`evaluate` must leave torch's generator alone")
+    require(are_alike(before, generators(case.device)), "`evaluate` must leave torch's generator alone")
     require(are_equal(kept, case.state), "`evaluate` must leave the state unchanged")
     require(_same(inputs, case.data.inputs), "`evaluate` must leave the data unchanged")
     require(first.example_count == len(case.data), "`evaluate` must count its examples")
-    none = learner.evaluate(case.state, case.data.select(torch.arange(0)), case.data)
+    none = learner.evaluate(case.state, case.data.select(NO_ROWS.to(case.device)), case.data)
     require((none.example_count, dict(none.metrics)) == (0, {}), "`evaluate` of no examples must measure nothing")
 
 

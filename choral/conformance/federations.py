@@ -21,9 +21,11 @@ from server.checkpoints import checkpoint_path
 from server.coordinator import Coordinator, CoordinatorConfig, serve
 from server.model import read_checkpoint
 from server.records import RunRecord, RunState
+from server.rounds import Site
 from server.store import open_store
-from simulation.play import RUN_ID
-from simulation.serial import run_serially
+from simulation.play import RUN_ID, play
+from simulation.resources import Resources
+from simulation.serial import SerialCohort
 from wire.grid import Grid
 from wire.seeds import derive_generator, derive_seed
 from wire.spec import CohortSpec, EvaluateSpec, RunSpec
@@ -47,7 +49,7 @@ def client_ids(count: int) -> list[str]:
 
 def site_of(data: Examples) -> LocalData:
     """Return a client that trains on all of its examples, and evaluates on the first few of the same: no result is reported of it."""
-    return LocalData("memory", data, data.select(torch.arange(min(len(data), 16))))
+    return LocalData("memory", data, data.select(torch.arange(min(len(data), 16), device=data.inputs.device)))
 
 
 def central_state(case: Case, client_id: str, rounds: int) -> Mapping[str, Tensor]:
@@ -74,7 +76,10 @@ def serial_model(case: Case, sites: Mapping[str, LocalData], rounds: int) -> Vec
     async def run(folder: Path) -> RunRecord:
         store = await open_store(str(folder / "store.db"))
         try:
-            return await run_serially(spec_of(case, len(sites), rounds), sites, store, folder)
+            spec = spec_of(case, len(sites), rounds)
+            cohort = SerialCohort(spec, sites, Resources(device=str(case.device)))
+            with contextlib.closing(cohort):
+                return await play(spec, Site(store, cohort, folder, authority=cohort.authority))
         finally:
             await store.close()
 
@@ -98,10 +103,12 @@ def deployed_model(
     Returns:
         The path of the saved model, and each client's data by its identity.
     """
-    return asyncio.run(_deployed(spec_of(case, len(parts), rounds), parts, folder))
+    return asyncio.run(_deployed(case, spec_of(case, len(parts), rounds), parts, folder))
 
 
-async def _deployed(spec: RunSpec, parts: Sequence[Examples], folder: Path) -> tuple[Path, dict[str, LocalData]]:
+async def _deployed(
+    case: Case, spec: RunSpec, parts: Sequence[Examples], folder: Path
+) -> tuple[Path, dict[str, LocalData]]:
     config = CoordinatorConfig(folder / "coordinator", address="127.0.0.1:0", http_address="127.0.0.1:0")
     async with serve(config) as coordinator, contextlib.AsyncExitStack() as stack:
         sites = {}
@@ -112,7 +119,7 @@ async def _deployed(spec: RunSpec, parts: Sequence[Examples], folder: Path) -> t
                     Endpoint(coordinator.address),
                     folder / f"client-{place}",
                     f"client-{place}",
-                    torch.device("cpu"),
+                    case.device,
                     torch.get_num_threads(),
                     Policy(),
                 ),

@@ -6,6 +6,7 @@ import pytest
 
 from choral.conformance import CHECKS, Case, case_of
 from choral.examples import example_of
+from client.device import choose_device
 from models import MODELS
 from wire.spec import Named
 
@@ -37,7 +38,7 @@ def case_named(name: str) -> Case:
     variant = VARIANTS.get(name)
     example = example_of(variant.name if variant else name)
     changes = {"learner": variant} if variant else {}
-    return case_of(example.spec.model_copy(update=changes), example.data)
+    return case_of(example.spec.model_copy(update=changes), example.data, choose_device())
 
 
 @pytest.mark.usefixtures("bases")
