@@ -1,5 +1,7 @@
 """Where training happens: CUDA, MPS or the CPU."""
 
+import os
+
 import torch
 
 from wire.errors import ChoralError
@@ -16,6 +18,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
     """
     if wanted == "auto":
         if torch.cuda.is_available():
+            _compute_alike()
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
@@ -24,7 +27,24 @@ def choose_device(wanted: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ChoralError(f"Device: must be auto or a device of this machine, got {wanted!r}: {reason}") from error
+    if device.type == "cuda":
+        _compute_alike()
     return device
+
+
+def _compute_alike() -> None:
+    """Let this process compute the same each time on its GPU, as every law of exactness asks, and float32 in full float32.
+
+    Learners with `precision: bfloat16` may use kernels of attention that add in another order each time.
+    """
+    # Read when cuBLAS is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.allow_tf32 = False
+    # Warns of an operation that has no such kernel. (torch.use_deterministic_algorithms would first import a compiler.)
+    torch.set_deterministic_debug_mode("warn")
+    # Deterministic algorithms would else fill all new memory with NaN before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 def set_threads(count: int | None) -> int:

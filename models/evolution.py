@@ -107,7 +107,7 @@ class Evolution(ABC):
         self.parameters = parameters
         shape = {name: getattr(parameters, name) for name in ("inputs", "hidden", "classes")}
         self._model = MLP(MLPParameters(**shape), device)
-        with RandomStream(0).drawing(), device:
+        with RandomStream(0, device).drawing(), device:
             self._module = self._model.build().to(device).eval()
         self._layout = Layout.of(self._module.state_dict())
         self._device = device

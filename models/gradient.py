@@ -86,7 +86,7 @@ class GradientLearner(ABC):
         base = parameters.initialize_from
         self._base = read_tensors(base, parameters.base_sha256) if base is not None else {}
         # Built where it will stay: on the meta device, which a coordinator uses, it takes no memory.
-        with RandomStream(0).drawing(), device:
+        with RandomStream(0, device).drawing(), device:
             # Channels last: torch's convolutions and pools are faster so. Other tensors than those of images stay as they are.
             self._module = self._begun(self.build()).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's annotations lack it alone
         self._frozen = self.frozen_names()

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models import tasks
 from models.bases import BaseName, find_base
@@ -131,7 +130,7 @@ class HuggingFaceLearner(GradientLearner):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy over all targets that are not padding."""
-        return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=PADDING)
+        return tasks.code_loss(outputs, targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Accuracy."""
@@ -198,7 +197,7 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
         tokens = self._tokens(texts)
         outputs, targets = self.logits(tokens)[:, :-1], tokens[:, 1:]
         counts = (targets != PADDING).sum(1)
-        nats = functional.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=PADDING, reduction="none").sum(1)
+        nats = tasks.code_loss(outputs, targets, reduction="none").sum(1)
         characters = torch.tensor([max(1, len(text)) for text in texts], device=self._device)
         # Means over each text, then over texts: so they are the same in any batch.
         return {

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from models import tasks
 from models.errors import unsuited
@@ -19,7 +18,7 @@ class LanguageModel(GradientLearner):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy over all codes that are to be predicted."""
-        return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=PADDING)
+        return tasks.code_loss(outputs, targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Top-1 accuracy over all codes that are to be predicted."""

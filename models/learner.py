@@ -43,6 +43,10 @@ class Timeline:
         """Return the places of the windows at `rows`, int64 (rows,)."""
         return Timeline(self.series[rows], self.steps[rows], self.horizon)
 
+    def to(self, device: torch.device) -> "Timeline":
+        """Return the places on `device`."""
+        return Timeline(self.series.to(device), self.steps.to(device), self.horizon)
+
 
 @dataclass(frozen=True, slots=True)
 class Examples:
@@ -75,7 +79,7 @@ class Examples:
 
     def to(self, device: torch.device) -> "Examples":
         """Return the examples on `device`."""
-        return Examples(self.inputs.to(device), self.targets.to(device), self.timeline)
+        return Examples(self.inputs.to(device), self.targets.to(device), self.timeline and self.timeline.to(device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class RandomStream:
             device: Where draws are made beside the CPU, if somewhere else.
         """
         self._states = {torch.device("cpu"): torch.Generator().manual_seed(seed).get_state()}
-        if device is not None and device.type != "cpu":
+        if device is not None and device.type not in ("cpu", "meta"):
             self._states[device] = torch.Generator(device).manual_seed(seed).get_state()
 
     @contextlib.contextmanager

@@ -135,7 +135,7 @@ class Recurrent(GradientLearner):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, or squared error of a forecast, over all targets that are no padding."""
         if self.parameters.task != "forecast":
-            return functional.cross_entropy(outputs, targets, ignore_index=PADDING)
+            return tasks.code_loss(outputs.movedim(1, -1), targets)
         targets = targets.view_as(outputs)
         is_target = ~targets.isnan()
         return functional.mse_loss(outputs[is_target], targets[is_target])

@@ -30,6 +30,7 @@ from models.gradient import GradientParameters
 from models.language import LanguageModel, check_no_targets, check_windows, drawn, own_draws, perplexity, prompt_of
 from models.learner import PADDING, Examples, SampleRequest
 from models.spans import Spans
+from models.tasks import code_loss
 from wire.tensors import State
 
 LONGEST = 1 << 16
@@ -216,7 +217,7 @@ class T5(LanguageModel):
         inputs, targets = self._task(batch, own_draws(batch.inputs, 2))
         outputs = self._module(inputs, self._shifted(targets))
         counts = (targets != PADDING).sum(1)
-        losses = functional.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=PADDING, reduction="none")
+        losses = code_loss(outputs, targets, reduction="none")
         is_right = outputs.argmax(dim=2) == targets
         is_text = (targets != PADDING) & (targets < self.parameters.vocabulary)
         is_right_text = (outputs[:, :, : self.parameters.vocabulary].argmax(dim=2) == targets) & is_text

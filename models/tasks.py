@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from math import log
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +22,31 @@ def classification_measures(outputs: Tensor, targets: Tensor) -> Mapping[str, Te
     return {"accuracy": (outputs.argmax(dim=1) == targets).double().mean()}
 
 
+def code_loss(
+    logits: Tensor, targets: Tensor, reduction: Literal["mean", "none"] = "mean", label_smoothing: float = 0.0
+) -> Tensor:
+    """Return the mean cross-entropy, nats, of logits (..., codes) and int64 codes (...) that are no padding.
+
+    Args:
+        logits: Unnormalised, with the codes on the last axis.
+        targets: A code for each, or PADDING.
+        reduction: "mean", or "none" for the losses in the shape of the targets.
+        label_smoothing: Part of each target that is spread over all codes.
+    """
+    # One axis before the codes: torch's kernel for more adds in another order each time on a GPU.
+    losses = functional.cross_entropy(
+        logits.flatten(0, -2),
+        targets.flatten(),
+        ignore_index=PADDING,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+    return losses.view_as(targets) if reduction == "none" else losses
+
+
 def next_code_measures(outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
     """Return accuracy and bits per character of logits (batch, codes, time) and codes (batch, time) that are no padding."""
-    bits = functional.cross_entropy(outputs, targets, ignore_index=PADDING) / log(2)
+    bits = code_loss(outputs.movedim(1, -1), targets) / log(2)
     hits = (outputs.argmax(dim=1) == targets).double().sum()
     return {"accuracy": hits / (targets != PADDING).sum(), "bits_per_character": bits}
 

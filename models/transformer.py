@@ -206,11 +206,10 @@ class Transformer(Translator):
         if self._translates:
             inputs, targets = shifted(trimmed(batch.targets), self._boundary)
             logits, _ = self._translation(trimmed(batch.inputs), inputs)
-            logits = logits.transpose(1, 2)  # (batch, codes + 1, time)
         else:
             logits, targets = self._module(trimmed(batch.inputs)), batch.targets
         smoothing = self.parameters.label_smoothing
-        return functional.cross_entropy(logits, targets, ignore_index=PADDING, label_smoothing=smoothing)
+        return tasks.code_loss(logits, targets, label_smoothing=smoothing)
 
     def measure_batch(self, batch: Examples) -> Mapping[str, Tensor]:
         """Return what every translator measures, or loss and accuracy of the classes."""

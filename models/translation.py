@@ -13,13 +13,13 @@ from collections.abc import Mapping
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.decoding import Carried, Search, beam_search, greedy
 from models.errors import LearnerError, unsuited
 from models.gradient import GradientLearner, GradientParameters
 from models.learner import PADDING, Examples
 from models.sequences import check_sequences, lengths
+from models.tasks import code_loss
 from wire.tensors import State
 
 
@@ -109,7 +109,7 @@ class Translator(GradientLearner):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, nats a code, of logits (batch, time, codes + 1) and padded codes (batch, time)."""
-        return functional.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=PADDING)
+        return code_loss(outputs, targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Accuracy of the next code after true ones."""

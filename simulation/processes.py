@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from client.data import LocalData
+from client.device import choose_device
 from client.training import Result
 from models import Evaluation, Examples, TrainingStopped, build_learner
 from simulation.cohort import Refused
@@ -253,7 +254,8 @@ def _work(common: Common, place: Place, pipe: "Connection[object, object]") -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(place.threads)
     keep_freed_memory()
-    worker = Worker(common.spec, common.sites, place.device)
+    # Chosen here too: a GPU computes alike in the processes that say so.
+    worker = Worker(common.spec, common.sites, choose_device(str(place.device)))
     while True:
         try:
             pipe.send(_answer(pipe.recv(), worker, common, place))

@@ -46,7 +46,7 @@ class StackedLearner:
 
     def __init__(self, learner: GradientLearner, device: torch.device) -> None:
         self._device = device
-        with RandomStream(0).drawing(), device:
+        with RandomStream(0, device).drawing(), device:
             self._plain = learner.build().to(device).eval()
             self._stacked = StackedModule(learner.build().to(device).train())
         self._module = self._stacked.module

@@ -122,7 +122,7 @@ def test_lstm_with_defaults_is_embedding_lstm_and_dense_layer_to_the_bit(text: E
     for rows in torch.randperm(40, generator=generator).split(16):  # type: ignore[no-untyped-call]
         logits = dense(lstm(embedding(data.inputs[rows]))[0])  # (batch, time, vocabulary)
         gradients = torch.autograd.grad(
-            functional.cross_entropy(logits.transpose(1, 2), data.targets[rows]), list(module.parameters())
+            functional.cross_entropy(logits.flatten(0, 1), data.targets[rows].flatten()), list(module.parameters())
         )
         with torch.no_grad():
             for parameter, gradient in zip(module.parameters(), gradients, strict=True):

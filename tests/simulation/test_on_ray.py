@@ -26,6 +26,9 @@ from simulation.serial import SerialCohort
 from tests.server.cohorts import when
 from tests.simulation.federations import CNN, federation, play, sites
 
+CPU = Resources(device="cpu")
+"""Where all compute alike, whether or not the nodes of the cluster have a GPU that this process sees."""
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its sockets and its settings
 
 
@@ -48,8 +51,8 @@ def connected(cluster: Cluster) -> Iterator[None]:
 
 async def test_actors_on_two_nodes_equal_serial_to_the_bit(cluster: Cluster, tmp_path: Path) -> None:
     configured = federation(CNN | {"dropout": 0.5}, rounds=3, epochs=2)
-    expected, serial = await play(SerialCohort(configured, sites()), configured, tmp_path / "serial")
-    cohort = RayCohort(configured, sites(), Resources(ray_address=cluster.address))
+    expected, serial = await play(SerialCohort(configured, sites(), CPU), configured, tmp_path / "serial")
+    cohort = RayCohort(configured, sites(), Resources(device="cpu", ray_address=cluster.address))
     assert len(cohort._seats) == 2
     found, records = await play(cohort, configured, tmp_path / "ray")
     assert np.array_equal(found, expected)
@@ -66,8 +69,8 @@ async def test_actor_that_is_killed_is_replaced_and_its_client_trained_again(tmp
     generator = torch.Generator().manual_seed(1)
     whole = Examples(torch.rand(2000, 64, generator=generator), torch.randint(10, (2000,), generator=generator))
     data = {f"site-{number}": split(whole, 0.1, number) for number in range(4)}
-    expected, _ = await play(SerialCohort(configured, data), configured, tmp_path / "serial")
-    cohort = RayCohort(configured, data)
+    expected, _ = await play(SerialCohort(configured, data, CPU), configured, tmp_path / "serial")
+    cohort = RayCohort(configured, data, CPU)
     seat = cohort._seats[0]
     assert isinstance(seat, RaySeat)
     process_id: int = ray.get(seat.actor.process_id.remote())

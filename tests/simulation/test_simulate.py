@@ -210,7 +210,7 @@ def test_simulate_twice_shows_the_same_result_without_a_new_round(tmp_path: Path
 
 def test_simulate_stops_early(tmp_path: Path) -> None:
     spec = SPEC | {"rounds": 50, "stop_when": {"metric": "loss", "at_most": 100.0}}
-    result = choral.simulate(spec, tmp_path, **SETTING)
+    result = choral.simulate(spec, tmp_path, **SETTING, device="cpu")
     assert len(result.rounds) == 1
     assert result.run.reason.startswith("loss reached")
     assert (result.engine, result.engine_reason[:22]) == ("vectorized", "with 1,210 parameters,")
