@@ -64,6 +64,9 @@ class TransformerParameters(TranslationParameters):
     def _has_effect(self) -> Self:
         if self.task == "translate":
             refuse_unused(self, "where task is translate", "classes", "pooling")
+        else:
+            decoding = "target_vocabulary", "longest", "beam_width", "length_power", "decoded"
+            refuse_unused(self, "where task is classify", *decoding)
         return self
 
     @property

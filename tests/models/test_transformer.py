@@ -26,6 +26,10 @@ def small(**parameters: Any) -> Transformer:
     return learner
 
 
+def classifier(**parameters: Any) -> Transformer:
+    return small(task="classify", classes=3, target_vocabulary=39, **parameters)
+
+
 def batch(count: int = 6) -> Examples:
     generator = torch.Generator().manual_seed(1)
     return Examples(
@@ -188,7 +192,7 @@ def test_decoder_sees_no_code_that_follows() -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "first"])
 def test_classifier_depends_neither_on_padding_nor_on_the_batch(pooling: str) -> None:
-    learner = small(task="classify", classes=3, pooling=pooling)
+    learner = classifier(pooling=pooling)
     alone = Examples(torch.tensor([[1, 2]]), torch.tensor([1]))
     beside = Examples(torch.tensor([[1, 2, PADDING, PADDING]]), torch.tensor([1]))
     state = learner.init(1)
@@ -200,7 +204,7 @@ def test_classifier_depends_neither_on_padding_nor_on_the_batch(pooling: str) ->
 
 
 def test_poolings_are_the_mean_and_the_first_position() -> None:
-    learner = small(task="classify", classes=3)
+    learner = classifier()
     learner._load(learner.init(1))
     model = learner._module.eval()
     sources = torch.tensor([[1, 2, 3, PADDING]])
@@ -217,6 +221,10 @@ def test_poolings_are_the_mean_and_the_first_position() -> None:
         pytest.param({"heads": 3}, r"width must be a multiple of heads, 3, got 8", id="heads"),
         pytest.param({"norm": "none"}, r"norm must be 'post' or 'pre', got 'none'", id="norm"),
         pytest.param({"task": "both"}, r"task must be 'translate' or 'classify', got 'both'", id="task"),
+        pytest.param({"classes": 3}, r"classes must be left out where task is translate, got 3", id="classes"),
+        pytest.param(
+            {"task": "classify"}, r"target_vocabulary must be left out where task is classify, got 3", id="targets"
+        ),
         pytest.param({"label_smoothing": 1.0}, r"label_smoothing must be less than 1, got 1\.0", id="smoothing"),
     ],
 )
@@ -226,7 +234,7 @@ def test_parameters_that_break_a_rule_are_refused(parameters: dict[str, Any], me
 
 
 def test_check_of_a_classifier_wants_classes() -> None:
-    learner = small(task="classify", classes=3)
+    learner = classifier()
     learner.check(Examples(torch.tensor([[1, PADDING]]), torch.tensor([2])))
     with pytest.raises(DataError, match=r"Learner transformer: classes must be one an example, got shape \(1, 1\)\."):
         learner.check(Examples(torch.tensor([[1]]), torch.tensor([[2]])))
