@@ -24,6 +24,8 @@ class SecureAggregationSpec(Strict):
     """Part of the clients that may fall out after the round has been closed to newcomers."""
     minimum_cohort: int = Field(default=3, ge=2)
     """Fewest honest clients that a sum must be of. 2 only where the sites' policies say `allow_small_cohort`."""
+    cipher: Literal["aes256", "chacha20"] = "aes256"
+    """What makes the masks. ChaCha20 is for clients whose processors have no AES; where all have it, AES is faster."""
     stage_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """Longest time for each of the small exchanges, seconds."""
     metrics: list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]] = Field(

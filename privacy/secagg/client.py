@@ -159,7 +159,7 @@ class ClientSession:
             ),
         ]
         held.mask_key = None
-        add_masks(vector, masks)
+        add_masks(vector, masks, self._parameters.spec.cipher)
 
     def take_survivors(self, survivors: pb.Survivors) -> pb.SurvivorAck:
         """Check whose vectors are in the sum, and bind this client to them."""

@@ -256,7 +256,7 @@ class CoordinatorSession:
             SessionAbortedError: Secrets cannot be had again, or the sum is not that of the survivors' vectors. It is then useless.
         """
         try:
-            add_masks(total, self._masks())
+            add_masks(total, self._masks(), self.parameters.spec.cipher)
         finally:
             self._unmasks.clear()
             self.state = CoordinatorState.DONE

@@ -1,16 +1,17 @@
 """Masks: streams of ring elements that are added to a vector by one party and taken away by another.
 
-A mask is the keystream of AES-256 in counter mode under a key of its own, read as little-endian ring elements; its element j masks
-element j of the vector. The sum of many masks is made chunk by chunk, all masks for one chunk before the next: the chunk stays
-in the core's cache, and no memory grows with the number of masks.
+A mask is the keystream of AES-256 in counter mode, or of ChaCha20, under a key of its own, read as little-endian ring elements; its
+element j masks element j of the vector. The sum of many masks is made chunk by chunk, all masks for one chunk before the next: the
+chunk stays in the core's cache, and no memory grows with the number of masks.
 
 Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, section 4 and figure 4.
 https://eprint.iacr.org/2017/281
+ChaCha20: Nir and Langley, RFC 8439, 2018. https://www.rfc-editor.org/rfc/rfc8439
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,9 @@ RING_TYPES: dict[int, np.dtype[np.unsignedinteger[Any]]] = {
 }
 """Type of a ring's elements by its bits. Sums wrap around, as the ring's do."""
 
+StreamCipher: TypeAlias = Literal["aes256", "chacha20"]
+"""AES-256 in counter mode, or ChaCha20, as a run spec names them."""
+
 CHUNK_BYTES = 256 << 10
 _ZEROS = bytes(CHUNK_BYTES)
 
@@ -40,19 +44,22 @@ class Mask:
     is_negative: bool = False
 
 
-def keystream(key: bytes) -> CipherContext:
-    """Return AES-256-CTR from counter 0: what it makes of zeros is the stream."""
+def keystream(key: bytes, cipher: StreamCipher = "aes256") -> CipherContext:
+    """Return a cipher from counter 0 with a nonce of zeros, for a key is used once: what it makes of zeros is the stream."""
+    if cipher == "chacha20":
+        return Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
     return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
 
 
-def add_masks(vector: RingVector, masks: Iterable[Mask]) -> None:
+def add_masks(vector: RingVector, masks: Iterable[Mask], cipher: StreamCipher = "aes256") -> None:
     """Add masks to a vector in place, modulo the ring's size.
 
     Args:
         vector: Ring elements, contiguous, of a type of `RING_TYPES`.
         masks: Any number; each adds its stream, or subtracts it.
+        cipher: What makes the streams.
     """
-    streams = [(keystream(mask.key), np.subtract if mask.is_negative else np.add) for mask in masks]
+    streams = [(keystream(mask.key, cipher), np.subtract if mask.is_negative else np.add) for mask in masks]
     buffer = np.empty(CHUNK_BYTES, dtype=np.uint8)
     step = CHUNK_BYTES // vector.itemsize
     for start in range(0, len(vector), step):

@@ -5,6 +5,7 @@ Secure Aggregation in Federated Learning via Model Inconsistency", CCS 2022. htt
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from privacy.errors import SecureAggregationError
@@ -15,8 +16,8 @@ from wire.grid import Grid
 from wire.secure import SecureAggregationSpec
 from wire.spec import RunSpec
 
-SUITE = 1
-"""X25519, Ed25519, HKDF-SHA256, AES-256-CTR and AES-256-GCM."""
+SUITES: Mapping[str, int] = {"aes256": 1, "chacha20": 0x81}
+"""By the masks' cipher: X25519, Ed25519, HKDF-SHA256, AES-256-GCM, and AES-256-CTR or, with the highest bit, ChaCha20."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class SessionParameters:
             u32(self.purpose.quorum),
             bound,
             exponent,
-            bytes([SUITE]),
+            bytes([SUITES[spec.cipher]]),
         ]
         metrics = [prefixed(name.encode()) for name in spec.metrics]
         return b"".join([self.base(graph), *rest, u32(len(metrics)), *metrics])

@@ -28,7 +28,7 @@ from privacy.secagg.parameters import (
     Parameters,
     parameters_for,
 )
-from privacy.secagg.session import SUITE, Purpose, SessionParameters
+from privacy.secagg.session import SUITES, Purpose, SessionParameters
 from wire import federation_pb2 as pb
 from wire.document import parse_document
 from wire.grid import Grid
@@ -138,7 +138,7 @@ def test_parameters_are_encoded_in_the_order_of_the_table() -> None:
         "quorum": u32(9),
         "coordinate_bound": struct.pack("<d", 4.0),
         "exponent": struct.pack("<i", parameters.grid.exponent),
-        "suite": bytes([SUITE]),
+        "suite": bytes([SUITES["aes256"]]),
         "metric_count": u32(2),
         "metrics": prefixed(b"loss") + prefixed(b"accuracy"),
     }

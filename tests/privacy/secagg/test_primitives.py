@@ -82,6 +82,14 @@ def test_masks_come_off_again_whatever_the_length(bits: int, size: int) -> None:
     assert (vector == before).all()
 
 
+def test_stream_of_chacha20_is_that_of_its_reference() -> None:
+    """RFC 8439, appendix A.1, test vectors 1 and 2: key and nonce of zeros, blocks 0 and 1."""
+    vector = np.zeros(20, dtype=RING_TYPES[32])
+    add_masks(vector, [Mask(bytes(32))], "chacha20")
+    assert vector[:4].tobytes().hex() == "76b8e0ada0f13d90405d6ae55386bd28"
+    assert vector[16:].tobytes().hex() == "9f07e7be5551387a98ba977c732d080d"
+
+
 @pytest.mark.parametrize("bits", RING_TYPES)
 def test_stream_of_every_ring_is_the_same_bytes(bits: int) -> None:
     assert (

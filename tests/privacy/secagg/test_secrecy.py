@@ -12,7 +12,7 @@ from privacy.secagg import client as client_module
 from privacy.secagg.client import ClientSession, ClientState, _Secrets
 from privacy.secagg.coordinator import CoordinatorState
 from privacy.secagg.labels import sign
-from privacy.secagg.masks import RING_TYPES, Mask, RingVector, add_masks
+from privacy.secagg.masks import RING_TYPES, Mask, RingVector, StreamCipher, add_masks
 from privacy.secagg.members import unmask_parts
 from tests.privacy.secagg.hostile import Tale, session_of
 from tests.privacy.secagg.sessions import Client, Play, parameters, play, sum_of
@@ -240,8 +240,8 @@ def test_checker_catches_one_that_forgets_its_own_mask(monkeypatch: pytest.Monke
     session = small_inputs()
     forgetful = session.clients[1]
 
-    def forget(vector: RingVector, masks: list[Mask]) -> None:
-        add_masks(vector, masks[1:] if (vector == forgetful.vector).all() else masks)
+    def forget(vector: RingVector, masks: list[Mask], cipher: StreamCipher) -> None:
+        add_masks(vector, masks[1:] if (vector == forgetful.vector).all() else masks, cipher)
 
     monkeypatch.setattr(client_module, "add_masks", forget)
     record = played(session, late={1})
@@ -305,7 +305,7 @@ def test_checker_catches_one_that_does_not_mask(shift: int, monkeypatch: pytest.
     """Not at all, or with one element for all."""
     session = small_inputs()
 
-    def add_little(vector: RingVector, masks: list[Mask]) -> None:
+    def add_little(vector: RingVector, masks: list[Mask], cipher: StreamCipher) -> None:
         vector += vector.dtype.type(12345 * shift)
 
     monkeypatch.setattr(client_module, "add_masks", add_little)

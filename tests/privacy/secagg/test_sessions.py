@@ -4,8 +4,10 @@ import re
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import CipherContext
 
 from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
+from privacy.secagg import masks
 from privacy.secagg.client import ClientState
 from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.parameters import Parameters
@@ -30,6 +32,21 @@ def test_sum_is_exact(count: int, ring_bits: int) -> None:
     assert head.example_count == count * (count + 1) // 2
     assert not session.aborted
     assert not session.excluded
+
+
+def test_masks_of_chacha20_come_off_the_sum_as_those_of_aes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def seen(key: bytes, cipher: masks.StreamCipher) -> CipherContext:
+        used.append(cipher)
+        return keystream(key, cipher)
+
+    keystream = masks.keystream
+    monkeypatch.setattr(masks, "keystream", seen)
+    session, vectors = play(10, 300, cipher="chacha20", dropout_fraction=0.2)
+    session.run(lambda at, number: at == "upload" and number in {3, 7})
+    assert (session.total == sum_of([vector for number, vector in enumerate(vectors) if number not in {3, 7}])).all()
+    assert set(used) == {"chacha20"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -196,6 +213,7 @@ def test_parameters_are_the_bytes_of_the_vectors() -> None:
         {"dropout_fraction": 0.2},
         {"metrics": ["loss"]},
         {"quorum": 4},
+        {"cipher": "chacha20"},
     ],
 )
 def test_every_parameter_changes_the_session(changes: dict[str, object]) -> None:
