@@ -21,7 +21,12 @@ def check_masking(spec: RunSpec) -> None:
     """
     if (secure := spec.secure) is None:
         return
-    asked = math.ceil((spec.cohort.size or spec.cohort.fewest) * spec.cohort.over_selection)
+    if spec.cohort.size is None:
+        raise SpecError(
+            "Run spec: cohort.size must be given with privacy.secure_aggregation, because ring and graph depend on it, got "
+            f"fraction {spec.cohort.fraction:g}."
+        )
+    asked = math.ceil(spec.cohort.size * spec.cohort.over_selection)
     _check_count(spec.cohort.fewest, secure)
     for count in range(spec.cohort.fewest, min(asked, spec.cohort.fewest + 128) + 1):
         _check_count(count, secure)

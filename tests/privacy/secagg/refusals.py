@@ -26,8 +26,12 @@ REFUSALS: dict[str, Refusal] = {
         "Run spec: cohort: every round that may close must have at least 3 clients, so that a sum is of minimum_cohort (3) "
         "honest ones, got 2. Raise cohort.quorum or cohort.size.",
     ),
-    "a-fraction-without-a-quorum": (
-        masked(cohort={"fraction": 0.5}),
+    "a-fraction-of-whoever-is-there": (
+        masked(cohort={"fraction": 0.5, "quorum": 4}),
+        "Run spec: cohort.size must be given with privacy.secure_aggregation, because ring and graph depend on it, got fraction 0.5.",
+    ),
+    "one-client": (
+        masked(cohort={"size": 5, "quorum": 1}),
         "Run spec: cohort: a round of 1 clients cannot be masked. "
         "Secure aggregation: client_count must be 2 to 100000, got 1. Change it for all parties.",
     ),
