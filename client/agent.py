@@ -15,7 +15,7 @@ from client.connection import Connection, Endpoint, connect
 from client.data import LocalData
 from client.errors import ConnectionLostError, RejectedError
 from client.journal import Journal
-from client.link import Link
+from client.link import Link, raise_if_cancelled
 from client.masking import MaskingSite
 from client.policy import Policy
 from client.worker import Site, Worker
@@ -126,7 +126,7 @@ class Agent:
         try:
             while True:
                 pause = await self._session(link, worker, backoff)
-                _raise_if_cancelled()
+                raise_if_cancelled()
                 await asyncio.sleep(pause)
         except RejectedError as error:
             log.error("%s: ended. %s", self._config.name, error)
@@ -182,13 +182,6 @@ def _check_enrolment(config: AgentConfig, public_key: bytes) -> None:
             f"Roster {config.enrolment.path}: {problem}. The officer enrols it with: "
             f"choral enroll add {shlex.quote(config.name)} {public_key.hex()}"
         )
-
-
-def _raise_if_cancelled() -> None:
-    """Raise what gRPC may have taken for the end of a call, when it came in the same moment."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _hello(config: AgentConfig, data: LocalData) -> pb.Hello:

@@ -30,3 +30,10 @@ class Link:
         while self._connection is None:
             await self._is_up.wait()
         return self._connection
+
+
+def raise_if_cancelled() -> None:
+    """Raise a cancellation that came in the moment in which a call ended, and was taken for a part of that."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 
 from client.errors import PolicyError
 from client.journal import Journal
+from client.link import raise_if_cancelled
 from privacy.enrolment import EnrolmentFile
 from privacy.errors import SecureAggregationError, SessionAbortedError
 from privacy.files import write_file
@@ -291,6 +292,8 @@ class Conversation:
             await line.send(answer)
         else:
             await line.upload(self.session_id, self._vector.data.cast("B"))
+        # An upload that is sent whole waits for its verdict first; the session may have ended meanwhile.
+        raise_if_cancelled()
 
     async def _next(self) -> pb.JoinResponse | None:
         try:

@@ -23,7 +23,7 @@ from client.cache import ModelCache
 from client.connection import Connection
 from client.data import LocalData
 from client.errors import ConnectionLostError, PolicyError, RoundClosedError
-from client.link import Link
+from client.link import Link, raise_if_cancelled
 from client.masking import Brought, Conversation, Line, MaskingSite, masked_header
 from client.policy import Policy
 from client.training import Assignment, Result, Trainer
@@ -327,7 +327,9 @@ class Worker:
                 raise
             return vector_from_bytes(incoming.buffer)
 
-        return await self._with_connection(download)
+        vector = await self._with_connection(download)
+        raise_if_cancelled()
+        return vector
 
     async def _with_connection(self, transfer: Callable[[Connection], Awaitable[Value]]) -> Value:
         """Run a transfer on the connection of the moment, again and again until one holds."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from client.connection import Connection
+from client.worker import Worker
 from server.coordinator import Coordinator
 from server.records import RunState
 from server.rounds import Rounds
@@ -232,7 +233,7 @@ async def test_sum_is_opened_by_as_few_as_can(
 async def test_sum_below_the_quorum_is_not_opened_and_the_round_is_held_again(
     federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = masked_spec(cohort={"quorum": 5, "retries": 1})
+    spec = masked_spec(cohort={"quorum": 5, "retries": 1, "return_seconds": 25})
     async with contextlib.AsyncExitStack() as stack:
         agents = [federation.agent(name, coordinator.address) for name in NAMES]
         tasks = await stack.enter_async_context(joined(coordinator, agents))
@@ -246,6 +247,40 @@ async def test_sum_below_the_quorum_is_not_opened_and_the_round_is_held_again(
     assert (record.attempt, record.session_count, record.is_opening) == (1, 2, True)
     assert federation.contributors(record) == list(NAMES)
     assert np.array_equal(federation.model(coordinator, run_id, spec, 1), mean_of(federation, spec, NAMES))
+
+
+async def test_client_whose_verdict_comes_with_the_end_of_its_session_takes_part_in_the_next(
+    federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = masked_spec(cohort={"quorum": 5, "retries": 1, "return_seconds": 25})
+    upload, cancel, is_withdrawn = Connection.upload, Worker.cancel, asyncio.Event()
+    late: list[str] = []
+
+    async def upload_late(self: Connection, *arguments: Any) -> pb.UploadVerdict:
+        verdict = await upload(self, *arguments)
+        if not late:
+            late.append(self.client_id)
+            await is_withdrawn.wait()
+        return verdict
+
+    def cancel_and_tell(self: Worker, *arguments: Any) -> None:
+        cancel(self, *arguments)
+        is_withdrawn.set()
+
+    monkeypatch.setattr(Connection, "upload", upload_late)
+    monkeypatch.setattr(Worker, "cancel", cancel_and_tell)
+    async with contextlib.AsyncExitStack() as stack:
+        agents = [federation.agent(name, coordinator.address) for name in NAMES]
+        tasks = await stack.enter_async_context(joined(coordinator, agents))
+        killed: list[str] = []
+        kill_at(monkeypatch, "upload", 1, tasks, killed)
+        run = asyncio.create_task(played(coordinator, spec))
+        await until_true(lambda: killed and late, "a client to be killed, and another to have uploaded")
+        [name] = federation.names_of(killed)
+        await stack.enter_async_context(running(federation.agent(name, coordinator.address)))
+        _, [record] = await run
+    assert (record.attempt, record.session_count) == (1, 2)
+    assert federation.contributors(record) == list(NAMES)
 
 
 async def test_shares_that_come_after_the_deliveries_change_nothing(
@@ -300,7 +335,7 @@ async def test_client_that_is_revoked_in_a_session_is_left_out_with_the_reason(
 async def test_evaluation_of_a_kept_model_claims_its_clients(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = masked_spec(evaluate={"every": 1})
+    spec = masked_spec(cohort={"return_seconds": 25}, evaluate={"every": 1})
     evaluate = Rounds._evaluate
     claimed: list[str] = []
 
