@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 
 from choral.commands import (
     attention,
+    certificates,
     demo,
     enroll,
     join,
@@ -48,6 +49,7 @@ app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("join")(join.join)
 app.add_typer(enroll.app, name="enroll")
+app.command("certificates")(certificates.certificates)
 app.command("submit")(runs.submit)
 app.add_typer(runs.app, name="runs")
 app.command("clients")(runs.clients)

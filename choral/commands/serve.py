@@ -25,7 +25,12 @@ def serve(
     listen: Annotated[str, typer.Option(help="Host and port for clients (gRPC).")] = "127.0.0.1:7070",
     http: Annotated[str, typer.Option(help="Host and port of the REST API.")] = "127.0.0.1:8080",
     store: Annotated[
-        str, typer.Option(help="redis://HOST:PORT/0 to keep state in Redis; default: SQLite in the folder.")
+        str,
+        typer.Option(
+            envvar="CHORAL_STORE",
+            help="redis://HOST:PORT/0 to keep state in Redis; default: SQLite in the folder.",
+            show_default=False,
+        ),
     ] = "",
     data: Annotated[str, typer.Option(help="The coordinator's own data, for evaluate.on: coordinator.")] = "",
     concurrent_runs: Annotated[int, typer.Option(min=1, help="Runs played at a time, with disjoint cohorts.")] = 1,
