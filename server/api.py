@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from server.errors import ConflictError, LeaseTakenError, NotFoundError, StoreError
-from server.gate import BodyLimit, LoopbackNames, TokenGate
+from server.gate import BodyLimit, Caller, TokenGate
 from server.problems import Problem, problem
 from server.pulse import Pulse
 from server.records import ClientRecord, RoundRecord, RunRecord
@@ -75,23 +75,21 @@ class Health(BaseModel):
     peak_rss_bytes: int
 
 
-def create_api(runs: Runs, sessions: Sessions, store: Store, pulse: Pulse, token: str) -> FastAPI:
-    """Build the application. An empty `token` asks nobody for one, and then answers only requests to loopback names."""
+def create_api(runs: Runs, sessions: Sessions, store: Store, pulse: Pulse, is_loopback: bool) -> FastAPI:
+    """Build the application. On loopback nobody is asked for a token as long as there is none."""
     app = FastAPI(title="Choral", version="0.1.0", summary="Federated learning: runs, rounds and clients.")
     app.include_router(_health_routes(sessions, pulse), prefix="/api/v1")
     # For the description alone: the gate asks for the token, before a body is read.
-    protected = [Depends(HTTPBearer(auto_error=False))] if token else []
+    protected = [Depends(HTTPBearer(auto_error=False))]
     problems: dict[int | str, dict[str, Any]] = {
-        code: {"model": Problem} for code in (400, 401, 404, 409, 413, 422, 503)
+        code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503)
     }
     app.include_router(_run_routes(runs, store), prefix="/api/v1", dependencies=protected, responses=problems)
     app.include_router(_spec_routes(), prefix="/api/v1")
     app.include_router(_client_routes(sessions), prefix="/api/v1", dependencies=protected, responses=problems)
+    app.include_router(_access_routes(), prefix="/api/v1", dependencies=protected, responses=problems)
     app.add_middleware(BodyLimit)
-    if token:
-        app.add_middleware(TokenGate, token=token)
-    else:
-        app.add_middleware(LoopbackNames)
+    app.add_middleware(TokenGate, store=store, is_loopback=is_loopback)
     app.add_exception_handler(ChoralError, _choral_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
@@ -226,6 +224,17 @@ def _client_view(client: ClientRecord, progress: pb.Progress | None) -> ClientVi
     phase = pb.Phase.Name(progress.phase).removeprefix("PHASE_").lower()
     fraction = min(1.0, max(0.0, progress.fraction))
     return ClientView(**client.model_dump(), task_id=progress.task_id, phase=phase, fraction=fraction)
+
+
+def _access_routes() -> APIRouter:
+    router = APIRouter(tags=["access"])
+
+    @router.get("/me", summary="Show who asks: the name and role of the token")
+    async def me(request: Request) -> Caller:
+        caller: Caller = request.state.caller
+        return caller
+
+    return router
 
 
 def _health_routes(sessions: Sessions, pulse: Pulse) -> APIRouter:
