@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server import api as rest_api
+from server.api import runs as run_api
 from server.coordinator import Coordinator
 from server.gate import BODY_BYTES
 from tests.loopback import WAIT_SECONDS, serving
@@ -128,7 +128,7 @@ async def test_spec_is_checked_off_the_event_loop(
         threads.append(threading.current_thread())
         return validate_spec(document)
 
-    monkeypatch.setattr(rest_api, "validate_spec", noted)
+    monkeypatch.setattr(run_api, "validate_spec", noted)
     async with calling(coordinator, token) as api:
         assert (await api.post("/runs", json=DOCUMENT)).status_code == 201
     assert len(threads) == 1
