@@ -23,6 +23,7 @@ from choral.commands import (
     serve,
     simulate,
     specs,
+    token,
     zoo,
 )
 from wire import RELEASE
@@ -30,7 +31,7 @@ from wire.errors import ChoralError
 
 EXTRAS = {
     "client": {"PIL", "pyarrow", "tenacity"},
-    "server": {"fastapi", "psutil", "redis", "starlette", "uvicorn"},
+    "server": {"cachetools", "fastapi", "psutil", "redis", "starlette", "uvicorn"},
     "simulation": {"matplotlib"},
     "ray": {"ray"},
     "bayes": {"pgmpy"},
@@ -50,6 +51,7 @@ app.command("serve")(serve.serve)
 app.command("join")(join.join)
 app.add_typer(enroll.app, name="enroll")
 app.command("certificates")(certificates.certificates)
+app.add_typer(token.app, name="token")
 app.command("submit")(runs.submit)
 app.add_typer(runs.app, name="runs")
 app.command("clients")(runs.clients)
