@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 
 from choral.commands import (
     attention,
+    certificates,
     demo,
     enroll,
     join,
@@ -22,6 +23,7 @@ from choral.commands import (
     serve,
     simulate,
     specs,
+    token,
     zoo,
 )
 from wire import RELEASE
@@ -29,7 +31,7 @@ from wire.errors import ChoralError
 
 EXTRAS = {
     "client": {"PIL", "pyarrow", "tenacity"},
-    "server": {"fastapi", "psutil", "redis", "starlette", "uvicorn"},
+    "server": {"cachetools", "fastapi", "psutil", "redis", "starlette", "uvicorn"},
     "simulation": {"matplotlib"},
     "ray": {"ray"},
     "bayes": {"pgmpy"},
@@ -48,6 +50,8 @@ app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("join")(join.join)
 app.add_typer(enroll.app, name="enroll")
+app.command("certificates")(certificates.certificates)
+app.add_typer(token.app, name="token")
 app.command("submit")(runs.submit)
 app.add_typer(runs.app, name="runs")
 app.command("clients")(runs.clients)

@@ -18,6 +18,7 @@ from client.journal import Journal
 from client.link import Link, raise_if_cancelled
 from client.masking import MaskingSite
 from client.policy import Policy
+from client.presence import marked
 from client.worker import Site, Worker
 from models import learners
 from privacy.enrolment import EnrolmentFile
@@ -157,14 +158,15 @@ class Agent:
         """Take tasks until the session ends."""
         link.set(connection)
         try:
-            async for message in connection.messages():
-                match message.WhichOneof("message"):
-                    case "task":
-                        worker.take(message.task, connection.client_id)
-                    case "roster" | "delivery" | "survivors" | "ack_bundle":
-                        worker.hear(message)
-                    case "cancel_task":
-                        worker.cancel(message.cancel_task.task_id, message.cancel_task.reason)
+            with marked(self._config.folder):
+                async for message in connection.messages():
+                    match message.WhichOneof("message"):
+                        case "task":
+                            worker.take(message.task, connection.client_id)
+                        case "roster" | "delivery" | "survivors" | "ack_bundle":
+                            worker.hear(message)
+                        case "cancel_task":
+                            worker.cancel(message.cancel_task.task_id, message.cancel_task.reason)
         finally:
             link.set(None)
 

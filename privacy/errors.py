@@ -1,6 +1,7 @@
 """Errors of the privacy package.
 
 ChoralError
+├── CertificateError           a certificate cannot be made as it is asked for
 ├── EnrolmentError             an enrolment file or key cannot be used
 ├── IdentityError              a key file cannot be read or written
 └── SecureAggregationError     secure aggregation cannot be done as it is asked for
@@ -13,6 +14,10 @@ from enum import StrEnum
 from google.protobuf.message import Message
 
 from wire.errors import ChoralError
+
+
+class CertificateError(ChoralError):
+    """A certificate cannot be made as it is asked for."""
 
 
 class EnrolmentError(ChoralError):

@@ -21,7 +21,7 @@ from privacy.keys import load_identity
 from server.api import create_api
 from server.enrolment import Doorkeeper
 from server.errors import ConfigurationError, StoreError
-from server.folder import held_folder, kept
+from server.folder import STORE_FILE, held_folder, kept
 from server.model import ModelShop
 from server.pulse import Pulse
 from server.remote import RemoteCohort
@@ -58,13 +58,12 @@ class CoordinatorConfig:
     """How a coordinator runs; read once, at its start.
 
     Attributes:
-        folder: Where checkpoints, the embedded store and the API's token lie.
+        folder: Where checkpoints and the embedded store lie.
         store: "redis://..." or empty for the embedded store.
         address: Host and port of gRPC; port 0 takes a free one.
         http_address: Host and port of the REST API.
         tls: Certificates for both, or None for plain text.
         is_insecure: Plain text is allowed beyond loopback.
-        api_token: What the REST API asks for; empty: nothing on loopback, a stored token elsewhere.
         upload_places: Uploads received at a time; each takes one model's size of memory.
         download_places: Downloads sent at a time.
         concurrent_runs: Runs played at a time, with disjoint cohorts.
@@ -78,7 +77,6 @@ class CoordinatorConfig:
     http_address: str = "127.0.0.1:8080"
     tls: TLS | None = None
     is_insecure: bool = False
-    api_token: str = field(default="", repr=False)
     upload_places: int = 2
     download_places: int = 4
     concurrent_runs: int = 1
@@ -93,14 +91,12 @@ class Coordinator:
     Attributes:
         address: Host and port of gRPC, with the port that was taken.
         http_address: Host and port of the REST API.
-        api_token: What the REST API asks for; empty for nothing.
         signing_key: What this coordinator signs with.
         enrolment: Who may take part; None for everybody.
     """
 
     address: str
     http_address: str
-    api_token: str = field(repr=False)
     signing_key: Ed25519PrivateKey = field(repr=False)
     enrolment: EnrolmentFile | None
     runs: Runs
@@ -128,13 +124,12 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
     check_exposure(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(held_folder(config.folder))
-        token = _api_token(config)
         signing_key = load_identity(config.folder / "coordinator.pem")
         enrolment = EnrolmentFile(config.roster, config.folder / "enrolment.json") if config.roster else None
         # Before the event loop has anything to do, because these imports would hold it up.
         ModelShop(_FIRST_SPEC).initial()
         warm_up()
-        store = await open_store(config.store or str(config.folder / "choral.sqlite"))
+        store = await open_store(config.store or str(config.folder / STORE_FILE))
         stack.push_async_callback(store.close)
         holder = _holder(config.folder)
         await store.acquire_lease(holder, LEASE_SECONDS)
@@ -155,7 +150,6 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
         coordinator = Coordinator(
             f"{_host(config.address)}:{port}",
             f"{_host(config.http_address)}:{http_socket.getsockname()[1]}",
-            token,
             signing_key,
             enrolment,
             runs,
@@ -265,7 +259,7 @@ def _credentials(tls: TLS) -> grpc.ServerCredentials:
 
 def _web_config(config: CoordinatorConfig, coordinator: Coordinator) -> uvicorn.Config:
     app = create_api(
-        coordinator.runs, coordinator.sessions, coordinator.store, coordinator.pulse, coordinator.api_token
+        coordinator.runs, coordinator.sessions, coordinator.store, coordinator.pulse, is_loopback(config.http_address)
     )
     return uvicorn.Config(
         app,
@@ -292,13 +286,6 @@ def _host_and_port(name: str, address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigurationError(f"{name} address: must be HOST:PORT with a port of 0 to 65535, got {address!r}.")
     return host.strip("[]"), int(port)
-
-
-def _api_token(config: CoordinatorConfig) -> str:
-    """Return the token that the REST API asks for: the given one, none on loopback, else one that is made once and kept."""
-    if config.api_token or is_loopback(config.http_address):
-        return config.api_token
-    return kept(config.folder / "api-token", secrets.token_urlsafe(32))
 
 
 def _holder(folder: Path) -> str:

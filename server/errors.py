@@ -4,6 +4,7 @@ ChoralError
 ├── NotFoundError        a run, round or model does not exist
 ├── ConflictError        the state of a run does not allow what was asked
 ├── StoreError           the store cannot be reached or holds something unreadable
+├── TokenError           a bearer token cannot be made so, or lets nobody in
 ├── LeaseTakenError      another coordinator serves this store
 ├── ConfigurationError   the coordinator cannot be started as it is configured
 ├── ContributionRefused  a contribution does not enter the sum
@@ -24,6 +25,10 @@ class ConflictError(ChoralError):
 
 class StoreError(ChoralError):
     """The store cannot be reached or holds something unreadable. The last transaction did not take place."""
+
+
+class TokenError(ChoralError):
+    """A bearer token cannot be made so, or lets nobody in. Nothing was changed."""
 
 
 class LeaseTakenError(ChoralError):

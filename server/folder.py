@@ -8,6 +8,9 @@ from pathlib import Path
 
 from server.errors import ConfigurationError, LeaseTakenError
 
+STORE_FILE = "choral.sqlite"
+"""The embedded store in a coordinator's folder."""
+
 
 @contextlib.contextmanager
 def held_folder(folder: Path) -> Iterator[None]:

@@ -5,62 +5,101 @@ port. Each of these is ASGI around the application and looks at headers and at t
 """
 
 import ipaddress
-import secrets
+import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.attempts import MOST_FAILURES, Attempts
+from server.errors import StoreError, TokenError
 from server.problems import problem
+from server.records import Role, TokenRecord
+from server.store import Store
+from server.tokens import UNKNOWN, bearer, note_use
 
 BODY_BYTES = 1 << 20
 """Largest body of a request."""
 
-PROTECTED = "/api/"
-"""Beginning of the paths that need a token. What lies elsewhere, such as the description at /docs, tells nothing of this coordinator."""
+PROTECTED = ("/api/", "/metrics")
+"""Beginnings of the paths that need a token. What lies elsewhere, such as the description at /docs, tells nothing of this coordinator."""
 
 OPEN_PATHS = ("/api/v1/health", "/api/v1/spec/schema")
 """What of them needs none all the same."""
 
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+READING = ("GET", "HEAD")
+"""What a viewer may do."""
+
+
+class Caller(BaseModel):
+    """Who asks: the name and role of a token. Where none is asked for, the name is empty."""
+
+    name: str = ""
+    role: Role = Role.OPERATOR
+
 
 class TokenGate:
-    """Answers 401 to who does not show the bearer token."""
+    """Lets in whoever shows a token that allows the request, and tells the application who that is, as `request.state.caller`.
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    On loopback nobody needs a token as long as there is none at all. Then only who asks for this machine is answered: a page in the user's
+    browser must not come in by a name that it made up.
+    """
+
+    def __init__(self, app: ASGIApp, store: Store, is_loopback: bool) -> None:
         self._app = app
-        self._token = token.encode()
+        self._store = store
+        self._is_loopback = is_loopback
+        self._attempts = Attempts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what has the token or needs none."""
-        if scope["type"] == "lifespan" or self._lets_in(scope):
-            await self._app(scope, receive, send)
-            return
-        detail = "A valid bearer token must be given, got none or another one."
-        await problem(401, "HTTP", detail, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        """Pass on what may come in."""
+        refusal = None if scope["type"] == "lifespan" else await self._refusal(scope)
+        await (refusal or self._app)(scope, receive, send)
 
-    def _lets_in(self, scope: Scope) -> bool:
-        if not scope["path"].startswith(PROTECTED) or scope["path"] in OPEN_PATHS:
-            return True
+    async def _refusal(self, scope: Scope) -> Response | None:
+        """Return the answer to a request that must not come in."""
+        is_protected = scope["path"].startswith(PROTECTED) and scope["path"] not in OPEN_PATHS
+        if not is_protected and not self._is_loopback:
+            return None
+        tokens: Sequence[TokenRecord] = ()
+        try:
+            tokens = await self._store.tokens()
+        except StoreError as error:
+            if is_protected:
+                return problem(503, "Store", str(error))
+        if self._is_loopback and not tokens:
+            scope.setdefault("state", {})["caller"] = Caller()
+            return _foreign_name(scope)
+        return await self._check(scope, tokens) if is_protected else None
+
+    async def _check(self, scope: Scope, tokens: Sequence[TokenRecord]) -> Response | None:
+        """Return the answer to a request whose token does not allow it."""
+        address = (scope.get("client") or ("",))[0]
+        if seconds := self._attempts.seconds_to_wait(address):
+            detail = f"Address {address}: must wait {seconds} s after {MOST_FAILURES} tokens that were not valid."
+            return problem(429, "HTTP", detail, {"Retry-After": str(seconds)})
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Headers are decoded as Latin-1, which gives every byte back.
-        return scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode("latin-1"), self._token)
-
-
-class LoopbackNames:
-    """Answers only who asks for this machine: a page in the user's browser must not come in by a name that it made up."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what asks for loopback."""
-        host = Headers(scope=scope).get("host", "") if scope["type"] in ("http", "websocket") else "localhost"
-        if _is_loopback_name(host):
-            await self._app(scope, receive, send)
-            return
-        detail = f"Host header: must be localhost or a loopback address as long as no token is asked for, got {host[:100]!r}."
-        await problem(400, "Host", detail)(scope, receive, send)
+        if scheme.lower() != "bearer":
+            return problem(401, "HTTP", UNKNOWN, CHALLENGE)
+        now = time.time()
+        try:
+            # Headers are decoded as Latin-1, which gives every byte back.
+            token = bearer(tokens, given.strip().encode("latin-1"), now)
+        except TokenError as error:
+            self._attempts.note_failure(address)
+            return problem(401, "HTTP", str(error), CHALLENGE)
+        if token.role is not Role.OPERATOR and scope["method"] not in READING:
+            detail = f"Token {token.name!r}: role must be operator to {scope['method']}, got {token.role.value}."
+            return problem(403, "HTTP", detail)
+        await note_use(self._store, token, now)
+        scope.setdefault("state", {})["caller"] = Caller(name=token.name, role=token.role)
+        return None
 
 
 class BodyLimit:
@@ -94,6 +133,17 @@ class BodyLimit:
 
 def _too_large(got: str) -> str:
     return f"Body: must have at most {BODY_BYTES} bytes, got {got}."
+
+
+def _foreign_name(scope: Scope) -> Response | None:
+    """Return the answer to a request that asks for another machine."""
+    host = Headers(scope=scope).get("host", "") if scope["type"] in ("http", "websocket") else "localhost"
+    if _is_loopback_name(host):
+        return None
+    detail = (
+        f"Host header: must be localhost or a loopback address as long as no token is asked for, got {host[:100]!r}."
+    )
+    return problem(400, "Host", detail)
 
 
 def _is_loopback_name(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the coordinator remembers: runs, rounds, events and clients, as values that a store keeps.
+"""What the coordinator remembers: runs, rounds, events, clients and tokens, as values that a store keeps.
 
 Times are UTC seconds since the epoch.
 """
@@ -109,6 +109,28 @@ class RoundRecord(Record):
     phase_seconds: dict[str, float] = {}
     """Time by phase: select, train, apply, evaluate, commit; of the commit, the checkpoint alone. In a simulation, on its own clock, on
     which computing takes no time."""
+
+
+class Role(StrEnum):
+    """What the bearer of a token may do."""
+
+    VIEWER = "viewer"
+    """Look at everything."""
+    OPERATOR = "operator"
+    """Do everything."""
+
+
+class TokenRecord(Record):
+    """One bearer token of the REST API. Who holds it knows the secret; here is only its hash."""
+
+    name: str
+    role: Role
+    sha256: str
+    """Of the secret, which is random and long: no slower hash is needed."""
+    created_time: float
+    expires_time: float | None = None
+    last_used_time: float | None = None
+    """To the minute."""
 
 
 class EventRecord(Record):

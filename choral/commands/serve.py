@@ -13,6 +13,7 @@ from choral.loading import load_visibly
 from models import Examples
 from server.errors import ConfigurationError
 from wire.memory import keep_freed_slices
+from wire.protocol import is_loopback
 
 if TYPE_CHECKING:
     from server.coordinator import TLS, CoordinatorConfig
@@ -25,7 +26,12 @@ def serve(
     listen: Annotated[str, typer.Option(help="Host and port for clients (gRPC).")] = "127.0.0.1:7070",
     http: Annotated[str, typer.Option(help="Host and port of the REST API.")] = "127.0.0.1:8080",
     store: Annotated[
-        str, typer.Option(help="redis://HOST:PORT/0 to keep state in Redis; default: SQLite in the folder.")
+        str,
+        typer.Option(
+            envvar="CHORAL_STORE",
+            help="redis://HOST:PORT/0 to keep state in Redis; default: SQLite in the folder.",
+            show_default=False,
+        ),
     ] = "",
     data: Annotated[str, typer.Option(help="The coordinator's own data, for evaluate.on: coordinator.")] = "",
     concurrent_runs: Annotated[int, typer.Option(min=1, help="Runs played at a time, with disjoint cohorts.")] = 1,
@@ -39,9 +45,6 @@ def serve(
         Path | None, typer.Option(help="JSON file of who may take part (choral enroll); default: everybody.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = False,
-    token: Annotated[
-        str, typer.Option(envvar="CHORAL_TOKEN", help="Bearer token of the REST API.", show_default=False)
-    ] = "",
     own: Own = None,
 ) -> None:
     """Run a coordinator: it waits for clients and for runs, and plays them.
@@ -60,7 +63,6 @@ def serve(
         http_address=http,
         tls=_tls(tls_cert, tls_key, client_ca),
         is_insecure=insecure,
-        api_token=token,
         upload_places=upload_slots,
         concurrent_runs=concurrent_runs,
         roster=roster,
@@ -79,8 +81,12 @@ async def _serve(config: "CoordinatorConfig", own_data: Examples | None) -> None
         scheme = "https" if config.tls else "http"
         log.info("clients join at %s", coordinator.address)
         log.info("REST API at %s://%s/api/v1, its description at /docs", scheme, coordinator.http_address)
-        if coordinator.api_token and not config.api_token:
-            log.info("bearer token in %s", config.folder / "api-token")
+        if not is_loopback(config.http_address) and not await coordinator.store.tokens():
+            place = "the same --store" if config.store else f"--folder {config.folder}"
+            log.warning(
+                "the REST API lets nobody in yet: make a token with choral token create NAME --role operator and %s",
+                place,
+            )
         await stop.wait()
         log.info("shutting down; runs go on at the next start")
 

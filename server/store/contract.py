@@ -1,4 +1,4 @@
-"""What a store does: runs, rounds, events, clients and the coordinator's lease, durable before a call returns.
+"""What a store does: runs, rounds, events, clients, tokens and the coordinator's lease, durable before a call returns.
 
 SQLite is the embedded default; Redis when several processes or hosts share the state. Both pass the same contract test.
 """
@@ -6,7 +6,7 @@ SQLite is the embedded default; Redis when several processes or hosts share the 
 from collections.abc import Sequence
 from typing import Protocol
 
-from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord
+from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord, TokenRecord
 
 
 class Store(Protocol):
@@ -44,6 +44,18 @@ class Store(Protocol):
 
     async def clients(self) -> Sequence[ClientRecord]:
         """Return all clients, by identity."""
+
+    async def add_token(self, token: TokenRecord) -> None:
+        """Insert a token. Raises `ConflictError` when there is one of that name."""
+
+    async def tokens(self) -> Sequence[TokenRecord]:
+        """Return all tokens, by name."""
+
+    async def note_token_use(self, name: str, when: float) -> None:
+        """Note when a token was last used. One that was removed meanwhile stays so."""
+
+    async def remove_token(self, name: str) -> None:
+        """Remove a token. Raises `NotFoundError`."""
 
     async def acquire_lease(self, holder: str, seconds: float) -> None:
         """Take or prolong the lease that makes `holder` the one coordinator of this store.

@@ -1,10 +1,10 @@
-"""Records as JSON documents, the form in which every store keeps them."""
+"""Records as JSON documents, the form in which every store keeps them, and what every store says of them."""
 
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from server.errors import StoreError
+from server.errors import ConflictError, NotFoundError, StoreError
 from server.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -26,3 +26,15 @@ def from_document(kind: type[R], document: str) -> R:
             f"Stored {kind.__name__}: {key} must be readable by this release, got: {problem['msg']}. "
             "Start the release of Choral that wrote it, or a newer one."
         ) from error
+
+
+def token_exists(name: str) -> ConflictError:
+    """Return the error of a second token of a name."""
+    return ConflictError(
+        f"Token {name!r}: name must be new, got one that there is. Revoke that one first, or take another name."
+    )
+
+
+def no_such_token(name: str) -> NotFoundError:
+    """Return the error of a token that does not exist."""
+    return NotFoundError(f"Token {name!r}: must be in the store, got no such token. See: choral token list")

@@ -10,6 +10,7 @@ Keys, each after "choral:":
     rounds:<run>    sorted set of documents           clients          hash, identity to document
     events          stream of documents, id n-0       events:<run>     the same, of one run
     event_count     number of the last event          lease            name of the holder, expires with the lease
+    tokens          hash, name to document            token_uses        hash, name to time of last use
     written:<call>  number of the last event after a write; makes a repeated write harmless, expires
 
 Source: Redis documentation, "Scripting with Lua" and "Redis persistence", https://redis.io/docs/latest/
@@ -29,14 +30,15 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from server.errors import LeaseTakenError, NotFoundError, StoreError
-from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord
-from server.store.documents import R, from_document, to_document
+from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord, TokenRecord
+from server.store.documents import R, from_document, no_such_token, to_document, token_exists
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "choral:"
 DEADLINE_SECONDS = 15.0  # longest time of one call, repeats after a lost connection included
 CONNECTION_COUNT = 8
+TOKEN_KEYS = (PREFIX + "tokens", PREFIX + "token_uses")
 
 # A script runs alone and reaches the append-only file as one transaction. A lost connection makes the client send it
 # again, perhaps after it took place: then the marker of the call says so.
@@ -69,6 +71,15 @@ if holder and holder ~= ARGV[1] then return {holder, redis.call('PTTL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return false
 """
+
+# Sent again after a lost connection, it finds its own document.
+ADD_TOKEN = """
+local is_new = redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1
+if is_new then redis.call('HDEL', KEYS[2], ARGV[1]) end
+return is_new or redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2]
+"""
+
+USE_TOKEN = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end"
 
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
@@ -179,6 +190,34 @@ class RedisStore:
         async with self._call():
             documents = await self._client.hgetall(PREFIX + "clients")
         return await _read(ClientRecord, [documents[client_id] for client_id in sorted(documents)])
+
+    async def add_token(self, token: TokenRecord) -> None:
+        """Insert a token. Raises `ConflictError` when there is one of that name."""
+        async with self._call():
+            is_added = await self._client.eval(ADD_TOKEN, 2, *TOKEN_KEYS, token.name, to_document(token))
+        if not is_added:
+            raise token_exists(token.name)
+
+    async def tokens(self) -> Sequence[TokenRecord]:
+        """Return all tokens, by name."""
+        async with self._call():
+            documents, uses = [await self._client.hgetall(key) for key in TOKEN_KEYS]
+        tokens = [from_document(TokenRecord, documents[name]) for name in sorted(documents)]
+        return [
+            token.with_(last_used_time=float(uses[token.name])) if token.name in uses else token for token in tokens
+        ]
+
+    async def note_token_use(self, name: str, when: float) -> None:
+        """Note when a token was last used. One that was removed meanwhile stays so."""
+        async with self._call():
+            await self._client.eval(USE_TOKEN, 2, *TOKEN_KEYS, name, when)
+
+    async def remove_token(self, name: str) -> None:
+        """Remove a token. Raises `NotFoundError`."""
+        async with self._call():
+            count = await self._client.hdel(TOKEN_KEYS[0], name)
+        if not count:
+            raise no_such_token(name)
 
     async def acquire_lease(self, holder: str, seconds: float) -> None:
         """Take or prolong the lease. Raises `LeaseTakenError` while somebody else holds it."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from server.errors import LeaseTakenError, NotFoundError, StoreError
-from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord
-from server.store.documents import R, from_document, to_document
+from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord, TokenRecord
+from server.store.documents import R, from_document, no_such_token, to_document, token_exists
 
 T = TypeVar("T")
 
@@ -35,6 +35,9 @@ SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+# Earlier releases of this version do without, and leave it alone.
+ADDED = ("CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, document TEXT NOT NULL, last_used_time REAL)",)
 
 
 class SqliteStore:
@@ -125,6 +128,32 @@ class SqliteStore:
     async def clients(self) -> Sequence[ClientRecord]:
         """Return all clients, by identity."""
         return await self._read(ClientRecord, "SELECT document FROM clients ORDER BY client_id")
+
+    async def add_token(self, token: TokenRecord) -> None:
+        """Insert a token. Raises `ConflictError` when there is one of that name."""
+
+        def add(connection: sqlite3.Connection) -> None:
+            row = (token.name, to_document(token), token.last_used_time)
+            if not connection.execute("INSERT OR IGNORE INTO tokens VALUES (?, ?, ?)", row).rowcount:
+                raise token_exists(token.name)
+
+        await self._write(add)
+
+    async def tokens(self) -> Sequence[TokenRecord]:
+        """Return all tokens, by name."""
+        rows = await self._rows("SELECT document, last_used_time FROM tokens ORDER BY name")
+        return [from_document(TokenRecord, document).with_(last_used_time=when) for document, when in rows]
+
+    async def note_token_use(self, name: str, when: float) -> None:
+        """Note when a token was last used. One that was removed meanwhile stays so."""
+        query = "UPDATE tokens SET last_used_time = ? WHERE name = ?"
+        await self._write(lambda connection: connection.execute(query, (when, name)))
+
+    async def remove_token(self, name: str) -> None:
+        """Remove a token. Raises `NotFoundError`."""
+        query = "DELETE FROM tokens WHERE name = ?"
+        if not await self._write(lambda connection: connection.execute(query, (name,)).rowcount):
+            raise no_such_token(name)
 
     async def acquire_lease(self, holder: str, seconds: float) -> None:
         """Take or prolong the lease. Raises `LeaseTakenError` while somebody else holds it."""
@@ -217,6 +246,8 @@ class SqliteStore:
                 f"Store {self._path}: user_version must be at most {SCHEMA_VERSION}, got {version}. "
                 "Start the release of Choral that wrote it, or a newer one."
             )
+        for statement in ADDED:
+            self._connection.execute(statement)
 
     def _value(self, query: str) -> Any:
         return self._connection.execute(query).fetchone()[0]

@@ -5,7 +5,8 @@ from typing import Any
 import httpx
 
 from server.coordinator import Coordinator
-from server.records import RunRecord, RunState
+from server.records import Role, RunRecord, RunState
+from server.tokens import create_token
 from tests.loopback import WAIT_SECONDS
 from tests.server.cohorts import spec
 
@@ -21,6 +22,12 @@ def calling(coordinator: Coordinator, token: str = "") -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     base_url = f"http://{coordinator.http_address}/api/v1"
     return httpx.AsyncClient(base_url=base_url, headers=headers, timeout=WAIT_SECONDS)
+
+
+async def new_token(coordinator: Coordinator, role: Role = Role.OPERATOR, name: str = "") -> str:
+    """Make a token, named as its role unless it has a name, and return its secret."""
+    _, secret = await create_token(coordinator.store, name or role.value, role)
+    return secret
 
 
 def problem(response: httpx.Response, status: int) -> str:

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from server.api import PIECE_ROUNDS, ClientView, RunView
+from server.api.clients import ClientView
+from server.api.runs import PIECE_ROUNDS, RunView
 from server.coordinator import Coordinator
 from server.records import ContributionRecord, RoundRecord, RoundState, RunState
 from tests.hostile import joined

@@ -54,7 +54,7 @@ def test_held_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_kept_makes_a_private_file_once(tmp_path: Path) -> None:
-    path = tmp_path / "api-token"
+    path = tmp_path / "coordinator-id"
     assert kept(path, "first") == "first"
     assert kept(path, "second") == "first"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -62,8 +62,8 @@ def test_kept_makes_a_private_file_once(tmp_path: Path) -> None:
 
 
 def test_kept_after_a_crash_while_it_was_made_is_made_anew(tmp_path: Path) -> None:
-    path = tmp_path / "api-token"
-    (tmp_path / "api-token.tmp").write_text("ha")
+    path = tmp_path / "coordinator-id"
+    (tmp_path / "coordinator-id.tmp").write_text("ha")
     assert kept(path, "whole") == "whole"
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
@@ -71,12 +71,12 @@ def test_kept_after_a_crash_while_it_was_made_is_made_anew(tmp_path: Path) -> No
 
 def test_kept_empty_file_is_refused(tmp_path: Path) -> None:
     # An empty token would ask nobody for one.
-    (tmp_path / "api-token").write_text("\n")
-    with pytest.raises(ConfigurationError, match="api-token: must hold a line of text, got none"):
-        kept(tmp_path / "api-token", "new")
+    (tmp_path / "coordinator-id").write_text("\n")
+    with pytest.raises(ConfigurationError, match="coordinator-id: must hold a line of text, got none"):
+        kept(tmp_path / "coordinator-id", "new")
 
 
 def test_kept_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "api-token").mkdir()
-    with pytest.raises(ConfigurationError, match="api-token: must be readable and writable, got: Is a directory"):
-        kept(tmp_path / "api-token", "new")
+    (tmp_path / "coordinator-id").mkdir()
+    with pytest.raises(ConfigurationError, match="coordinator-id: must be readable and writable, got: Is a directory"):
+        kept(tmp_path / "coordinator-id", "new")

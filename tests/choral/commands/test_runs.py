@@ -18,6 +18,7 @@ from tests.choral.command_line import WIDTH, Choral, Outcome, sentence
 from tests.federation import Federation, wait_until
 from tests.hostile import joined
 from tests.loopback import everyone, serving, small_spec
+from tests.server.rest import new_token
 
 ODD_NAME = "[/red]north"
 
@@ -226,10 +227,11 @@ def test_run_is_named_by_the_beginning_of_its_identity_if_it_is_the_only_one(
 
 
 async def test_token_is_asked_for_and_sent(choral: Choral, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(tmp_path, api_token="open sesame") as coordinator:
+    async with serving(tmp_path) as coordinator:
+        token = await new_token(coordinator)
         monkeypatch.setenv("CHORAL_URL", f"http://{coordinator.http_address}")
         refused = await asyncio.to_thread(choral, "runs", "list")
         assert sentence(refused) == "A valid bearer token must be given, got none or another one."
-        assert (await asyncio.to_thread(choral, "runs", "list", "--token", "open sesame")).code == 0
-        monkeypatch.setenv("CHORAL_TOKEN", "open sesame")
+        assert (await asyncio.to_thread(choral, "runs", "list", "--token", token)).code == 0
+        monkeypatch.setenv("CHORAL_TOKEN", token)
         assert (await asyncio.to_thread(choral, "clients")).code == 0

@@ -9,10 +9,12 @@ from server.records import (
     ContributionRecord,
     EventRecord,
     RefusalRecord,
+    Role,
     RoundRecord,
     RoundState,
     RunRecord,
     RunState,
+    TokenRecord,
 )
 from wire.spec import CohortSpec, Named, RunSpec
 
@@ -79,6 +81,10 @@ def make_client(client_id: str, name: str = "north") -> ClientRecord:
         first_seen_time=1.25,
         last_seen_time=2.25,
     )
+
+
+def make_token(name: str, sha256: str = "ab" * 32) -> TokenRecord:
+    return TokenRecord(name=name, role=Role.VIEWER, sha256=sha256, created_time=1.25, expires_time=1e12 + 0.5)
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

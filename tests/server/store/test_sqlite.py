@@ -14,7 +14,7 @@ from server.records import EventRecord, Record, RoundRecord, RoundState
 from server.store import open_store, sqlite
 from server.store.documents import from_document
 from server.store.sqlite import SqliteStore
-from tests.server.store.samples import make_event, make_round, make_run, run_python
+from tests.server.store.samples import make_event, make_round, make_run, make_token, run_python
 
 
 async def test_commit_round_failing_halfway_changes_nothing(tmp_path: Path) -> None:
@@ -183,3 +183,17 @@ async def test_open_does_not_need_redis(tmp_path: Path) -> None:
     )
     result = run_python(code, str(tmp_path / "choral.db"))
     assert result.returncode == 0, result.stderr
+
+
+async def test_open_file_of_before_there_were_tokens_makes_room_for_them(tmp_path: Path) -> None:
+    path = tmp_path / "choral.db"
+    store = await SqliteStore.open(path)
+    await store.put_run(make_run())
+    await store.close()
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("DROP TABLE tokens")
+    store = await SqliteStore.open(path)
+    await store.add_token(make_token("ana"))
+    assert await store.tokens() == [make_token("ana")]
+    assert await store.runs() == [make_run()]
+    await store.close()

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from server.errors import LeaseTakenError, NotFoundError
+from server.errors import ConflictError, LeaseTakenError, NotFoundError
 from server.records import (
     ClientRecord,
     RoundState,
@@ -13,7 +13,7 @@ from server.records import (
 )
 from server.store import Store, open_store
 from tests.server.store.conftest import Backend
-from tests.server.store.samples import make_client, make_event, make_round, make_run, run_python
+from tests.server.store.samples import make_client, make_event, make_round, make_run, make_token, run_python
 
 
 async def acquire_when_free(store: Store, holder: str) -> None:
@@ -50,6 +50,7 @@ async def test_empty_store_returns_nothing(store: Store) -> None:
     assert list(await store.events()) == []
     assert list(await store.events("run-1")) == []
     assert list(await store.clients()) == []
+    assert list(await store.tokens()) == []
 
 
 async def test_put_again_replaces_and_keeps_the_order_of_submission(store: Store) -> None:
@@ -149,6 +150,40 @@ async def test_cancelled_calls_leave_the_store_usable(store: Store) -> None:
     reads = await asyncio.gather(*(store.rounds(f"run-{i}") for i in range(10)), store.clients())
     assert [list(records) for records in reads[:10]] == [[]] * 10
     assert {record.client_id for record in reads[10] if isinstance(record, ClientRecord)} == names
+
+
+async def test_tokens_have_names_of_their_own_and_another_process_sees_them_at_once(backend: Backend) -> None:
+    ours, theirs = await open_store(backend.address), await open_store(backend.address)
+    for name in ("zoe", "ana", "Ben"):
+        await ours.add_token(make_token(name))
+    assert await theirs.tokens() == [make_token("Ben"), make_token("ana"), make_token("zoe")]
+    with pytest.raises(ConflictError, match=r"^Token 'ana': name must be new, got one that there is\."):
+        await theirs.add_token(make_token("ana", sha256="cd" * 32))
+    outcomes = await asyncio.gather(
+        ours.add_token(make_token("new", "aa" * 32)),
+        theirs.add_token(make_token("new", "bb" * 32)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes if outcome is not None] == [ConflictError]
+
+    await theirs.remove_token("ana")
+    await theirs.remove_token("new")
+    assert await ours.tokens() == [make_token("Ben"), make_token("zoe")]
+    with pytest.raises(NotFoundError, match=r"^Token 'ana': must be in the store, got no such token\."):
+        await ours.remove_token("ana")
+    await ours.close()
+    await theirs.close()
+
+
+async def test_note_of_a_tokens_use_is_kept_and_brings_none_back(store: Store) -> None:
+    await store.add_token(make_token("ana"))
+    await store.note_token_use("ana", 7.25)
+    assert await store.tokens() == [make_token("ana").with_(last_used_time=7.25)]
+    await store.remove_token("ana")
+    await store.note_token_use("ana", 8.0)
+    assert list(await store.tokens()) == []
+    await store.add_token(make_token("ana"))
+    assert await store.tokens() == [make_token("ana")]
 
 
 WRITE_AND_DIE = """
