@@ -40,7 +40,8 @@ def check_settings(spec: RunSpec, learner: Learner) -> None:
         # By its value: a spec that has been stored or sent names the defaults too, which promise nothing.
         if (value := getattr(section, name)) != type(section).model_fields[name].default:
             raise LearnerError(
-                f"Run spec: {key} must be left out for {subject}, which has no use for it, got {shown(value)}."
+                f"Run spec: {key} must be left out for {subject}, which has no use for it, got {shown(value)}.",
+                key,
             )
     if spec.rounds < (fewest := getattr(learner, "fewest_rounds", 1)):
-        raise LearnerError(f"Run spec: rounds must be at least {fewest} for {subject}, got {spec.rounds}.")
+        raise LearnerError(f"Run spec: rounds must be at least {fewest} for {subject}, got {spec.rounds}.", "rounds")

@@ -39,7 +39,7 @@ from models.t5 import T5, T5Parameters
 from models.transformer import Transformer, TransformerParameters
 from models.vae import VAE, VAEParameters
 from wire.spec import Named, RunSpec
-from wire.validation import Strict, explain
+from wire.validation import Strict, explain, findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +125,18 @@ def build_learner(named: Named, device: torch.device | str = "cpu") -> Learner:
     _require_new(site_names())
     # The zoo's come first: to look for others takes a moment, and they cannot take a name of the zoo's.
     if (model := MODELS.get(named.name) or (known := learners()).get(named.name)) is None:
-        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(known))}, got {named.name!r}.")
+        raise LearnerError(
+            f"Learner: name must be one of {', '.join(sorted(known))}, got {named.name!r}.", "learner.name"
+        )
     try:
         parameters = model.parameters.model_validate(named.parameters)
     except ValidationError as error:
-        raise LearnerError(explain(error, f"Learner {named.name}")) from error
+        raise LearnerError(explain(error, f"Learner {named.name}"), findings=findings(error, "learner")) from error
     try:
         return cast(Learner, model.learner(parameters, torch.device(device)))
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
-        raise LearnerError(f"Learner {named.name}: the model must fit into memory, got: {reason}") from error
+        raise LearnerError(f"Learner {named.name}: the model must fit into memory, got: {reason}", "learner") from error
 
 
 def check_spec(spec: RunSpec) -> None:
@@ -150,11 +152,12 @@ def check_spec(spec: RunSpec) -> None:
         try:
             check_optimizer(optimizer, is_server)
         except LearnerError as error:
-            raise LearnerError(f"Run spec: {key}.optimizer: {error}") from error
+            raise LearnerError(f"Run spec: {key}.optimizer: {error}", f"{key}.optimizer") from error
     with torch.device("meta"):
         check_settings(spec, build_learner(spec.learner, "meta"))
     if spec.evaluate.on == "coordinator" and spec.learner.parameters.get("statistics") == "local":
         raise LearnerError(
             "Run spec: evaluate.on must be 'clients' where the learner's statistics are local, got 'coordinator': "
-            "nobody but a client has any."
+            "nobody but a client has any.",
+            "evaluate.on",
         )

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from models.saved import LEARNER_KEY
-from server.errors import StoreError
+from server.errors import ConflictError, StoreError
 from server.model import Model, read_checkpoint, write_checkpoint
 from server.records import RoundRecord, RunRecord
 from wire.tensors import Layout
@@ -15,6 +15,21 @@ CHECKPOINTS_KEPT = 2
 def checkpoint_path(folder: Path, round_number: int) -> Path:
     """Return where the model after a round lies."""
     return folder / f"round-{round_number:07d}.safetensors"
+
+
+def last_checkpoint(folder: Path, run: RunRecord) -> Path:
+    """Return the model of a run's last committed round, in the folder of all runs.
+
+    Raises:
+        ConflictError: No round is committed yet.
+        StoreError: The checkpoint is gone.
+    """
+    if run.round_number == 0:
+        raise ConflictError(f"Run {run.run_id}: at least one round must be committed before it has a model, got none.")
+    path = checkpoint_path(folder / run.run_id, run.round_number)
+    if not path.is_file():
+        raise StoreError(f"Checkpoint {path}: must be a file, got none. Restore it from a backup.")
+    return path
 
 
 class Checkpoints:

@@ -14,11 +14,15 @@ from pathlib import Path
 import grpc
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastapi import FastAPI
 
 from models import Examples, warm_up
 from privacy.enrolment import EnrolmentFile
 from privacy.keys import load_identity
 from server.api import create_api
+from server.api.sources import Sources
+from server.broadcast import Broadcast
+from server.desk import OwnDesk
 from server.enrolment import Doorkeeper
 from server.errors import ConfigurationError, StoreError
 from server.folder import STORE_FILE, held_folder, kept
@@ -157,12 +161,16 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
             store,
             pulse,
         )
-        web = _Web(_web_config(config, coordinator))
+        desk = OwnDesk(runs, sessions, pulse)
+        broadcast = Broadcast(store, desk)
+        api = create_api(Sources(store, desk, broadcast, site.folder), is_loopback(config.http_address))
+        web = _Web(_web_config(config, api))
         group = await stack.enter_async_context(task_group())
         tasks = [
             group.create_task(runs.serve(), name="runs"),
             group.create_task(pulse.beat(), name="pulse"),
             group.create_task(_keep_lease(store, holder), name="lease"),
+            group.create_task(broadcast.serve(), name="broadcast"),
         ]
         if doorkeeper is not None:
             tasks.append(group.create_task(doorkeeper.watch(), name="enrolment"))
@@ -171,6 +179,7 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
             yield coordinator
         finally:
             sessions.end_all()
+            broadcast.close()
             web.should_exit = True
             for task in tasks:
                 task.cancel()
@@ -257,10 +266,7 @@ def _credentials(tls: TLS) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
 
 
-def _web_config(config: CoordinatorConfig, coordinator: Coordinator) -> uvicorn.Config:
-    app = create_api(
-        coordinator.runs, coordinator.sessions, coordinator.store, coordinator.pulse, is_loopback(config.http_address)
-    )
+def _web_config(config: CoordinatorConfig, app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,

@@ -6,6 +6,8 @@ ChoralError
 ├── StoreError           the store cannot be reached or holds something unreadable
 ├── TokenError           a bearer token cannot be made so, or lets nobody in
 ├── LeaseTakenError      another coordinator serves this store
+├── BusyError            as much is going on already as can
+├── AwayError            no coordinator answers
 ├── ConfigurationError   the coordinator cannot be started as it is configured
 ├── ContributionRefused  a contribution does not enter the sum
 └── QuorumError          a round could not reach its quorum
@@ -33,6 +35,14 @@ class TokenError(ChoralError):
 
 class LeaseTakenError(ChoralError):
     """Another coordinator serves this store. Nothing was changed."""
+
+
+class BusyError(ChoralError):
+    """As much is going on already as can. Nothing was changed."""
+
+
+class AwayError(ChoralError):
+    """No coordinator answers. The message says whether anything may have been changed."""
 
 
 class ConfigurationError(ChoralError):

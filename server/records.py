@@ -51,6 +51,8 @@ class RunRecord(Record):
     """Last committed round; 0 before the first."""
     model_sha256: str = ""
     """Model after that round."""
+    metrics: dict[str, float] = {}
+    """The last known value of each, as of that round."""
     started_time: float | None = None
     ended_time: float | None = None
 

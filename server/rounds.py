@@ -34,7 +34,7 @@ from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunS
 from server.secure import Authority
 from server.status import Status
 from server.store import Store
-from server.tallies import as_training, refusal_counts, summary, training_means
+from server.tallies import REFUSED, as_training, refusal_counts, summary, training_means
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
 
@@ -308,7 +308,7 @@ class Rounds:
         if goal is None or self._has_warned or goal.metric in metrics or not self._is_evaluated(number):
             return []
         self._has_warned = True
-        known = ", ".join(sorted(name for name in metrics if not name.startswith("refused_"))) or "none"
+        known = ", ".join(sorted(name for name in metrics if not name.startswith(REFUSED))) or "none"
         text = (
             f"Round {number}: stop_when.metric must be among the metrics that there are, {known}, got {goal.metric!r}. "
             "Without it the run goes on to its last round."
@@ -323,11 +323,15 @@ class Rounds:
             if self._masking is None or not record.contributions:
                 await to_its_end(asyncio.to_thread(self._checkpoints.write, self._run, record.number, model))
         now = time.time()
-        run = self._run.with_(round_number=record.number, model_sha256=record.model_sha256)
+        metrics = {name: mean for name, mean in record.metrics.items() if not name.startswith(REFUSED)}
+        run = self._run.with_(
+            round_number=record.number, model_sha256=record.model_sha256, metrics=self._run.metrics | metrics
+        )
         record = record.with_(ended_time=now, phase_seconds=self._phase_seconds)
         event = self._event("round_committed", f"round {record.number}")
         await to_its_end(self._site.store.commit_round(run, record, event, *events))
         self._run = run
+        self._status.committed_number = record.number
         await asyncio.to_thread(self._checkpoints.prune, record.number)
 
     def _last_model(self, shop: ModelShop) -> Model:

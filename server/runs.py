@@ -11,8 +11,9 @@ from pathlib import Path
 
 from models import check_spec
 from privacy.secagg.combinations import check_masking
-from server.checkpoints import checkpoint_path
+from server.checkpoints import last_checkpoint
 from server.errors import ConflictError, QuorumError, StoreError
+from server.now import Now, RunNow, playing
 from server.records import EventRecord, RunRecord, RunState
 from server.rounds import Rounds, Site
 from server.status import Status
@@ -35,8 +36,8 @@ class Runs:
         self._concurrent_count = concurrent_count
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._statuses: dict[str, Status] = {}
-        # Runs whose pause or failure could not be stored, with the reason: not started again before somebody resumes them.
-        self._held: dict[str, str] = {}
+        # Runs whose pause or failure could not be stored: not started again before somebody resumes them.
+        self._held: dict[str, RunNow] = {}
         self._changed = asyncio.Event()
         self._commands = asyncio.Lock()
 
@@ -60,8 +61,7 @@ class Runs:
         Raises:
             SpecError: The zoo does not have what the spec asks for. Nothing was stored.
         """
-        await asyncio.to_thread(check_spec, spec)
-        await asyncio.to_thread(check_masking, spec)
+        await asyncio.to_thread(check_run, spec)
         run = RunRecord(run_id=secrets.token_hex(6), spec=spec, state=RunState.QUEUED, submitted_time=time.time())
         await self._site.store.put_run(run, _event(run, "run_submitted", spec.name))
         self._changed.set()
@@ -93,44 +93,26 @@ class Runs:
         self._changed.set()
         return run
 
-    def status(self, run: RunRecord) -> str:
-        """Return what a run is doing, in one line."""
-        if run.run_id in self._tasks:
-            return self._statuses[run.run_id].sentence()
-        if run.run_id in self._held:
-            return f"paused: {self._held[run.run_id]}"
-        if run.state is RunState.QUEUED:
-            if len(self._tasks) < self._concurrent_count:
-                return "queued: about to start"
-            return "queued: waiting for a run before it to end"
-        return f"{run.state.value}: {run.reason}" if run.reason else run.state.value
+    def now(self) -> Now:
+        """Return what the runs are doing."""
+        now = time.time()
+        playing_now = {run_id: playing(self._statuses[run_id], now) for run_id in self._tasks}
+        return Now(runs=self._held | playing_now, has_place=len(self._tasks) < self._concurrent_count, is_served=True)
 
     def folder(self, run_id: str) -> Path:
         """Return where a run's checkpoints lie."""
         return self._site.folder / run_id
 
     def model_path(self, run: RunRecord) -> Path:
-        """Return the checkpoint of a run's last committed round.
-
-        Raises:
-            ConflictError: No round is committed yet.
-            StoreError: The checkpoint is gone.
-        """
-        if run.round_number == 0:
-            raise ConflictError(
-                f"Run {run.run_id}: at least one round must be committed before it has a model, got none."
-            )
-        path = checkpoint_path(self.folder(run.run_id), run.round_number)
-        if not path.is_file():
-            raise StoreError(f"Checkpoint {path}: must be a file, got none. Restore it from a backup.")
-        return path
+        """Return the checkpoint of a run's last committed round. Raises as `last_checkpoint`."""
+        return last_checkpoint(self._site.folder, run)
 
     async def _start_waiting(self, group: asyncio.TaskGroup) -> float | None:
         """Start the runs that may start. Return when to try again, if the store cannot be read."""
         try:
             async with self._commands:
                 for run in await self._startable():
-                    status = self._statuses[run.run_id] = Status()
+                    status = self._statuses[run.run_id] = Status(run.round_number)
                     self._tasks[run.run_id] = group.create_task(self._play(run, status), name=f"run {run.run_id}")
         except StoreError as error:
             log.error("the queue cannot be read, trying again in %g s: %s", RETRY_SECONDS, error)
@@ -185,8 +167,10 @@ class Runs:
         try:
             await self._end(run, state, reason)
         except StoreError as error:
-            self._held[run.run_id] = f"{reason} This could not be stored: {error}"
-            log.error("run %s: %s", run.run_id, self._held[run.run_id])
+            number = self._statuses[run.run_id].committed_number
+            text = f"{reason} This could not be stored: {error}"
+            self._held[run.run_id] = RunNow(state=RunState.PAUSED, round_number=number, status=f"paused: {text}")
+            log.error("run %s: %s", run.run_id, text)
 
     async def _end(self, run: RunRecord, state: RunState, reason: str) -> RunRecord:
         stored = await self._site.store.run(run.run_id)
@@ -195,6 +179,12 @@ class Runs:
         log.warning("run %s (%s): %s. %s", run.run_id, run.spec.name, state.value, reason)
         await self._site.store.put_run(run, _event(run, f"run_{state.value}", reason))
         return run
+
+
+def check_run(spec: RunSpec) -> None:
+    """Check what a sound spec asks of the zoo and of secure aggregation. Raises `SpecError`."""
+    check_spec(spec)
+    check_masking(spec)
 
 
 def _check(run: RunRecord, verb: str, allowed: Sequence[RunState]) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from server.cohort import Member
@@ -175,6 +175,12 @@ class Sessions:
     def clients(self) -> Sequence[ClientRecord]:
         """Return every client that ever joined, by identity."""
         return [self._clients[client_id] for client_id in sorted(self._clients)]
+
+    def doing(self) -> Iterator[tuple[str, str, pb.Progress | None]]:
+        """Yield each present client that has a task, the task, and how far it is."""
+        for client_id, assignment in self._assignments.items():
+            if (session := self._sessions.get(client_id)) is not None:
+                yield client_id, assignment.task_id, session.progress
 
     def members(self) -> Sequence[Member]:
         """Return the clients that are present or were in this process's time, as selection sees them."""

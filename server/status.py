@@ -30,10 +30,16 @@ class Wait:
 
 
 class Status:
-    """The phase and wait of one run. Written by the run's task alone."""
+    """The phase and wait of one run. Written by the run's task alone.
 
-    def __init__(self) -> None:
+    Attributes:
+        round_number: Round that is played; 0 between rounds.
+        committed_number: Last committed round; 0 before the first.
+    """
+
+    def __init__(self, committed_number: int = 0) -> None:
         self.round_number = 0
+        self.committed_number = committed_number
         self.phase = "queued"
         self.wait: Wait | None = None
 

@@ -5,6 +5,9 @@ from collections import Counter
 from server.inbox import weighted_means
 from server.records import RoundRecord
 
+REFUSED = "refused_"
+"""Beginning of the names of counts among a round's metrics."""
+
 
 def training_means(record: RoundRecord) -> dict[str, float]:
     """Return the means of what training measured."""
@@ -18,7 +21,7 @@ def as_training(metrics: dict[str, float]) -> dict[str, float]:
 
 def refusal_counts(record: RoundRecord) -> dict[str, float]:
     """Return how many contributions were refused for each reason, such as "refused_not_finite"."""
-    counts = Counter(f"refused_{refusal.reason}" for refusal in record.refusals)
+    counts = Counter(f"{REFUSED}{refusal.reason}" for refusal in record.refusals)
     return {name: float(count) for name, count in sorted(counts.items())}
 
 

@@ -8,13 +8,31 @@ ChoralError
 Every other package's tree starts from `ChoralError` too, so that a caller can catch what Choral raises on purpose.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """What is wrong with one part of a document: its key, such as "cohort.size", or nothing for the whole, and a sentence."""
+
+    path: str
+    message: str
+
 
 class ChoralError(Exception):
     """A problem that its message explains in one sentence to the person who can mend it."""
 
 
 class SpecError(ChoralError):
-    """A run spec has an unknown key, a wrong type or an impossible combination. Nothing was started."""
+    """A run spec has an unknown key, a wrong type or an impossible combination. Nothing was started.
+
+    Attributes:
+        findings: What is wrong where.
+    """
+
+    def __init__(self, message: str, path: str = "", findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings) or (Finding(path, message),)
 
 
 class LayoutError(ChoralError):

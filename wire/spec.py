@@ -15,7 +15,7 @@ from wire.errors import SpecError
 from wire.realism import SimulationSpec
 from wire.schedule import ScheduleSpec
 from wire.secure import PrivacySpec, SecureAggregationSpec
-from wire.validation import Strict, explain, shown
+from wire.validation import Strict, explain, findings, shown
 
 SPEC_BYTES = 256 << 10
 """Longest canonical JSON of a spec."""
@@ -262,7 +262,7 @@ def validate_spec(document: object, source: str = "Run spec") -> RunSpec:
         # Through JSON, so that a spec means the same in a file, in a request and in a task.
         spec = RunSpec.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
-        raise SpecError(explain(error, source)) from error
+        raise SpecError(explain(error, source), findings=findings(error)) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"{source}: must be plain mappings, lists, text and numbers: {error}.") from error
     if (byte_count := len(spec.canonical_json())) > SPEC_BYTES:

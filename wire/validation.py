@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from wire.errors import Finding
+
 
 class Strict(BaseModel):
     """A frozen part of a document: unknown keys are refused, and so are values that would have to be converted."""
@@ -16,7 +18,15 @@ class Strict(BaseModel):
 
 def explain(error: ValidationError, source: str) -> str:
     """Turn pydantic's findings into one sentence each: source, key, rule, value."""
-    return "\n".join(f"{source}: {_sentence(dict(problem))}" for problem in error.errors(include_url=False))
+    return "\n".join(f"{source}: {finding.message}" for finding in findings(error))
+
+
+def findings(error: ValidationError, parent: str = "") -> list[Finding]:
+    """Return pydantic's findings in a document that stands at the key `parent` of a larger one."""
+    return [
+        Finding(".".join(str(part) for part in (parent, *problem["loc"]) if part != ""), _sentence(dict(problem)))
+        for problem in error.errors(include_url=False)
+    ]
 
 
 def shown(value: object) -> str:

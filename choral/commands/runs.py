@@ -64,7 +64,7 @@ def list_runs(url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> 
     """
     table = table_of("run", "name", "rounds", "submitted", "status", wrapped=("name", "status"))
     with Rest(url, token, tls_ca) as rest:
-        found = rest.get("/runs")
+        found = _all(rest, "/runs", order="oldest")
     for run in found:
         rounds = f"{run['round_number']}/{run['spec']['rounds']}"
         add_row(table, run["run_id"], run["spec"]["name"], rounds, _when(run["submitted_time"]), run["status"])
@@ -250,12 +250,20 @@ def _steer(api: Rest, run_id: str, command: str) -> None:
 
 def _run(rest: Rest, beginning: str) -> dict[str, Any]:
     """Return the one run whose identity begins so."""
-    found = [run for run in rest.get("/runs") if run["run_id"].startswith(beginning)]
+    found = [run for run in _all(rest, "/runs", search=beginning) if run["run_id"].startswith(beginning)]
     if len(found) != 1:
         raise RestError(
             f"Run {beginning!r}: must be the beginning of one run's identity, got {len(found)} that match. See: choral runs list"
         )
     return dict(found[0])
+
+
+def _all(rest: Rest, path: str, **query: Any) -> list[dict[str, Any]]:
+    """Return a list that comes in pages, whole."""
+    found: list[dict[str, Any]] = []
+    while page := rest.get(path, offset=len(found), limit=1000, **query):
+        found += page
+    return found
 
 
 def _when(seconds: float) -> str:

@@ -9,6 +9,8 @@ from wire.errors import SpecError
 from wire.secure import SecureAggregationSpec
 from wire.spec import RunSpec
 
+KEY = "privacy.secure_aggregation"
+
 QUALITY_CAP = 64
 """Least weight cap with weights by quality, which are multiples of 1/64 example."""
 
@@ -31,17 +33,19 @@ def check_masking(spec: RunSpec) -> None:
     for count in range(spec.cohort.fewest, min(asked, spec.cohort.fewest + 128) + 1):
         _check_count(count, secure)
     if problem := Head(secure.ring_bits, asked, secure.weight_cap, tuple(secure.metrics)).problem:
-        raise SpecError(f"Run spec: privacy.secure_aggregation: {problem}.")
+        raise SpecError(f"Run spec: privacy.secure_aggregation: {problem}.", KEY)
     if spec.weight_by == "quality" and secure.weight_cap < QUALITY_CAP:
         raise SpecError(
             f"Run spec: privacy.secure_aggregation.weight_cap must be at least {QUALITY_CAP} times a client's examples with "
-            f"weight_by quality, got {secure.weight_cap}."
+            f"weight_by quality, got {secure.weight_cap}.",
+            f"{KEY}.weight_cap",
         )
     goal = spec.stop_when
     if goal is not None and spec.evaluate.on == "clients" and goal.metric not in secure.metrics:
         known = ", ".join(secure.metrics) or "none"
         raise SpecError(
-            f"Run spec: stop_when.metric must be one of privacy.secure_aggregation.metrics ({known}), got {goal.metric}."
+            f"Run spec: stop_when.metric must be one of privacy.secure_aggregation.metrics ({known}), got {goal.metric}.",
+            "stop_when.metric",
         )
 
 
@@ -49,9 +53,10 @@ def _check_count(count: int, secure: SecureAggregationSpec) -> None:
     try:
         graph = parameters_for(count, secure.corrupt_ppm, secure.dropout_ppm)
     except SecureAggregationError as error:
-        raise SpecError(f"Run spec: cohort: a round of {count} clients cannot be masked. {error}") from error
+        raise SpecError(f"Run spec: cohort: a round of {count} clients cannot be masked. {error}", "cohort") from error
     if (fewest := graph.fewest_survivors(secure.minimum_cohort)) > count:
         raise SpecError(
             f"Run spec: cohort: every round that may close must have at least {fewest} clients, so that a sum is of "
-            f"minimum_cohort ({secure.minimum_cohort}) honest ones, got {count}. Raise cohort.quorum or cohort.size."
+            f"minimum_cohort ({secure.minimum_cohort}) honest ones, got {count}. Raise cohort.quorum or cohort.size.",
+            "cohort",
         )

@@ -11,33 +11,33 @@ from fastapi.security import HTTPBearer
 from server.api.access import access_routes
 from server.api.clients import client_routes
 from server.api.errors import add_problems
+from server.api.events import event_routes
 from server.api.health import health_routes
+from server.api.rounds import round_routes
 from server.api.runs import run_routes
+from server.api.sources import Sources
 from server.api.specs import spec_routes
 from server.gate import BodyLimit, TokenGate
 from server.problems import Problem
-from server.pulse import Pulse
-from server.runs import Runs
-from server.sessions import Sessions
-from server.store import Store
+from wire import RELEASE
 
 PREFIX = "/api/v1"
 
 
-def create_api(runs: Runs, sessions: Sessions, store: Store, pulse: Pulse, is_loopback: bool) -> FastAPI:
+def create_api(sources: Sources, is_loopback: bool) -> FastAPI:
     """Build the application. On loopback nobody is asked for a token as long as there is none."""
-    app = FastAPI(title="Choral", version="0.1.0", summary="Federated learning: runs, rounds and clients.")
-    app.include_router(health_routes(sessions, pulse), prefix=PREFIX)
+    app = FastAPI(title="Choral", version=RELEASE, summary="Federated learning: runs, rounds and clients.")
     # For the description alone: the gate asks for the token, before a body is read.
     protected = [Depends(HTTPBearer(auto_error=False))]
     problems: dict[int | str, dict[str, Any]] = {
         code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503)
     }
-    app.include_router(run_routes(runs, store), prefix=PREFIX, dependencies=protected, responses=problems)
+    for routes in (run_routes, round_routes, event_routes, client_routes):
+        app.include_router(routes(sources), prefix=PREFIX, dependencies=protected, responses=problems)
+    app.include_router(health_routes(sources), prefix=PREFIX)
     app.include_router(spec_routes(), prefix=PREFIX)
-    app.include_router(client_routes(sessions), prefix=PREFIX, dependencies=protected, responses=problems)
     app.include_router(access_routes(), prefix=PREFIX, dependencies=protected, responses=problems)
     app.add_middleware(BodyLimit)
-    app.add_middleware(TokenGate, store=store, is_loopback=is_loopback)
+    app.add_middleware(TokenGate, store=sources.store, is_loopback=is_loopback)
     add_problems(app)
     return app

@@ -6,9 +6,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from server.errors import ConflictError, LeaseTakenError, NotFoundError, StoreError
+from server.errors import AwayError, BusyError, ConflictError, LeaseTakenError, NotFoundError, StoreError
 from server.problems import problem
-from wire.errors import ChoralError, SpecError
+from wire.errors import ChoralError, Finding, SpecError
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +17,8 @@ HTTP_CODES: dict[type[ChoralError], int] = {
     ConflictError: 409,
     SpecError: 422,
     StoreError: 503,
+    BusyError: 503,
+    AwayError: 503,
     LeaseTakenError: 503,
 }
 """The one table from errors to HTTP codes; what is not here is a 400."""
@@ -32,18 +34,20 @@ def add_problems(app: FastAPI) -> None:
 
 async def _choral_problem(request: Request, error: Exception) -> Response:
     status = next((HTTP_CODES[kind] for kind in type(error).__mro__ if kind in HTTP_CODES), 400)
-    return problem(status, type(error).__name__.removesuffix("Error"), str(error))
+    findings = error.findings if isinstance(error, SpecError) else ()
+    return problem(status, type(error).__name__.removesuffix("Error"), str(error), findings=findings)
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, "HTTP", error.detail, dict(error.headers or {}))
+    return problem(error.status_code, "HTTP", error.detail, error.headers)
 
 
 async def _validation_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
-    return problem(422, "Request", f"Request: {found}.")
+    findings = [Finding(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
+    text = "; ".join(f"{finding.path}: {finding.message}" for finding in findings)
+    return problem(422, "Request", f"Request: {text}.", findings=findings)
 
 
 async def _unexpected_problem(request: Request, error: Exception) -> Response:

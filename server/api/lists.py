@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
@@ -16,8 +16,10 @@ async def listed(records: Iterable[BaseModel]) -> Response:
     return Response(content, media_type="application/json")
 
 
-async def streamed(pieces: AsyncGenerator[bytes, None]) -> Response:
-    """Return pieces of JSON as they come. The first is waited for: what goes wrong until then is still problem details."""
+async def streamed(
+    pieces: AsyncGenerator[bytes, None], media_type: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return pieces of text as they come. The first is waited for: what goes wrong until then is still problem details."""
     first = await anext(pieces)
 
     async def body() -> AsyncIterator[bytes]:
@@ -26,7 +28,7 @@ async def streamed(pieces: AsyncGenerator[bytes, None]) -> Response:
             async for piece in pieces:
                 yield piece
 
-    return StreamingResponse(body(), media_type="application/json")
+    return StreamingResponse(body(), media_type=media_type, headers=headers)
 
 
 def joined(records: Iterable[BaseModel]) -> bytes:

@@ -1,20 +1,33 @@
-"""Routes of runs: submit, list, show, steer, and their rounds and models."""
+"""Routes of runs: submit, check, list, show, steer, and their models."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
+from pydantic import BaseModel
 
-from server.api.lists import joined, listed, streamed
-from server.records import RoundRecord, RunRecord
-from server.runs import Runs
-from server.store import Store
+from server.api.lists import listed
+from server.api.pages import PAGED, OfPage
+from server.api.sources import Sources
+from server.checkpoints import last_checkpoint
+from server.now import Now, Waiting
+from server.records import RunRecord, RunState
+from server.runs import check_run
 from wire.spec import validate_spec
 
-PIECE_ROUNDS = 8
-"""Rounds that are read and written at a time."""
+SPEC = {
+    "name": "digits-cnn",
+    "seed": 7,
+    "learner": {"name": "cnn", "channels": [16, 32], "classes": 10},
+    "rounds": 20,
+    "cohort": {"size": 2, "quorum": 1, "deadline_seconds": 120},
+}
+SpecBody = Annotated[dict[str, Any], Body(openapi_examples={"digits": {"summary": "Digits", "value": SPEC}})]
+PatchBody = Annotated[
+    dict[str, Any], Body(openapi_examples={"seed": {"summary": "With another seed", "value": {"seed": 8}}})
+]
 
 
 class RunView(RunRecord):
@@ -22,68 +35,115 @@ class RunView(RunRecord):
 
     status: str
     """One line; of a wait it says for what, how much is missing and how long it may still take."""
+    waiting: Waiting | None = None
 
 
-def run_routes(runs: Runs, store: Store) -> APIRouter:
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs are asked for, and in which order."""
+
+    state: Annotated[tuple[RunState, ...], Query(description="Runs in one of these states; default: all.")] = ()
+    search: Annotated[str, Query(description="Part of a name, or the beginning of an identity.")] = ""
+    learner: Annotated[str, Query(description="Name of a learner.")] = ""
+    order: Annotated[Literal["newest", "oldest"], Query(description="Which come first.")] = "newest"
+
+    def takes(self, run: RunRecord) -> bool:
+        """Tell whether a run is asked for."""
+        text = self.search.lower()
+        return (
+            (not self.state or run.state in self.state)
+            and (not self.learner or run.spec.learner.name == self.learner)
+            and (text in run.spec.name.lower() or run.run_id.startswith(text))
+        )
+
+
+class Sound(BaseModel):
+    """Says that a spec breaks no rule."""
+
+    valid: Literal[True] = True
+
+
+def run_routes(sources: Sources) -> APIRouter:
     """Return the routes of runs."""
     router = APIRouter(tags=["runs"])
+    store, desk = sources.store, sources.desk
 
-    def view(run: RunRecord) -> RunView:
-        return _run_view(run, runs.status(run))
+    async def view(run: RunRecord) -> RunView:
+        return run_view(run, await desk.now())
 
     @router.post("/runs", status_code=201, summary="Submit a run spec")
-    async def submit(spec: dict[str, Any]) -> RunView:
+    async def submit(spec: SpecBody) -> RunView:
         # A spec of a mebibyte takes long to look at, and longer to find fault with.
-        return view(await runs.submit(await asyncio.to_thread(validate_spec, spec)))
+        return await view(await desk.submit(await asyncio.to_thread(validate_spec, spec)))
 
-    @router.get("/runs", summary="List runs, oldest first", response_model=list[RunView])
-    async def list_runs() -> Response:
-        found = [(run, runs.status(run)) for run in await store.runs()]
-        return await listed(_run_view(run, status) for run, status in found)
+    @router.post("/runs/validate", summary="Check a run spec without running it")
+    async def validate(spec: SpecBody) -> Sound:
+        await asyncio.to_thread(lambda: check_run(validate_spec(spec)))
+        return Sound()
+
+    @router.get("/runs", summary="List runs", response_model=list[RunView], responses=PAGED)
+    async def list_runs(request: Request, page: OfPage, wanted: Annotated[RunFilter, Depends()]) -> Response:
+        now = await desk.now()
+        found = [run for run in await store.runs() if wanted.takes(run)]
+        if wanted.order == "newest":
+            found.reverse()
+        response = await listed(run_view(run, now) for run in page.of(found))
+        return page.mark(response, request, len(found))
 
     @router.get("/runs/{run_id}", summary="Show a run")
     async def show(run_id: str) -> RunView:
-        return view(await store.run(run_id))
+        return await view(await store.run(run_id))
 
-    @router.get("/runs/{run_id}/rounds", summary="List a run's rounds, oldest first", response_model=list[RoundRecord])
-    async def rounds(
-        run_id: str, after: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-    ) -> Response:
-        await store.run(run_id)
-        return await streamed(_round_pages(store, run_id, after, limit))
-
-    @router.get("/runs/{run_id}/model", summary="Download a run's model (safetensors)", response_class=FileResponse)
+    @router.get(
+        "/runs/{run_id}/model",
+        summary="Download a run's model (safetensors)",
+        response_class=FileResponse,
+        responses={200: {"content": {"application/octet-stream": {}}}},
+    )
     async def model(run_id: str) -> FileResponse:
         run = await store.run(run_id)
         name = f"{run.spec.name}-{run.round_number}.safetensors"
-        return FileResponse(runs.model_path(run), media_type="application/octet-stream", filename=name)
+        path = last_checkpoint(sources.folder, run)
+        return FileResponse(path, media_type="application/octet-stream", filename=name)
+
+    @router.post("/runs/{run_id}/clone", status_code=201, summary="Submit a run's spec again, with changes")
+    async def clone(run_id: str, patch: PatchBody) -> RunView:
+        """Submit the spec of a run again, after a JSON merge patch (RFC 7396): `null` takes a key away."""
+        spec = merged((await store.run(run_id)).spec.model_dump(mode="json"), patch)
+        return await view(await desk.submit(await asyncio.to_thread(validate_spec, spec)))
 
     @router.post("/runs/{run_id}/pause", summary="Pause a run at its last committed round")
     async def pause(run_id: str) -> RunView:
-        return view(await runs.pause(run_id))
+        return await view(await desk.pause(run_id))
 
     @router.post("/runs/{run_id}/resume", summary="Queue a paused run again")
     async def resume(run_id: str) -> RunView:
-        return view(await runs.resume(run_id))
+        return await view(await desk.resume(run_id))
 
     @router.post("/runs/{run_id}/stop", summary="End a run for good")
     async def stop(run_id: str) -> RunView:
-        return view(await runs.stop(run_id))
+        return await view(await desk.stop(run_id))
 
     return router
 
 
-async def _round_pages(store: Store, run_id: str, after: int, limit: int) -> AsyncGenerator[bytes, None]:
-    """Yield a JSON list of rounds in pieces: as a whole it may hold a million contributions.
+def run_view(run: RunRecord, now: Now) -> RunView:
+    """Return a run and what it is doing."""
+    doing = now.run(run)
+    return RunView(**dict(run), status=doing.status, waiting=doing.waiting)
 
-    As objects they would take gigabytes, and each look of the garbage collector at them would hold up the event loop.
+
+def merged(target: Any, patch: Any) -> Any:
+    """Return what a JSON merge patch makes of a document.
+
+    Source: Hoffman and Snell, "JSON Merge Patch", RFC 7396, section 2. https://www.rfc-editor.org/rfc/rfc7396
     """
-    start = b"["
-    while limit > 0 and (found := await store.rounds(run_id, after, min(limit, PIECE_ROUNDS))):
-        yield start + await asyncio.to_thread(joined, found)
-        start, after, limit = b",", found[-1].number, limit - len(found)
-    yield b"[]" if start == b"[" else b"]"
-
-
-def _run_view(run: RunRecord, status: str) -> RunView:
-    return RunView(**run.model_dump(exclude={"spec"}), spec=run.spec, status=status)
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result

@@ -36,8 +36,16 @@ class Store(Protocol):
     async def append_event(self, event: EventRecord) -> EventRecord:
         """Append an event and return it with its number."""
 
-    async def events(self, run_id: str = "", after: int = 0, limit: int = 1000) -> Sequence[EventRecord]:
-        """Return up to `limit` events with a number above `after`, ascending; of one run if given."""
+    async def events(
+        self, run_id: str = "", after: int = 0, limit: int = 1000, is_newest_first: bool = False
+    ) -> Sequence[EventRecord]:
+        """Return up to `limit` events with a number above `after`, ascending or, the last of them, descending; of one run if given."""
+
+    async def last_event_id(self) -> int:
+        """Return the number of the last event; 0 if there is none."""
+
+    async def follow(self, after: int, seconds: float) -> Sequence[EventRecord]:
+        """Return some events with a number above `after`, ascending, as soon as there are any; none after `seconds`, perhaps sooner."""
 
     async def put_client(self, client: ClientRecord) -> None:
         """Insert or replace a client."""

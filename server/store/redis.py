@@ -39,6 +39,8 @@ PREFIX = "choral:"
 DEADLINE_SECONDS = 15.0  # longest time of one call, repeats after a lost connection included
 CONNECTION_COUNT = 8
 TOKEN_KEYS = (PREFIX + "tokens", PREFIX + "token_uses")
+FOLLOWED_COUNT = 500  # most events that a follower is given at a time
+BLOCK_SECONDS = 3.0  # longest wait of a follower in the server; below redis-py's own patience with a silent connection
 
 # A script runs alone and reaches the append-only file as one transaction. A lost connection makes the client send it
 # again, perhaps after it took place: then the marker of the call says so.
@@ -169,16 +171,31 @@ class RedisStore:
         """Append an event and return it with its number."""
         return event.with_(event_id=await self._write(_event(event)))
 
-    async def events(self, run_id: str = "", after: int = 0, limit: int = 1000) -> Sequence[EventRecord]:
-        """Return up to `limit` events with a number above `after`, ascending; of one run if given."""
+    async def events(
+        self, run_id: str = "", after: int = 0, limit: int = 1000, is_newest_first: bool = False
+    ) -> Sequence[EventRecord]:
+        """Return up to `limit` events with a number above `after`, ascending or, the last of them, descending; of one run if given."""
         if limit < 1:  # which XRANGE refuses
             return []
         stream = PREFIX + "events" + (f":{run_id}" if run_id else "")
         async with self._call():
-            entries = await self._client.xrange(stream, f"({after}-0", "+", limit)
-        events = await _read(EventRecord, [fields["document"] for _, fields in entries])
-        numbers = [int(entry_id.partition("-")[0]) for entry_id, _ in entries]
-        return [event.with_(event_id=number) for event, number in zip(events, numbers, strict=True)]
+            if is_newest_first:
+                entries = await self._client.xrevrange(stream, "+", f"({after}-0", limit)
+            else:
+                entries = await self._client.xrange(stream, f"({after}-0", "+", limit)
+        return await _read_events(entries)
+
+    async def last_event_id(self) -> int:
+        """Return the number of the last event; 0 if there is none."""
+        async with self._call():
+            return int(await self._client.get(PREFIX + "event_count") or 0)
+
+    async def follow(self, after: int, seconds: float) -> Sequence[EventRecord]:
+        """Return some events with a number above `after`, ascending, as soon as there are any; none after `seconds`, perhaps sooner."""
+        block = math.ceil(1000 * min(max(seconds, 0.001), BLOCK_SECONDS))
+        async with self._call():
+            streams = await self._client.xread({PREFIX + "events": f"{after}-0"}, count=FOLLOWED_COUNT, block=block)
+        return await _read_events(streams[0][1]) if streams else []
 
     async def put_client(self, client: ClientRecord) -> None:
         """Insert or replace a client."""
@@ -290,6 +307,12 @@ def _round(record: RoundRecord) -> tuple[str, str, int, str]:
 
 def _event(event: EventRecord) -> tuple[str, str, int, str]:
     return "event", event.run_id, 0, to_document(event)
+
+
+async def _read_events(entries: Sequence[tuple[str, dict[str, str]]]) -> list[EventRecord]:
+    events = await _read(EventRecord, [fields["document"] for _, fields in entries])
+    numbers = [int(entry_id.partition("-")[0]) for entry_id, _ in entries]
+    return [event.with_(event_id=number) for event, number in zip(events, numbers, strict=True)]
 
 
 async def _read(kind: type[R], documents: Sequence[str]) -> list[R]:

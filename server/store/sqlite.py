@@ -17,12 +17,14 @@ from typing import Any, Self, TypeVar
 
 from server.errors import LeaseTakenError, NotFoundError, StoreError
 from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord, TokenRecord
+from server.signal import Signal
 from server.store.documents import R, from_document, no_such_token, to_document, token_exists
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x43484F52  # "CHOR"; tells our files from those of other programs
+FOLLOWED_COUNT = 500  # most events that a follower is given at a time
 BUSY_SECONDS = 10.0  # longest wait for another process's transaction
 
 SCHEMA = (
@@ -49,6 +51,8 @@ class SqliteStore:
         self._is_synced = is_synced
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="choral-sqlite")
         self._connection: sqlite3.Connection
+        self._written = Signal()
+        self._written_count = 0
 
     @classmethod
     async def open(cls, path: Path | str, clock: Callable[[], float] = time.time, is_synced: bool = True) -> Self:
@@ -73,7 +77,7 @@ class SqliteStore:
 
     async def put_run(self, run: RunRecord, *events: EventRecord) -> None:
         """Insert or replace a run, and append events."""
-        await self._write(lambda connection: put_records(connection, run, None, events))
+        await self._put(run, None, events)
 
     async def run(self, run_id: str) -> RunRecord:
         """Return one run. Raises `NotFoundError`."""
@@ -88,11 +92,11 @@ class SqliteStore:
 
     async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
         """Insert or replace a round that is open, and append events."""
-        await self._write(lambda connection: put_records(connection, None, record, events))
+        await self._put(None, record, events)
 
     async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
         """Replace a run and its round and append events, in one transaction."""
-        await self._write(lambda connection: put_records(connection, run, record, events))
+        await self._put(run, record, events)
 
     async def round(self, run_id: str, number: int) -> RoundRecord:
         """Return one round. Raises `NotFoundError`."""
@@ -109,16 +113,37 @@ class SqliteStore:
 
     async def append_event(self, event: EventRecord) -> EventRecord:
         """Append an event and return it with its number."""
-        return event.with_(event_id=await self._write(lambda connection: _append(connection, event)))
+        event_id = await self._write(lambda connection: _append(connection, event))
+        self._wake()
+        return event.with_(event_id=event_id)
 
-    async def events(self, run_id: str = "", after: int = 0, limit: int = 1000) -> Sequence[EventRecord]:
-        """Return up to `limit` events with a number above `after`, ascending; of one run if given."""
+    async def events(
+        self, run_id: str = "", after: int = 0, limit: int = 1000, is_newest_first: bool = False
+    ) -> Sequence[EventRecord]:
+        """Return up to `limit` events with a number above `after`, ascending or, the last of them, descending; of one run if given."""
         where, parameters = ("run_id = ? AND ", (run_id,)) if run_id else ("", ())
-        query = f"SELECT event_id, document FROM events WHERE {where}event_id > ? ORDER BY event_id LIMIT ?"
+        order = "DESC" if is_newest_first else "ASC"
+        query = f"SELECT event_id, document FROM events WHERE {where}event_id > ? ORDER BY event_id {order} LIMIT ?"
         rows = await self._rows(query, *parameters, after, limit)
         return await asyncio.to_thread(
             lambda: [from_document(EventRecord, document).with_(event_id=event_id) for event_id, document in rows]
         )
+
+    async def last_event_id(self) -> int:
+        """Return the number of the last event; 0 if there is none."""
+        ((number,),) = await self._rows("SELECT coalesce(max(event_id), 0) FROM events")
+        return int(number)
+
+    async def follow(self, after: int, seconds: float) -> Sequence[EventRecord]:
+        """Return some events above `after` as soon as there are any; those that another process appends only after `seconds`."""
+        written_count = self._written_count
+        found = await self.events(after=after, limit=FOLLOWED_COUNT)
+        if found or seconds <= 0:
+            return found
+        # What was written while the answer was on its way has woken nobody.
+        if written_count == self._written_count:
+            await self._written.wait(seconds)
+        return await self.events(after=after, limit=FOLLOWED_COUNT)
 
     async def put_client(self, client: ClientRecord) -> None:
         """Insert or replace a client."""
@@ -180,6 +205,15 @@ class SqliteStore:
         """Close the file, after the calls that are under way."""
         await self._on_thread(self._connection.close)
         self._thread.shutdown()
+
+    async def _put(self, run: RunRecord | None, record: RoundRecord | None, events: Sequence[EventRecord]) -> None:
+        await self._write(lambda connection: put_records(connection, run, record, events))
+        if events:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._written_count += 1
+        self._written.notify()
 
     async def _read(self, kind: type[R], query: str, *parameters: object) -> list[R]:
         rows = await self._rows(query, *parameters)

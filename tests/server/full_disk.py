@@ -47,7 +47,7 @@ async def main() -> None:
 
         async def paused() -> tuple[str, int] | None:
             run = await store.run(run_id)
-            status = runs.status(run)
+            status = runs.now().run(run).status
             return (status, run.round_number) if status.startswith("paused: ") else None
 
         status, round_number = await until(paused, "the run to pause")

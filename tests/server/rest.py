@@ -35,7 +35,8 @@ def problem(response: httpx.Response, status: int) -> str:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
-    assert set(body) == {"title", "status", "detail"}
+    assert body.keys() - {"errors"} == {"type", "title", "status", "detail"}
+    assert body["type"] == f"urn:choral:problem:{body['title'].lower()}"
     assert body["status"] == status
     return str(body["detail"])
 

@@ -58,7 +58,8 @@ async def test_runs_are_listed_in_the_order_of_their_submission(
 ) -> None:
     for run_id in ("zoe", "ana", "ben"):
         await stored_run(coordinator, run_id, RunState.FINISHED)
-    assert [run["run_id"] for run in (await api.get("/runs")).json()] == ["zoe", "ana", "ben"]
+    assert [run["run_id"] for run in (await api.get("/runs")).json()] == ["ben", "ana", "zoe"]
+    assert [run["run_id"] for run in (await api.get("/runs?order=oldest")).json()] == ["zoe", "ana", "ben"]
 
 
 async def test_run_is_paused_resumed_and_stopped(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
@@ -150,6 +151,11 @@ async def test_openapi_describes_every_route_with_its_errors(coordinator: Coordi
     assert routes == {
         ("GET", f"{prefix}/health"),
         ("POST", f"{prefix}/runs"),
+        ("POST", f"{prefix}/runs/validate"),
+        ("POST", f"{prefix}/runs/{{run_id}}/clone"),
+        ("GET", f"{prefix}/runs/{{run_id}}/rounds/{{number}}"),
+        ("GET", f"{prefix}/events"),
+        ("GET", f"{prefix}/events/stream"),
         ("GET", f"{prefix}/runs"),
         ("GET", f"{prefix}/runs/{{run_id}}"),
         ("GET", f"{prefix}/runs/{{run_id}}/rounds"),

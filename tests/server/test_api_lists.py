@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from server.api.clients import ClientView
-from server.api.runs import PIECE_ROUNDS, RunView
+from server.api.rounds import PIECE_ROUNDS
+from server.api.runs import RunView
 from server.coordinator import Coordinator
 from server.records import ContributionRecord, RoundRecord, RoundState, RunState
 from tests.hostile import joined

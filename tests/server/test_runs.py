@@ -27,7 +27,7 @@ async def test_submit_is_stored_then_played_to_its_end(store: Store, tmp_path: P
         submitted = await runs.submit(spec(rounds=2))
         assert submitted.state is RunState.QUEUED
         run = await state_of(store, submitted.run_id, RunState.FINISHED)
-        await when(lambda: runs.status(run) == "finished", "the run's task to end")
+        await when(lambda: runs.now().run(run).status == "finished", "the run's task to end")
     assert run.round_number == 2
     assert run.started_time is not None
     assert run.ended_time is not None
@@ -54,7 +54,9 @@ async def test_serve_plays_the_queue_in_the_order_of_submission(store: Store, tm
     async with playing(store, cohort, tmp_path) as runs:
         submitted = [await runs.submit(spec()) for _ in range(3)]
         await when(lambda: bool(cohort.trained), "the first run to ask its clients")
-        assert [runs.status(run) for run in submitted[1:]] == ["queued: waiting for a run before it to end"] * 2
+        assert [runs.now().run(run).status for run in submitted[1:]] == [
+            "queued: waiting for a run before it to end"
+        ] * 2
         hanging.may_go_on.set()
         for run in submitted:
             await state_of(store, run.run_id, RunState.FINISHED)
@@ -67,8 +69,8 @@ async def test_serve_plays_two_runs_at_a_time_with_disjoint_cohorts(store: Store
         submitted = [await runs.submit(spec(rounds=3)) for _ in range(3)]
         waiting = "round 2: train: waiting for 3 of 3 updates, 20 s left"
         await when(lambda: {*asked(cohort)[-2:]} == {(run.run_id, 2) for run in submitted[:2]}, "both second rounds")
-        assert [runs.status(run) for run in submitted[:2]] == [waiting] * 2
-        assert runs.status(submitted[2]).startswith("queued: ")
+        assert [runs.now().run(run).status for run in submitted[:2]] == [waiting] * 2
+        assert runs.now().run(submitted[2]).status.startswith("queued: ")
         one, two = ({*client_ids} for order, client_ids in cohort.trained if order.round_number == 2)
         assert len(one) == len(two) == 3
         assert one.isdisjoint(two)
@@ -127,7 +129,7 @@ async def test_serve_sees_a_run_that_ends_while_the_queue_is_read(tmp_path: Path
         second = await runs.submit(spec())
         hanging.may_go_on.set()
         await state_of(store, first.run_id, RunState.FINISHED)
-        await when(lambda: runs.status(second) == "queued: about to start", "the first run's task to end")
+        await when(lambda: runs.now().run(second).status == "queued: about to start", "the first run's task to end")
         store.gate.set()
         await state_of(store, second.run_id, RunState.FINISHED)
     await store.close()
@@ -143,7 +145,7 @@ async def test_pause_is_at_once_and_resume_goes_on_from_the_last_commit(store: S
             paused = await runs.pause(run_id)
         assert (paused.state, paused.round_number, paused.reason) == (RunState.PAUSED, 2, "Paused by the operator.")
         assert await store.run(run_id) == paused
-        assert runs.status(paused) == "paused: Paused by the operator."
+        assert runs.now().run(paused).status == "paused: Paused by the operator."
         assert cohort.claims == {}
 
         cohort.train_script = bring_drawn
@@ -185,7 +187,7 @@ async def test_pause_of_a_run_that_finishes_meanwhile_is_a_conflict(tmp_path: Pa
     store = await LateStore.open(tmp_path / "late.sqlite")
     async with playing(store, ScriptedCohort("abc"), tmp_path) as runs:
         run = await runs.submit(spec())
-        await when(lambda: runs.status(run) == "finished", "the run to be about to finish")
+        await when(lambda: runs.now().run(run).status == "finished", "the run to be about to finish")
         assert (await store.run(run.run_id)).state is RunState.RUNNING
         with pytest.raises(ConflictError, match="state must be queued or running to be paused, got finished"):
             await runs.pause(run.run_id)
@@ -201,7 +203,7 @@ async def test_stop_ends_a_run_with_its_last_committed_model(store: Store, tmp_p
         stopped = await runs.stop(run_id)
         assert (stopped.state, stopped.round_number) == (RunState.STOPPED, 1)
         assert stopped.ended_time is not None
-        assert runs.status(stopped) == "stopped: Stopped by the operator."
+        assert runs.now().run(stopped).status == "stopped: Stopped by the operator."
         assert runs.model_path(stopped).name == "round-0000001.safetensors"
         following = await runs.submit(spec())
         await state_of(store, following.run_id, RunState.FINISHED)

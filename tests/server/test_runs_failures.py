@@ -128,14 +128,14 @@ async def test_store_that_cannot_be_written_holds_the_run_until_it_is_resumed(tm
     async with playing(store, cohort := ScriptedCohort("abc", break_store), tmp_path) as runs:
         run = await runs.submit(configured)
         held = "paused: Store: must be well, it is not. This could not be stored: Store: must be well, it is not."
-        await when(lambda: runs.status(run) == held, "the run to be held")
+        await when(lambda: runs.now().run(run).status == held, "the run to be held")
         assert (await store.run(run.run_id)).state is RunState.RUNNING
         with pytest.raises(StoreError):
             await runs.resume(run.run_id)
-        assert runs.status(run) == held
+        assert runs.now().run(run).status == held
         store.can_write, cohort.train_script = True, bring_drawn
         await runs.submit(spec())  # wakes the queue, which leaves the held run alone
-        assert runs.status(run) == held
+        assert runs.now().run(run).status == held
         await runs.resume(run.run_id)
         finished = await state_of(store, run.run_id, RunState.FINISHED)
     await store.close()
@@ -152,10 +152,10 @@ async def test_stop_of_a_held_run_is_its_end(tmp_path: Path) -> None:
 
     async with playing(store, ScriptedCohort("abc", break_store), tmp_path) as runs:
         run = await runs.submit(spec())
-        await when(lambda: runs.status(run).startswith("paused: "), "the run to be held")
+        await when(lambda: runs.now().run(run).status.startswith("paused: "), "the run to be held")
         store.can_write = True
         stopped = await runs.stop(run.run_id)
-        assert runs.status(stopped) == "stopped: Stopped by the operator."
+        assert runs.now().run(stopped).status == "stopped: Stopped by the operator."
     await store.close()
 
 
@@ -171,7 +171,7 @@ async def test_store_that_cannot_be_read_is_tried_again(tmp_path: Path, monkeypa
         second = await runs.submit(spec())
         hanging.may_go_on.set()
         await state_of(store, first.run_id, RunState.FINISHED)
-        await when(lambda: runs.status(second) == "queued: about to start", "the place to be free")
+        await when(lambda: runs.now().run(second).status == "queued: about to start", "the place to be free")
         store.can_read = True
         await state_of(store, second.run_id, RunState.FINISHED)
     await store.close()

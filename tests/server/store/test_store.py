@@ -2,12 +2,14 @@
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from server.errors import ConflictError, LeaseTakenError, NotFoundError
 from server.records import (
     ClientRecord,
+    EventRecord,
     RoundState,
     RunState,
 )
@@ -122,6 +124,58 @@ async def test_events_numbers_go_on_after_reopening(backend: Backend) -> None:
         assert (await store.append_event(make_event("x"))).event_id == number
         await store.close()
         backend.crash()
+
+
+async def test_last_events_come_newest_first(store: Store) -> None:
+    assert await store.last_event_id() == 0
+    for run_id in ("run-1", "run-2", "run-1", "run-1"):
+        await store.append_event(make_event("x", run_id=run_id))
+    assert await store.last_event_id() == 4
+    assert [event.event_id for event in await store.events(limit=2, is_newest_first=True)] == [4, 3]
+    assert [event.event_id for event in await store.events("run-1", 1, is_newest_first=True)] == [4, 3]
+    assert list(await store.events("run-2", 2, is_newest_first=True)) == []
+
+
+async def test_follower_is_woken_by_whatever_appends_events(store: Store) -> None:
+    async def append(event: EventRecord) -> None:
+        await store.append_event(event)
+
+    writes: list[Callable[[], Awaitable[None]]] = [
+        lambda: append(make_event("a")),
+        lambda: store.put_run(make_run(), make_event("b"), make_event("c")),
+        lambda: store.put_round(make_round(1), make_event("d")),
+        lambda: store.commit_round(make_run(), make_round(1, state=RoundState.COMMITTED), make_event("e")),
+    ]
+    after, kinds = 0, ""
+    async with asyncio.timeout(10):  # less than the follower would wait
+        for write in writes:
+            waiting = asyncio.create_task(store.follow(after, 60))
+            await asyncio.sleep(0)
+            await write()
+            while not (found := await waiting):  # a follower may be sent away sooner
+                waiting = asyncio.create_task(store.follow(after, 60))
+            after, kinds = found[-1].event_id, kinds + "".join(event.kind for event in found)
+    assert (after, kinds) == (5, "abcde")
+
+
+async def test_follower_misses_nothing_between_two_looks(store: Store) -> None:
+    count = 200
+
+    async def follow() -> list[int]:
+        seen: list[int] = []
+        while len(seen) < count:
+            seen += [event.event_id for event in await store.follow(seen[-1] if seen else 0, 60)]
+        return seen
+
+    async with asyncio.timeout(20):
+        following = asyncio.create_task(follow())
+        for _ in range(count):
+            await store.append_event(make_event("x"))
+        assert await following == list(range(1, count + 1))
+
+
+async def test_follower_of_nothing_is_sent_away(store: Store) -> None:
+    assert list(await store.follow(0, 0.01)) == []
 
 
 async def test_concurrent_calls_each_take_place_once(store: Store) -> None:

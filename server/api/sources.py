@@ -1,0 +1,25 @@
+"""What the REST API answers from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.broadcast import Broadcast
+from server.desk import Desk
+from server.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the REST API answers from.
+
+    Attributes:
+        store: What is durable.
+        desk: What goes on now, and commands.
+        broadcast: Events for those who watch.
+        folder: Where the models of all runs lie.
+    """
+
+    store: Store
+    desk: Desk
+    broadcast: Broadcast
+    folder: Path
