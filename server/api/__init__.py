@@ -13,6 +13,7 @@ from server.api.errors import add_problems
 from server.api.health import health_routes
 from server.api.runs import run_routes
 from server.api.specs import spec_routes
+from server.dashboard.routes import dashboard_routes
 from server.gate import BodyLimit, LoopbackNames, TokenGate
 from server.problems import Problem
 from server.pulse import Pulse
@@ -35,6 +36,7 @@ def create_api(runs: Runs, sessions: Sessions, store: Store, pulse: Pulse, token
     app.include_router(run_routes(runs, store), prefix=PREFIX, dependencies=protected, responses=problems)
     app.include_router(spec_routes(), prefix=PREFIX)
     app.include_router(client_routes(sessions), prefix=PREFIX, dependencies=protected, responses=problems)
+    app.include_router(dashboard_routes())
     app.add_middleware(BodyLimit)
     if token:
         app.add_middleware(TokenGate, token=token)
