@@ -17,6 +17,7 @@ from server.api.rounds import round_routes
 from server.api.runs import run_routes
 from server.api.sources import Sources
 from server.api.specs import spec_routes
+from server.dashboard.routes import dashboard_routes
 from server.gate import BodyLimit, TokenGate
 from server.problems import Problem
 from wire import RELEASE
@@ -37,6 +38,7 @@ def create_api(sources: Sources, is_loopback: bool) -> FastAPI:
     app.include_router(health_routes(sources), prefix=PREFIX)
     app.include_router(spec_routes(), prefix=PREFIX)
     app.include_router(access_routes(), prefix=PREFIX, dependencies=protected, responses=problems)
+    app.include_router(dashboard_routes())
     app.add_middleware(BodyLimit)
     app.add_middleware(TokenGate, store=sources.store, is_loopback=is_loopback)
     add_problems(app)

@@ -1,0 +1,68 @@
+// Calls of the REST API. Every failure is a Problem with the sentence that the command line would print.
+
+const ROOT = new URL("api/v1/", document.baseURI);
+const TOKEN = "choral.token";
+
+/** An answer that is not a success, or none at all (status 0). */
+export class Problem extends Error {
+  constructor(status, detail, errors = []) {
+    super(detail);
+    this.status = status;
+    this.errors = errors;
+  }
+}
+
+/** The bearer token of this tab; empty for none. */
+export const token = () => sessionStorage.getItem(TOKEN) ?? "";
+
+export function setToken(value) {
+  if (value) sessionStorage.setItem(TOKEN, value);
+  else sessionStorage.removeItem(TOKEN);
+}
+
+/** Return the response to a request; throw a Problem when it is not a success. */
+export async function call(method, path, { query = {}, body, signal, headers = {} } = {}) {
+  const url = new URL(path, ROOT);
+  for (const [name, value] of Object.entries(query)) {
+    for (const one of [value].flat()) if (one !== "" && one != null) url.searchParams.append(name, one);
+  }
+  const all = { Accept: "application/json", ...headers };
+  if (token()) all.Authorization = `Bearer ${token()}`;
+  if (body !== undefined) all["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(url, { method, headers: all, body: body && JSON.stringify(body), signal, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, "The coordinator does not answer. It may be starting again, or the connection is down.");
+  }
+  if (!response.ok) throw await problemOf(response);
+  return response;
+}
+
+export const get = async (path, query, signal) => (await call("GET", path, { query, signal })).json();
+export const post = async (path, body) => (await call("POST", path, { body })).json();
+
+/** Return one page of a list, and how many there are in all. */
+export async function getPage(path, query, signal) {
+  const response = await call("GET", path, { query, signal });
+  const items = await response.json();
+  return { items, total: Number(response.headers.get("X-Total-Count") ?? items.length) };
+}
+
+/** Let the browser save what a path answers, with the name that the server gave it. */
+export async function download(path, fallback) {
+  const response = await call("GET", path);
+  const name = /filename="?([^";]+)"?/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? fallback;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await response.blob());
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+async function problemOf(response) {
+  const known = await response.json().catch(() => ({}));
+  const detail = typeof known.detail === "string" ? known.detail : `The coordinator answered ${response.status}.`;
+  return new Problem(response.status, detail, Array.isArray(known.errors) ? known.errors : []);
+}

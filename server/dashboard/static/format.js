@@ -1,0 +1,60 @@
+// Numbers, times and words as people read them.
+
+const WHOLE = new Intl.NumberFormat("en-GB");
+const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const AGO = new Intl.RelativeTimeFormat("en-GB", { numeric: "auto" });
+const NONE = "–";
+
+export const count = (value) => (value == null ? NONE : WHOLE.format(value));
+export const percent = (part) => `${(100 * part).toFixed(part < 0.1 && part > 0 ? 1 : 0)} %`;
+export const plural = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
+export const shortId = (id) => (id.length > 12 ? `${id.slice(0, 10)}…` : id);
+export const words = (name) => name.replaceAll("_", " ");
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** A metric's value, to four significant digits. */
+export function value(number) {
+  if (number == null || !Number.isFinite(number)) return NONE;
+  if (Number.isInteger(number) && Math.abs(number) < 1e6) return count(number);
+  const size = Math.abs(number);
+  return size >= 1e6 || size < 1e-3 ? number.toExponential(2) : number.toPrecision(4);
+}
+
+/** A value beside an axis, as short as it can be. */
+export const tick = (number) => (Math.abs(number) >= 1e5 || (number && Math.abs(number) < 1e-3) ? number.toExponential(0) : String(Number(number.toPrecision(6))));
+
+export function bytes(number) {
+  if (number == null) return NONE;
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  const step = Math.min(units.length - 1, number < 1000 ? 0 : Math.floor(Math.log10(number) / 3));
+  return `${step ? (number / 1000 ** step).toPrecision(3) : number} ${units[step]}`;
+}
+
+export function seconds(number) {
+  if (number == null || !Number.isFinite(number)) return NONE;
+  if (number < 0.001) return "0 s";
+  if (number < 1) return `${Math.round(1000 * number)} ms`;
+  if (number < 60) return `${number.toFixed(number < 10 ? 1 : 0)} s`;
+  for (const [size, name, below, rest] of [[86_400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]]) {
+    if (number < size) continue;
+    const left = Math.floor((number % size) / below);
+    return `${Math.floor(number / size)} ${name}${left ? ` ${left} ${rest}` : ""}`;
+  }
+  return NONE;
+}
+
+/** A moment in seconds since the epoch, in this browser's time zone. */
+export const moment = (time) => (time == null ? NONE : MOMENT.format(1000 * time));
+
+export function ago(time, now = Date.now() / 1000) {
+  if (time == null) return NONE;
+  const passed = Math.max(0, now - time);
+  if (passed < 10) return "just now";
+  for (const [unit, size] of [["day", 86_400], ["hour", 3600], ["minute", 60]]) {
+    if (passed >= size) return AGO.format(-Math.floor(passed / size), unit);
+  }
+  return AGO.format(-Math.floor(passed), "second");
+}
+
+/** What kinds of events are called. */
+export const eventName = (kind) => capital(words(kind));

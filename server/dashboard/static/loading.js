@@ -1,0 +1,82 @@
+// Hooks: what is loaded once, what is loaded again as news comes, and what ticks.
+
+import { listen } from "./stream.js";
+import { useCallback, useEffect, useRef, useState } from "./view.js";
+
+/**
+ * Load something whenever `key` changes. Returns {data, error, isLoading, reload}; a reload keeps the old data until the new is there.
+ * `load` gets an AbortSignal.
+ */
+export function useLoaded(load, key) {
+  const [state, setState] = useState({ key });
+  const loader = useRef(load);
+  loader.current = load;
+  const running = useRef(null);
+  const reload = useCallback(async () => {
+    running.current?.abort();
+    const stop = (running.current = new AbortController());
+    try {
+      const data = await loader.current(stop.signal);
+      if (!stop.signal.aborted) setState({ key, data });
+    } catch (error) {
+      if (!stop.signal.aborted) setState((old) => ({ key, data: old.key === key ? old.data : undefined, error }));
+    }
+  }, [key]);
+  useEffect(() => {
+    reload();
+    return () => running.current?.abort();
+  }, [key]);
+  const mine = state.key === key ? state : {};
+  return { data: mine.data, error: mine.error, isLoading: !mine.data && !mine.error, reload };
+}
+
+/** Call `act` when a message comes that `concerns` it, at once, and then at most every `gap` milliseconds. */
+export function useNews(concerns, act, gap = 500) {
+  const latest = useRef(null);
+  latest.current = { concerns, act };
+  useEffect(() => {
+    let last = 0;
+    let timer = 0;
+    const run = () => {
+      timer = 0;
+      last = performance.now();
+      latest.current.act();
+    };
+    const end = listen((message) => {
+      const isBack = message.event === "connection" && message.state === "live";
+      if (timer || !(isBack || latest.current.concerns(message))) return;
+      timer = setTimeout(run, Math.max(0, last + gap - performance.now()));
+    });
+    return () => {
+      end();
+      clearTimeout(timer);
+    };
+  }, []);
+}
+
+/** Call `hear` with every message. */
+export function useMessages(hear) {
+  const latest = useRef(hear);
+  latest.current = hear;
+  useEffect(() => listen((message) => latest.current(message)), []);
+}
+
+/** Return the present time in seconds since the epoch, anew every `seconds`. */
+export function useNow(seconds = 1) {
+  const [now, setNow] = useState(Date.now() / 1000);
+  useEffect(() => {
+    const timer = setInterval(() => setNow(Date.now() / 1000), 1000 * seconds);
+    return () => clearInterval(timer);
+  }, [seconds]);
+  return now;
+}
+
+/** Return `value` once it has not changed for some milliseconds. */
+export function useSettled(value, milliseconds = 300) {
+  const [settled, setSettled] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => setSettled(value), milliseconds);
+    return () => clearTimeout(timer);
+  }, [value]);
+  return settled;
+}

@@ -1,0 +1,125 @@
+// One run: what it does now, how it learns, its rounds client by client, what it costs, and what may be done with it.
+
+import { download, get, post } from "../api.js";
+import { ago, count, moment, seconds } from "../format.js";
+import { useLoaded, useMessages, useNews, useNow } from "../loading.js";
+import { Confirmation, Dialog, Facts, Failure, Loaded, Progress, State, Waiting } from "../parts.js";
+import { go, place } from "../routing.js";
+import { html, useState } from "../view.js";
+import { Costs, Curves } from "./run_charts.js";
+import { Participation } from "./run_clients.js";
+import { Events } from "./events.js";
+import { Model, Privacy, Settings } from "./run_facts.js";
+import { Timeline } from "./run_timeline.js";
+
+const MAY = { pause: ["queued", "running"], resume: ["paused"], stop: ["queued", "running", "paused"] };
+
+export function RunPage({ runId, query, isOperator }) {
+  const path = `runs/${runId}`;
+  const run = useLoaded(async (signal) => ({ ...(await get(path, {}, signal)), since: Date.now() / 1000 }), runId);
+  const [live, setLive] = useState({});
+  const concerns = (message) => message.data?.run_id === runId && message.event !== "status";
+  useNews(concerns, run.reload);
+  useMessages((message) => {
+    if (message.event === "connection" || concerns(message)) setLive({});
+    const news = message.event === "status" && message.data.runs?.[runId];
+    if (news) setLive({ ...news, since: Date.now() / 1000 });
+  });
+  return html`
+    <nav class="trail" aria-label="Where this is"><a href="#/runs">Runs</a> / <span aria-current="page">${run.data?.spec.name ?? runId}</span></nav>
+    <${Loaded} from=${run} what="the run" lines=${10}>${(stored) => html`<${Run} run=${{ ...stored, ...live }} query=${query} isOperator=${isOperator} reload=${run.reload} />`}<//>
+  `;
+}
+
+function Run({ run, query, isOperator, reload }) {
+  return html`
+    <div class="page-head">
+      <div><h1>${run.spec.name} <${State} state=${run.state} /></h1>
+        <p class="quiet small"><code>${run.run_id}</code> · <span title=${moment(run.submitted_time)}>submitted ${ago(run.submitted_time)}</span></p></div>
+      <${Actions} run=${run} isOperator=${isOperator} reload=${reload} />
+    </div>
+    <${Now} run=${run} />
+    <div class="cards">
+      <${Curves} run=${run} />
+      <${Timeline} run=${run} picked=${query.round} />
+      <${Costs} run=${run} last=${query.rounds_to} />
+      <${Participation} run=${run} />
+      <${Privacy} spec=${run.spec} />
+      <${Model} run=${run} />
+      <${Settings} spec=${run.spec} />
+      <${Events} runId=${run.run_id} title="Events of this run" />
+    </div>
+  `;
+}
+
+function Now({ run }) {
+  return html`<section class="now" aria-label="State of the run" data-state=${run.state}>
+    <div class="now-words">
+      <p class="now-status">${run.waiting ? html`<${Waiting} waiting=${run.waiting} since=${run.since} />` : run.reason || run.status}</p>
+      <p class="quiet small">${run.waiting ? run.status.split(":").slice(0, 2).join(":") : html`<${Span} run=${run} />`}</p>
+    </div>
+    <div class="now-rounds">
+      <span class="number"><strong>${count(run.round_number)}</strong> of ${count(run.spec.rounds)} rounds</span>
+      <${Progress} label="Rounds committed" done=${run.round_number} of=${run.spec.rounds} />
+    </div>
+  </section>`;
+}
+
+function Span({ run }) {
+  const now = useNow(run.ended_time || run.state !== "running" ? 60 : 1);
+  if (!run.started_time) return html`<span>Not started yet</span>`;
+  if (run.ended_time) return html`<span>Took <span class="number">${seconds(run.ended_time - run.started_time)}</span>, ended ${moment(run.ended_time)}</span>`;
+  return html`<span>Started <span class="number">${seconds(now - run.started_time)}</span> ago</span>`;
+}
+
+function Actions({ run, isOperator, reload }) {
+  const [asked, setAsked] = useState("");
+  const [error, setError] = useState(null);
+  const act = async (verb) => {
+    await post(`runs/${run.run_id}/${verb}`);
+    await reload();
+  };
+  const resume = () => act("resume").then(() => setError(null), setError);
+  const save = () => download(`runs/${run.run_id}/model`, `${run.spec.name}.safetensors`).then(() => setError(null), setError);
+  const may = (verb) => isOperator && MAY[verb].includes(run.state);
+  const close = () => setAsked("");
+  return html`<div class="tools">
+    ${may("pause") && html`<button type="button" class="button" onClick=${() => setAsked("pause")}>Pause</button>`}
+    ${may("resume") && html`<button type="button" class="button button-main" onClick=${resume}>Resume</button>`}
+    ${may("stop") && html`<button type="button" class="button button-quiet-grave" onClick=${() => setAsked("stop")}>Stop</button>`}
+    ${isOperator && html`<button type="button" class="button" onClick=${() => setAsked("clone")}>Clone</button>`}
+    <a class="button" href=${place("compare", { runs: run.run_id })}>Compare</a>
+    ${run.round_number > 0 && html`<button type="button" class="button" onClick=${save}>Download model</button>`}
+    ${error && html`<${Failure} error=${error} />`}
+    ${asked === "pause" && html`<${Confirmation} title=${`Pause ${run.spec.name}?`} action="Pause run" act=${() => act("pause")} onClose=${close}>
+      <p>The round in progress is given up and played again once the run is resumed. Its last committed round is ${count(run.round_number)}.</p><//>`}
+    ${asked === "stop" && html`<${Confirmation} title=${`Stop ${run.spec.name} for good?`} action="Stop run" isGrave act=${() => act("stop")} onClose=${close}>
+      <p>The run ends with the model of round ${count(run.round_number)} and cannot be resumed. To go on later, pause it instead.</p><//>`}
+    ${asked === "clone" && html`<${Clone} run=${run} onClose=${close} />`}
+  </div>`;
+}
+
+function Clone({ run, onClose }) {
+  const [error, setError] = useState(null);
+  const clone = async (event) => {
+    event.preventDefault();
+    try {
+      const made = await post(`runs/${run.run_id}/clone`, {});
+      go(`runs/${made.run_id}`);
+    } catch (problem) {
+      setError(problem);
+    }
+  };
+  return html`<${Dialog} title=${`Clone ${run.spec.name}`} onClose=${onClose}>
+    <form onSubmit=${clone}>
+      <p>A new run with the same spec and the same seed: with the same clients it ends with the same model. Change the spec first to try something else.</p>
+      <${Facts} facts=${[["Learner", run.spec.learner.name], ["Rounds", count(run.spec.rounds)], ["Seed", String(run.spec.seed)]]} />
+      ${error && html`<${Failure} error=${error} />`}
+      <div class="actions">
+        <button type="button" class="button" onClick=${onClose}>Cancel</button>
+        <a class="button" href=${place("submit", { clone: run.run_id })}>Change the spec</a>
+        <button type="submit" class="button button-main">Run again</button>
+      </div>
+    </form>
+  <//>`;
+}

@@ -1,0 +1,33 @@
+// Who took part in a run, and with what.
+
+import { getPage } from "../api.js";
+import { bytes, count, seconds } from "../format.js";
+import { useLoaded, useNews } from "../loading.js";
+import { Card, Empty, Loaded, Pager, reasons, share, Table } from "../parts.js";
+import { place } from "../routing.js";
+import { html, useState } from "../view.js";
+import { isRoundOf } from "./run_charts.js";
+
+const LIMIT = 10;
+
+const COLUMNS = [
+  { title: "Client", isHead: true, cell: (row) => html`<a href=${place(`clients/${row.client_id}`)} title=${row.client_id}>${row.name || row.client_id.slice(0, 12)}</a>` },
+  { title: "Contributed", isNumber: true, cell: (row) => share(row.contributed, row.asked) },
+  { title: "Refused", cell: (row) => reasons(row.refused) || html`<span class="quiet">none</span>` },
+  { title: "Sent", isNumber: true, cell: (row) => bytes(row.bytes) },
+  { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds) },
+  { title: "Last round", isNumber: true, cell: (row) => count(row.last_round) },
+];
+
+export function Participation({ run }) {
+  const [offset, setOffset] = useState(0);
+  const query = { offset, limit: LIMIT };
+  const loaded = useLoaded((signal) => getPage(`runs/${run.run_id}/participation`, query, signal), `${run.run_id}/${offset}`);
+  useNews(isRoundOf(run.run_id), loaded.reload, 2000);
+  return html`<${Card} title="Participation" wide>
+    <${Loaded} from=${loaded} what="participation" lines=${5}>${({ items, total }) => items.length
+      ? html`<${Table} caption="Participation of clients in this run" columns=${COLUMNS} rows=${items} keyOf=${(row) => row.client_id} />
+        <${Pager} what="clients of this run" offset=${offset} limit=${LIMIT} total=${total} onMove=${setOffset} />`
+      : html`<${Empty} title="Nobody has taken part yet."><p>Clients are listed once a round has asked them.</p><//>`}<//>
+  <//>`;
+}

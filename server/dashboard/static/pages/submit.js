@@ -1,0 +1,122 @@
+// A new run: a form made from the schema of the spec, beside the same spec as text, checked by the coordinator as it is typed.
+
+import { get, post } from "../api.js";
+import { Fields } from "../form.js";
+import { count } from "../format.js";
+import { useLoaded, useSettled } from "../loading.js";
+import { Failure, Loaded } from "../parts.js";
+import { go } from "../routing.js";
+import { inexact, mergePatch, withValue } from "../schema.js";
+import { SpecText } from "../spec_text.js";
+import { html, useEffect, useRef, useState } from "../view.js";
+
+const FIRST_LEARNER = "mlp";
+
+export function SubmitPage({ query }) {
+  const start = useLoaded((signal) => beginning(query.clone, signal), query.clone ?? "");
+  return html`
+    <div class="page-head"><div><h1>New run</h1>
+      ${query.clone && html`<p class="quiet">From <a href=${`#/runs/${query.clone}`}><code>${query.clone}</code></a>: what you change here is changed in the clone.</p>`}</div></div>
+    <${Loaded} from=${start} what="the form" lines=${12}>${(known) => html`<${Editor} ...${known} />`}<//>
+  `;
+}
+
+async function beginning(cloned, signal) {
+  const [schema, found] = await Promise.all([get("spec/schema", {}, signal), get("learners", {}, signal)]);
+  const learners = Array.isArray(found) ? found : Object.entries(found).map(([name, about]) => ({ name, ...about }));
+  const model = cloned && (await get(`runs/${cloned}`, {}, signal));
+  const spec = model ? model.spec : await exampleOf(FIRST_LEARNER, signal);
+  return { schema, learners, spec, cloned };
+}
+
+const exampleOf = async (name, signal) => (await get(`learners/${encodeURIComponent(name)}`, {}, signal)).example;
+
+function Editor({ schema, learners, spec, cloned }) {
+  const [document, setDocument] = useState(spec);
+  const [verdict, setVerdict] = useState(null);
+  const [failure, setFailure] = useState(null);
+  const [isBusy, setBusy] = useState(false);
+  const form = useRef(null);
+  const check = useVerdict(document, setVerdict, setFailure);
+  const errors = Object.fromEntries((verdict?.errors ?? []).map(({ path, message }) => [path, message]));
+  const isSound = check === "settled" && verdict?.valid;
+
+  const changeLearner = async (name) => {
+    try {
+      const example = await exampleOf(name);
+      // What was said of the run stays; what belongs to the old learner goes.
+      setDocument((old) => ({ ...old, learner: example.learner, local: example.local ?? old.local }));
+    } catch (error) {
+      setFailure(error);
+    }
+  };
+  const change = (path, value) => setDocument((old) => withValue(old, path, value));
+  const submit = async (event) => {
+    event.preventDefault();
+    setBusy(true);
+    setFailure(null);
+    try {
+      const path = cloned ? `runs/${cloned}/clone` : "runs";
+      const made = await post(path, cloned ? mergePatch(spec, document) : document);
+      go(`runs/${made.run_id}`);
+    } catch (error) {
+      setBusy(false);
+      setFailure(error);
+      if (error.errors?.length) setVerdict({ valid: false, errors: error.errors });
+      form.current.querySelector('[aria-invalid="true"]')?.focus();
+    }
+  };
+  return html`<div class="editor">
+    <form class="editor-form card" onSubmit=${submit} ref=${form} aria-label="The spec of the run" novalidate>
+      <${Fields} schema=${schema} path=${[]} form=${{ root: schema, document, errors, change, changeLearner, learners }} />
+      <div class="editor-end">
+        <${Verdict} check=${check} verdict=${verdict} />
+        ${failure && html`<${Failure} error=${failure} />`}
+        <div class="actions"><a class="button" href="#/runs">Cancel</a>
+          <button type="submit" class="button button-main" disabled=${isBusy || !isSound}>Submit run</button></div>
+      </div>
+    </form>
+    <${SpecText} document=${document} onChange=${setDocument} />
+  </div>`;
+}
+
+/** Have the coordinator check the document once typing pauses. Returns "typing", "checking" or "settled". */
+function useVerdict(document, setVerdict, setFailure) {
+  const settled = useSettled(document, 300);
+  const [checked, setChecked] = useState(null);
+  useEffect(() => {
+    let isOld = false;
+    const tell = (verdict) => {
+      if (isOld) return;
+      setVerdict(verdict);
+      setChecked(settled);
+    };
+    const lost = inexact(settled).map((path) => ({ path, message: "must be a whole number that a browser can hold, up to 9007199254740991. Submit larger ones with choral submit." }));
+    if (lost.length) tell({ valid: false, errors: lost });
+    else {
+      post("runs/validate", settled).then(tell, (problem) => {
+        if (problem.status === 422) tell({ valid: false, errors: problem.errors.length ? problem.errors : [{ path: "", message: problem.message }] });
+        else if (!isOld) setFailure(problem);
+      });
+    }
+    return () => (isOld = true);
+  }, [settled]);
+  if (settled !== document) return "typing";
+  return checked === document ? "settled" : "checking";
+}
+
+function Verdict({ check, verdict }) {
+  const errors = verdict?.errors ?? [];
+  if (check === "settled" && verdict?.valid) return html`<p class="verdict" role="status" data-verdict="sound">The spec is sound.</p>`;
+  if (!errors.length) return html`<p class="verdict quiet" role="status">Checking …</p>`;
+  return html`<div class="verdict" role="status" data-verdict="faulty"><p>${count(errors.length)} ${errors.length === 1 ? "thing" : "things"} to mend:</p>
+    <ul>${errors.map(({ path, message }) => html`<li key=${path + message}>${path && html`<a href=${`#${path}`} onClick=${(event) => lead(event, path)}><code>${path}</code></a>`} ${message}</li>`)}</ul></div>`;
+}
+
+/** Lead to the field of a problem, and open what it lies in. */
+function lead(event, path) {
+  event.preventDefault();
+  const field = document.getElementById(path);
+  for (let part = field?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+  field?.focus();
+}

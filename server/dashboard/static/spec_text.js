@@ -1,0 +1,52 @@
+// The spec as YAML or JSON, to read, to paste and to change. What is typed here shows in the form as soon as it can be read.
+
+import { html, useEffect, useState } from "./view.js";
+
+let yaml = null;
+
+export function SpecText({ document, onChange }) {
+  const [language, setLanguage] = useState("yaml");
+  const [typed, setTyped] = useState(null);
+  const [problem, setProblem] = useState("");
+  const [isReady, setReady] = useState(Boolean(yaml));
+  useEffect(() => {
+    // Loaded here alone: no other page needs it.
+    import("./vendor/js-yaml/js-yaml.min.js").then(() => {
+      yaml = globalThis.jsyaml;
+      setReady(true);
+    });
+  }, []);
+  // What somebody is typing stays as it is, until the document is changed elsewhere.
+  const text = typed && typed.document === document ? typed.text : isReady ? written(document, language) : "";
+  const type = (event) => {
+    const given = event.target.value;
+    try {
+      const read = yaml.load(given, { schema: yaml.CORE_SCHEMA });
+      if (read === null || typeof read !== "object" || Array.isArray(read)) throw new Error("The spec must be a mapping of keys to values.");
+      setProblem("");
+      setTyped({ document: read, text: given });
+      onChange(read);
+    } catch (error) {
+      setProblem(error.reason ? `${error.reason} in line ${error.mark.line + 1}.` : error.message);
+      setTyped({ document, text: given });
+    }
+  };
+  const choose = (next) => {
+    setLanguage(next);
+    setTyped(null);
+    setProblem("");
+  };
+  return html`<section class="card editor-text" aria-labelledby="spec-text">
+    <div class="card-head"><h2 id="spec-text">As text</h2>
+      <div class="segments" role="group" aria-label="Language">
+        ${["yaml", "json"].map((name) => html`<button type="button" key=${name} class="segment" aria-pressed=${name === language} onClick=${() => choose(name)}>${name.toUpperCase()}</button>`)}
+      </div></div>
+    <textarea class="input code" aria-label="The spec as text" spellcheck="false" rows="28" aria-invalid=${problem ? "true" : null} aria-describedby="spec-text-problem" value=${text} onInput=${type} disabled=${!isReady}></textarea>
+    <p class="field-error" id="spec-text-problem" role="status">${problem}</p>
+    <p class="quiet small">Save it as <code>run.yaml</code>, and <code>choral submit run.yaml</code> does the same.</p>
+  </section>`;
+}
+
+function written(document, language) {
+  return language === "json" ? JSON.stringify(document, null, 2) : yaml.dump(document, { flowLevel: 2, lineWidth: 100 });
+}
