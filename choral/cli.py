@@ -31,7 +31,7 @@ from wire.errors import ChoralError
 
 EXTRAS = {
     "client": {"PIL", "pyarrow", "tenacity"},
-    "server": {"cachetools", "fastapi", "psutil", "redis", "starlette", "uvicorn"},
+    "server": {"cachetools", "fastapi", "prometheus_client", "psutil", "redis", "starlette", "uvicorn"},
     "simulation": {"matplotlib"},
     "ray": {"ray"},
     "bayes": {"pgmpy"},

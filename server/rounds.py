@@ -30,6 +30,7 @@ from server.inbox import Ballot, Binding, Inbox, accepted_metrics
 from server.masked import MaskedSum
 from server.masking import Masking
 from server.model import Model, ModelShop
+from server.observer import DEAF, Observer
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
 from server.secure import Authority
 from server.status import Status
@@ -50,6 +51,7 @@ class Site:
         own_data: The coordinator's own examples, for `evaluate.on: coordinator`.
         checkpoints: Makes what keeps them there.
         authority: In whose name secure aggregation is held; None where it is not.
+        observer: Is told of rounds and refusals.
     """
 
     store: Store
@@ -58,6 +60,7 @@ class Site:
     own_data: Examples | None = None
     checkpoints: Callable[[Path], Checkpoints] = Checkpoints
     authority: Authority | None = None
+    observer: Observer = DEAF
 
 
 class Rounds:
@@ -73,7 +76,7 @@ class Rounds:
         self._total: WeightedMean | None = None
         self._masking: Masking | None = None
         if self._spec.secure is not None and site.cohort.speaks_secagg:
-            self._masking = Masking(site.cohort, site.store, site.authority, status)
+            self._masking = Masking(site.cohort, site.store, site.authority, status, site.observer)
         self._has_warned = False
 
     async def play(self) -> RunRecord:
@@ -180,6 +183,7 @@ class Rounds:
                 await inbox.close()
                 asking.cancel()
         record = record.with_(refusals=[*record.refusals, *inbox.refusals])
+        self._site.observer.note_refusals(inbox.refusals)
         reasons = Counter(refusal.reason for refusal in inbox.refusals)
         problem = (
             f"quorum must be {rules.fewest} contributions, got {inbox.count} of {len(record.selected)} asked, "
@@ -332,6 +336,7 @@ class Rounds:
         await to_its_end(self._site.store.commit_round(run, record, event, *events))
         self._run = run
         self._status.committed_number = record.number
+        self._site.observer.note_round(record)
         await asyncio.to_thread(self._checkpoints.prune, record.number)
 
     def _last_model(self, shop: ModelShop) -> Model:

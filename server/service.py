@@ -17,7 +17,7 @@ from server.hello import client_of, printable
 from server.inbox import Arrival, Binding, Inbox
 from server.records import ClientRecord
 from server.sessions import Session, Sessions
-from server.transfers import Interruption, Reception, Transfers
+from server.transfers import Interruption, Reception, Transfers, check_header
 from wire import federation_pb2 as pb
 from wire.errors import TransferError
 from wire.federation_pb2_grpc import FederationServiceServicer
@@ -116,6 +116,7 @@ class FederationService(FederationServiceServicer):
                         await context.abort(grpc.StatusCode.NOT_FOUND, "the round or the session has ended")
                     async with asyncio.timeout(self._stall_seconds):
                         await context.write(part.data)
+                    self._transfers.observer.note_sent(len(part.data))
         except TimeoutError:
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"a slice must be taken within {self._stall_seconds:g} s"
@@ -241,7 +242,7 @@ class FederationService(FederationServiceServicer):
             if inbox.holds(client_id, binding, header.sha256):
                 return
             inbox.check(client_id, binding)
-            _check_header(header, inbox)
+            check_header(header, inbox)
             async with self._transfers.upload(client_id, inbox) as upload:
                 # While an older upload of this client came to its end, the round may have closed or taken that one.
                 if inbox.holds(client_id, binding, header.sha256):
@@ -311,6 +312,7 @@ class FederationService(FederationServiceServicer):
                     f"the vector must have {len(assembly.buffer)} bytes, the upload ended after {assembly.received_bytes}",
                 )
             assembly.write(message.offset, message.data)
+            self._transfers.observer.note_received(len(message.data))
             if assembly.received_bytes - marked_bytes >= STALL_BYTES:
                 marked_bytes = assembly.received_bytes
                 upload.allow(self._stall_seconds)
@@ -375,23 +377,6 @@ async def _say(message: pb.JoinResponse, context: Context) -> None:
 
 def _grant(assembly: Assembly) -> pb.UploadResponse:
     return pb.UploadResponse(grant=pb.UploadGrant(offset=assembly.received_bytes))
-
-
-def _check_header(header: pb.UploadHeader, inbox: Inbox) -> None:
-    if header.encoding != inbox.encoding:
-        expected = pb.VectorEncoding.Name(inbox.encoding).removeprefix("VECTOR_ENCODING_")
-        raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"encoding must be {expected}, got {header.encoding}")
-    if header.total_bytes != inbox.vector_bytes:
-        raise ContributionRefused(
-            pb.REFUSAL_REASON_WRONG_SIZE, f"total_bytes must be {inbox.vector_bytes}, got {header.total_bytes}"
-        )
-    if header.encoding == pb.VECTOR_ENCODING_MASKED and (header.weight or header.example_count or header.metrics):
-        raise ContributionRefused(
-            pb.REFUSAL_REASON_MALFORMED,
-            "weight, examples and metrics must travel inside a masked vector, got them beside it",
-        )
-    if len(header.sha256) != 32:
-        raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"sha256 must be 32 bytes, got {len(header.sha256)}")
 
 
 def _first(group: BaseExceptionGroup[_SessionEnded]) -> _SessionEnded:
