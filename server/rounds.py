@@ -38,6 +38,7 @@ from server.store import Store
 from server.tallies import REFUSED, as_training, refusal_counts, summary, training_means
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
+from wire.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ class Rounds:
         left_open = await self._left_open()
         while not reason and self._run.round_number < self._spec.rounds:
             record, left_open = left_open or self._new_round(), None
-            model, metrics = await self._round(record, model, shop)
+            with about(round_number=record.number):
+                model, metrics = await self._round(record, model, shop)
             reason = self._reason_to_end(metrics)
         self._status.enter("finished", 0)
         finished = self._run.with_(state=RunState.FINISHED, reason=reason, ended_time=time.time())

@@ -23,6 +23,7 @@ from wire.errors import TransferError
 from wire.federation_pb2_grpc import FederationServiceServicer
 from wire.frames import Part
 from wire.identity import is_hello_signed
+from wire.logs import about
 from wire.protocol import (
     HEARTBEAT_SECONDS,
     HELLO_SECONDS,
@@ -72,26 +73,8 @@ class FederationService(FederationServiceServicer):
             level = logging.DEBUG if refusal.code is grpc.StatusCode.CANCELLED else logging.WARNING
             log.log(level, "no session began: %s", refusal)
             await context.abort(refusal.code, str(refusal))
-        session = Session(client)
-        code, reason = grpc.StatusCode.OK, "its stream ended"
-        try:
-            if self._sessions.is_ending:
-                raise _SessionEnded(grpc.StatusCode.UNAVAILABLE, "the coordinator shuts down")
-            await self._sessions.open(session)
-            welcome = pb.Welcome(client_id=client.client_id, session_token=session.token)
-            await _say(pb.JoinResponse(welcome=welcome), context)
-            self._sessions.start(session)
-            async with asyncio.TaskGroup() as group:
-                writing = group.create_task(self._write(session, context))
-                await self._read(session, context)
-                writing.cancel()
-        except* _SessionEnded as ends:
-            end = _first(ends)
-            code, reason = end.code, str(end)
-        finally:
-            await asyncio.shield(self._sessions.close(session, reason))
-        if code is not grpc.StatusCode.OK:
-            await context.abort(code, reason)
+        with about(client_id=client.client_id):
+            await self._hold(Session(client), context)
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> None:  # noqa: N802 - the contract's name
         """Send a model from an offset to its end."""
@@ -128,22 +111,33 @@ class FederationService(FederationServiceServicer):
         """Receive one contribution and say whether it entered the sum."""
         header = await self._header_of(context)
         session = await self._session_of(header.session_token, context)
-        client_id = session.client.client_id
-        verdict = pb.UploadVerdict()
-        inbox = self._transfers.inbox_for(client_id, header.run_id)
-        try:
-            if inbox is None:
-                raise ContributionRefused(
-                    pb.REFUSAL_REASON_TOO_LATE,
-                    f"run {header.run_id[:TEXT_LENGTH]!r} must have an open round, it has none",
-                )
-            await self._receive(session, header, inbox, context)
-        except ContributionRefused as refusal:
-            log.warning("client %s: contribution refused, %s: %s", client_id, reason_name(refusal.reason), refusal)
-            verdict = pb.UploadVerdict(reason=refusal.reason, detail=str(refusal)[:TEXT_LENGTH])
+        with about(run_id=header.run_id[:TEXT_LENGTH], round_number=header.round, client_id=session.client.client_id):
+            verdict = await self._verdict(session, header, context)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._stall_seconds):
                 await context.write(pb.UploadResponse(verdict=verdict))
+
+    async def _hold(self, session: Session, context: Context) -> None:
+        """Hold a session until either side ends it."""
+        code, reason = grpc.StatusCode.OK, "its stream ended"
+        try:
+            if self._sessions.is_ending:
+                raise _SessionEnded(grpc.StatusCode.UNAVAILABLE, "the coordinator shuts down")
+            await self._sessions.open(session)
+            welcome = pb.Welcome(client_id=session.client.client_id, session_token=session.token)
+            await _say(pb.JoinResponse(welcome=welcome), context)
+            self._sessions.start(session)
+            async with asyncio.TaskGroup() as group:
+                writing = group.create_task(self._write(session, context))
+                await self._read(session, context)
+                writing.cancel()
+        except* _SessionEnded as ends:
+            end = _first(ends)
+            code, reason = end.code, str(end)
+        finally:
+            await asyncio.shield(self._sessions.close(session, reason))
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, reason)
 
     async def _greet(self, context: Context) -> ClientRecord:
         """Challenge a client and return who it is.
@@ -229,6 +223,22 @@ class FederationService(FederationServiceServicer):
             case other:
                 detail = f"a message on an open session must not be {other or 'empty'}"
                 raise _SessionEnded(grpc.StatusCode.INVALID_ARGUMENT, detail)
+
+    async def _verdict(self, session: Session, header: pb.UploadHeader, context: Context) -> pb.UploadVerdict:
+        """Receive the contribution that a header announces, and return what is said to it."""
+        client_id = session.client.client_id
+        inbox = self._transfers.inbox_for(client_id, header.run_id)
+        try:
+            if inbox is None:
+                raise ContributionRefused(
+                    pb.REFUSAL_REASON_TOO_LATE,
+                    f"run {header.run_id[:TEXT_LENGTH]!r} must have an open round, it has none",
+                )
+            await self._receive(session, header, inbox, context)
+        except ContributionRefused as refusal:
+            log.warning("client %s: contribution refused, %s: %s", client_id, reason_name(refusal.reason), refusal)
+            return pb.UploadVerdict(reason=refusal.reason, detail=str(refusal)[:TEXT_LENGTH])
+        return pb.UploadVerdict()
 
     async def _receive(self, session: Session, header: pb.UploadHeader, inbox: Inbox, context: Context) -> None:
         """Receive the vector that a header announces, and offer it to the inbox, unless the inbox has it already.
