@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from choral.commands import (
     attention,
@@ -26,12 +25,15 @@ from choral.commands import (
     token,
     zoo,
 )
+from choral.logs import is_json, log_text
 from wire import RELEASE
 from wire.errors import ChoralError
 
+log = logging.getLogger(__name__)
+
 EXTRAS = {
     "client": {"PIL", "pyarrow", "tenacity"},
-    "server": {"cachetools", "fastapi", "psutil", "redis", "starlette", "uvicorn"},
+    "server": {"cachetools", "fastapi", "prometheus_client", "psutil", "redis", "starlette", "uvicorn"},
     "simulation": {"matplotlib"},
     "ray": {"ray"},
     "bayes": {"pgmpy"},
@@ -81,14 +83,7 @@ def options(
     ] = False,
 ) -> None:
     """Take what holds for every command."""
-    console = Console(stderr=True)
-    handler: logging.Handler = logging.StreamHandler()
-    form = "%(asctime)s %(levelname)s %(message)s"
-    if console.is_terminal:
-        handler, form = RichHandler(console=console, show_path=debug, markup=False), "%(message)s"
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format=form, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "asyncio", "matplotlib", "PIL", "grpc", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_text(debug)
 
 
 def main() -> None:
@@ -100,7 +95,11 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {_escaped(_explained(error))}", highlight=False)
+        if is_json():
+            log.error("%s", _explained(error))
+        else:
+            text = f"[red]Error:[/red] {_escaped(_explained(error))}"
+            Console(stderr=True, soft_wrap=True).print(text, highlight=False)
         sys.exit(1)
 
 

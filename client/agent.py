@@ -27,6 +27,7 @@ from privacy.keys import load_identity
 from wire import RELEASE
 from wire import federation_pb2 as pb
 from wire.identity import client_id_of
+from wire.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -124,16 +125,17 @@ class Agent:
         link = Link()
         worker = Worker(self._site, link)
         backoff = Backoff(random.Random())
-        try:
-            while True:
-                pause = await self._session(link, worker, backoff)
-                raise_if_cancelled()
-                await asyncio.sleep(pause)
-        except RejectedError as error:
-            log.error("%s: ended. %s", self._config.name, error)
-            raise
-        finally:
-            await worker.close()
+        with about(client_id=self.client_id):
+            try:
+                while True:
+                    pause = await self._session(link, worker, backoff)
+                    raise_if_cancelled()
+                    await asyncio.sleep(pause)
+            except RejectedError as error:
+                log.error("%s: ended. %s", self._config.name, error)
+                raise
+            finally:
+                await worker.close()
 
     async def _session(self, link: Link, worker: Worker, backoff: Backoff) -> float:
         """Take tasks from when the coordinator is reached until the session ends; return how long to pause then, in seconds."""

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -31,6 +32,7 @@ from models import DataError, TrainingStopped
 from privacy.errors import AbortCode, SessionAbortedError
 from wire import federation_pb2 as pb
 from wire.errors import ChoralError, LayoutError, TransferError
+from wire.logs import about
 from wire.spec import RunSpec, parse_spec
 from wire.tensors import Layout, Vector, vector_bytes, vector_from_bytes
 
@@ -85,7 +87,8 @@ class Worker:
                 return
             self._job.cancel()
         self._task = task
-        self._job = asyncio.create_task(self._work(task, client_id, self._job), name=task.task_id)
+        with about(run_id=task.run_id, round_number=task.round):
+            self._job = asyncio.create_task(self._work(task, client_id, self._job), name=task.task_id)
 
     def hear(self, message: pb.JoinResponse) -> None:
         """Take the coordinator's next message of a session of secure aggregation."""
@@ -102,7 +105,8 @@ class Worker:
     def cancel(self, task_id: str, reason: str) -> None:
         """Stop working on a task."""
         if self._job is not None and not self._job.done() and self._task.task_id == task_id:
-            log.info("task %s: withdrawn, %s", task_id, reason)
+            with about(run_id=self._task.run_id, round_number=self._task.round):
+                log.info("task %s: withdrawn, %s", task_id, reason)
             self._job.cancel()
 
     async def close(self) -> None:
@@ -347,7 +351,7 @@ class Worker:
         await self._with_connection(lambda connection: connection.send(message))
 
     async def _in_thread(self, function: Callable[[], Value]) -> Value:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, copy_context().run, function)
 
     def _enter(self, phase: pb.Phase) -> None:
         self._phase, self._fraction = phase, 0.0

@@ -26,6 +26,7 @@ from server.desk import OwnDesk
 from server.enrolment import Doorkeeper
 from server.errors import ConfigurationError, StoreError
 from server.folder import STORE_FILE, held_folder, kept
+from server.metrics import Metrics
 from server.model import ModelShop
 from server.pulse import Pulse
 from server.remote import RemoteCohort
@@ -141,12 +142,13 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
         sessions = Sessions(store)
         await sessions.restore()
         doorkeeper = _doorkeeper(enrolment, signing_key, sessions)
-        transfers = Transfers(config.upload_places, config.download_places)
+        metrics = Metrics()
+        transfers = Transfers(config.upload_places, config.download_places, metrics)
         cohort = RemoteCohort(sessions, transfers)
         authority = _authority(enrolment, signing_key)
-        site = Site(store, cohort, config.folder / "runs", own_data, authority=authority)
+        site = Site(store, cohort, config.folder / "runs", own_data, authority=authority, observer=metrics)
         runs = Runs(site, config.concurrent_runs)
-        pulse = Pulse()
+        pulse = Pulse(metrics)
         http_socket = stack.enter_context(_bound_socket("REST", config.http_address))
         service = FederationService(sessions, transfers, config.stall_seconds, doorkeeper)
         server, port = await _start_grpc(config, service)
@@ -163,7 +165,7 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
         )
         desk = OwnDesk(runs, sessions, pulse)
         broadcast = Broadcast(store, desk)
-        api = create_api(Sources(store, desk, broadcast, site.folder), is_loopback(config.http_address))
+        api = create_api(Sources(store, desk, broadcast, site.folder, metrics), is_loopback(config.http_address))
         web = _Web(_web_config(config, api))
         group = await stack.enter_async_context(task_group())
         tasks = [

@@ -2,12 +2,13 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from server.cohort import Cohort, Kind, Order
 from server.inbox import Inbox
 from server.masked import MaskedSum
+from server.observer import Observer
 from server.records import EventRecord, RoundRecord
 from server.secure import Authority, SecureSession, Setting
 from server.status import Status
@@ -26,6 +27,7 @@ class Masking:
     store: Store
     authority: Authority | None
     status: Status
+    observer: Observer
 
     def check(self) -> None:
         """Check that sessions can be held. Raises `ChoralError` for a coordinator without a roster."""
@@ -44,7 +46,7 @@ class Masking:
         async def note_opening() -> None:
             await self.store.put_round(record.with_(is_opening=True))
 
-        inbox = await session.play(record.selected, note_opening)
+        inbox = await self._play(session, "train", record.selected, note_opening)
         is_opening = record.is_opening or session.is_opening
         record = record.with_(refusals=[*record.refusals, *session.refusals], is_opening=is_opening)
         return record, inbox, session.problem
@@ -58,7 +60,7 @@ class Masking:
         async def note_nothing() -> None:
             """Let clients open: an evaluation that is lost is not held again."""
 
-        inbox = await session.play(client_ids, note_nothing)
+        inbox = await self._play(session, "evaluate", client_ids, note_nothing)
         if inbox is None:
             text = f"Round {record.number}: not evaluated. {session.problem}"
             log.warning("%s", text)
@@ -68,6 +70,19 @@ class Masking:
         total = inbox.take_total()
         assert isinstance(total, MaskedSum)
         return record, dict(total.head.metrics)
+
+    async def _play(
+        self,
+        session: SecureSession,
+        kind: Kind,
+        client_ids: Sequence[str],
+        before_opening: Callable[[], Awaitable[None]],
+    ) -> Inbox | None:
+        inbox = await session.play(client_ids, before_opening)
+        self.observer.note_refusals(session.refusals)
+        if inbox is None:
+            self.observer.note_lost_session(kind)
+        return inbox
 
     async def _session(
         self, order: Order, kind: Kind, record: RoundRecord, body_size: int

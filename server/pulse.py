@@ -5,14 +5,17 @@ import resource
 
 import psutil
 
+from server.observer import DEAF, Observer
+
 BEAT_SECONDS = 0.01
 
 
 class Pulse:
     """Measures how late a timer fires: while the event loop is busy with one thing, nothing else moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer = DEAF) -> None:
         self.longest_stall_seconds = 0.0
+        self._observer = observer
         self._process = psutil.Process()
 
     async def beat(self) -> None:
@@ -21,7 +24,9 @@ class Pulse:
         while True:
             due = loop.time() + BEAT_SECONDS
             await asyncio.sleep(BEAT_SECONDS)
-            self.longest_stall_seconds = max(self.longest_stall_seconds, loop.time() - due)
+            lag = max(0.0, loop.time() - due)
+            self.longest_stall_seconds = max(self.longest_stall_seconds, lag)
+            self._observer.note_lag(lag)
 
     def reset(self) -> None:
         """Forget the longest stall so far."""

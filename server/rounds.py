@@ -30,6 +30,7 @@ from server.inbox import Ballot, Binding, Inbox, accepted_metrics
 from server.masked import MaskedSum
 from server.masking import Masking
 from server.model import Model, ModelShop
+from server.observer import DEAF, Observer
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
 from server.secure import Authority
 from server.status import Status
@@ -37,6 +38,7 @@ from server.store import Store
 from server.tallies import REFUSED, as_training, refusal_counts, spread, summary, training_means
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
+from wire.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Site:
         own_data: The coordinator's own examples, for `evaluate.on: coordinator`.
         checkpoints: Makes what keeps them there.
         authority: In whose name secure aggregation is held; None where it is not.
+        observer: Is told of rounds and refusals.
     """
 
     store: Store
@@ -58,6 +61,7 @@ class Site:
     own_data: Examples | None = None
     checkpoints: Callable[[Path], Checkpoints] = Checkpoints
     authority: Authority | None = None
+    observer: Observer = DEAF
 
 
 class Rounds:
@@ -73,7 +77,7 @@ class Rounds:
         self._total: WeightedMean | None = None
         self._masking: Masking | None = None
         if self._spec.secure is not None and site.cohort.speaks_secagg:
-            self._masking = Masking(site.cohort, site.store, site.authority, status)
+            self._masking = Masking(site.cohort, site.store, site.authority, status, site.observer)
         self._has_warned = False
 
     async def play(self) -> RunRecord:
@@ -100,7 +104,8 @@ class Rounds:
         left_open = await self._left_open()
         while not reason and self._run.round_number < self._spec.rounds:
             record, left_open = left_open or self._new_round(), None
-            model, metrics = await self._round(record, model, shop)
+            with about(round_number=record.number):
+                model, metrics = await self._round(record, model, shop)
             reason = self._reason_to_end(metrics)
         self._status.enter("finished", 0)
         finished = self._run.with_(state=RunState.FINISHED, reason=reason, ended_time=time.time())
@@ -181,6 +186,7 @@ class Rounds:
                 await inbox.close()
                 asking.cancel()
         record = record.with_(refusals=[*record.refusals, *inbox.refusals])
+        self._site.observer.note_refusals(inbox.refusals)
         reasons = Counter(refusal.reason for refusal in inbox.refusals)
         problem = (
             f"quorum must be {rules.fewest} contributions, got {inbox.count} of {len(record.selected)} asked, "
@@ -334,6 +340,7 @@ class Rounds:
         await to_its_end(self._site.store.commit_round(run, record, event, *events))
         self._run = run
         self._status.committed_number = record.number
+        self._site.observer.note_round(record)
         await asyncio.to_thread(self._checkpoints.prune, record.number)
 
     def _last_model(self, shop: ModelShop) -> Model:

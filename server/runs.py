@@ -19,6 +19,7 @@ from server.rounds import Rounds, Site
 from server.status import Status
 from server.tasks import task_group
 from wire.errors import ChoralError
+from wire.logs import about
 from wire.spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ class Runs:
             async with self._commands:
                 for run in await self._startable():
                     status = self._statuses[run.run_id] = Status(run.round_number)
-                    self._tasks[run.run_id] = group.create_task(self._play(run, status), name=f"run {run.run_id}")
+                    with about(run_id=run.run_id):
+                        self._tasks[run.run_id] = group.create_task(self._play(run, status), name=f"run {run.run_id}")
         except StoreError as error:
             log.error("the queue cannot be read, trying again in %g s: %s", RETRY_SECONDS, error)
             return RETRY_SECONDS
@@ -176,7 +178,8 @@ class Runs:
         stored = await self._site.store.run(run.run_id)
         ended_time = time.time() if state.is_final else None
         run = stored.with_(state=state, reason=reason, ended_time=ended_time)
-        log.warning("run %s (%s): %s. %s", run.run_id, run.spec.name, state.value, reason)
+        with about(run_id=run.run_id):
+            log.warning("run %s (%s): %s. %s", run.run_id, run.spec.name, state.value, reason)
         await self._site.store.put_run(run, _event(run, f"run_{state.value}", reason))
         return run
 

@@ -31,6 +31,7 @@ from server.tallies import summary
 from server.tasks import task_group
 from wire import federation_pb2 as pb
 from wire.federation_pb2 import RefusalReason
+from wire.logs import about
 from wire.memory import VectorPool
 
 log = logging.getLogger(__name__)
@@ -232,7 +233,8 @@ class SecureSession:
             task.cancel()
 
     def _refuse(self, client_id: str, reason: RefusalReason, detail: str) -> None:
-        log.warning("client %s: refused, %s", client_id, detail)
+        with about(client_id=client_id):
+            log.warning("client %s: refused, %s", client_id, detail)
         record = RefusalRecord(client_id=client_id, reason=reason_name(reason), detail=detail[:DETAIL_LENGTH])
         self.refusals.append(record)
 

@@ -17,12 +17,13 @@ from server.hello import client_of, printable
 from server.inbox import Arrival, Binding, Inbox
 from server.records import ClientRecord
 from server.sessions import Session, Sessions
-from server.transfers import Interruption, Reception, Transfers
+from server.transfers import Interruption, Reception, Transfers, check_header
 from wire import federation_pb2 as pb
 from wire.errors import TransferError
 from wire.federation_pb2_grpc import FederationServiceServicer
 from wire.frames import Part
 from wire.identity import is_hello_signed
+from wire.logs import about
 from wire.protocol import (
     HEARTBEAT_SECONDS,
     HELLO_SECONDS,
@@ -72,26 +73,8 @@ class FederationService(FederationServiceServicer):
             level = logging.DEBUG if refusal.code is grpc.StatusCode.CANCELLED else logging.WARNING
             log.log(level, "no session began: %s", refusal)
             await context.abort(refusal.code, str(refusal))
-        session = Session(client)
-        code, reason = grpc.StatusCode.OK, "its stream ended"
-        try:
-            if self._sessions.is_ending:
-                raise _SessionEnded(grpc.StatusCode.UNAVAILABLE, "the coordinator shuts down")
-            await self._sessions.open(session)
-            welcome = pb.Welcome(client_id=client.client_id, session_token=session.token)
-            await _say(pb.JoinResponse(welcome=welcome), context)
-            self._sessions.start(session)
-            async with asyncio.TaskGroup() as group:
-                writing = group.create_task(self._write(session, context))
-                await self._read(session, context)
-                writing.cancel()
-        except* _SessionEnded as ends:
-            end = _first(ends)
-            code, reason = end.code, str(end)
-        finally:
-            await asyncio.shield(self._sessions.close(session, reason))
-        if code is not grpc.StatusCode.OK:
-            await context.abort(code, reason)
+        with about(client_id=client.client_id):
+            await self._hold(Session(client), context)
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> None:  # noqa: N802 - the contract's name
         """Send a model from an offset to its end."""
@@ -116,6 +99,7 @@ class FederationService(FederationServiceServicer):
                         await context.abort(grpc.StatusCode.NOT_FOUND, "the round or the session has ended")
                     async with asyncio.timeout(self._stall_seconds):
                         await context.write(part.data)
+                    self._transfers.observer.note_sent(len(part.data))
         except TimeoutError:
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"a slice must be taken within {self._stall_seconds:g} s"
@@ -127,25 +111,33 @@ class FederationService(FederationServiceServicer):
         """Receive one contribution and say whether it entered the sum."""
         header = await self._header_of(context)
         session = await self._session_of(header.session_token, context)
-        client_id = session.client.client_id
-        verdict = pb.UploadVerdict()
-        inbox = self._transfers.inbox_for(client_id, header.run_id)
-        try:
-            if inbox is None:
-                raise ContributionRefused(
-                    pb.REFUSAL_REASON_TOO_LATE,
-                    f"run {header.run_id[:TEXT_LENGTH]!r} must have an open round, it has none",
-                )
-            await self._receive(session, header, inbox, context)
-        except ContributionRefused as refusal:
-            log.warning("client %s: contribution refused, %s: %s", client_id, reason_name(refusal.reason), refusal)
-            verdict = pb.UploadVerdict(reason=refusal.reason, detail=str(refusal)[:TEXT_LENGTH])
-            self._sessions.diary.refuse(client_id, header.run_id, refusal.reason, verdict.detail)
-        else:
-            self._sessions.diary.accept(client_id, header.run_id)
+        with about(run_id=header.run_id[:TEXT_LENGTH], round_number=header.round, client_id=session.client.client_id):
+            verdict = await self._verdict(session, header, context)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._stall_seconds):
                 await context.write(pb.UploadResponse(verdict=verdict))
+
+    async def _hold(self, session: Session, context: Context) -> None:
+        """Hold a session until either side ends it."""
+        code, reason = grpc.StatusCode.OK, "its stream ended"
+        try:
+            if self._sessions.is_ending:
+                raise _SessionEnded(grpc.StatusCode.UNAVAILABLE, "the coordinator shuts down")
+            await self._sessions.open(session)
+            welcome = pb.Welcome(client_id=session.client.client_id, session_token=session.token)
+            await _say(pb.JoinResponse(welcome=welcome), context)
+            self._sessions.start(session)
+            async with asyncio.TaskGroup() as group:
+                writing = group.create_task(self._write(session, context))
+                await self._read(session, context)
+                writing.cancel()
+        except* _SessionEnded as ends:
+            end = _first(ends)
+            code, reason = end.code, str(end)
+        finally:
+            await asyncio.shield(self._sessions.close(session, reason))
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, reason)
 
     async def _greet(self, context: Context) -> ClientRecord:
         """Challenge a client and return who it is.
@@ -232,6 +224,25 @@ class FederationService(FederationServiceServicer):
                 detail = f"a message on an open session must not be {other or 'empty'}"
                 raise _SessionEnded(grpc.StatusCode.INVALID_ARGUMENT, detail)
 
+    async def _verdict(self, session: Session, header: pb.UploadHeader, context: Context) -> pb.UploadVerdict:
+        """Receive the contribution that a header announces, and return what is said to it."""
+        client_id = session.client.client_id
+        inbox = self._transfers.inbox_for(client_id, header.run_id)
+        try:
+            if inbox is None:
+                raise ContributionRefused(
+                    pb.REFUSAL_REASON_TOO_LATE,
+                    f"run {header.run_id[:TEXT_LENGTH]!r} must have an open round, it has none",
+                )
+            await self._receive(session, header, inbox, context)
+        except ContributionRefused as refusal:
+            log.warning("client %s: contribution refused, %s: %s", client_id, reason_name(refusal.reason), refusal)
+            verdict = pb.UploadVerdict(reason=refusal.reason, detail=str(refusal)[:TEXT_LENGTH])
+            self._sessions.diary.refuse(client_id, header.run_id, refusal.reason, verdict.detail)
+            return verdict
+        self._sessions.diary.accept(client_id, header.run_id)
+        return pb.UploadVerdict()
+
     async def _receive(self, session: Session, header: pb.UploadHeader, inbox: Inbox, context: Context) -> None:
         """Receive the vector that a header announces, and offer it to the inbox, unless the inbox has it already.
 
@@ -244,7 +255,7 @@ class FederationService(FederationServiceServicer):
             if inbox.holds(client_id, binding, header.sha256):
                 return
             inbox.check(client_id, binding)
-            _check_header(header, inbox)
+            check_header(header, inbox)
             self._sessions.diary.bring(client_id, header.run_id)
             async with self._transfers.upload(client_id, inbox) as upload:
                 # While an older upload of this client came to its end, the round may have closed or taken that one.
@@ -316,6 +327,7 @@ class FederationService(FederationServiceServicer):
                     f"the vector must have {len(assembly.buffer)} bytes, the upload ended after {assembly.received_bytes}",
                 )
             assembly.write(message.offset, message.data)
+            self._transfers.observer.note_received(len(message.data))
             if assembly.received_bytes - marked_bytes >= STALL_BYTES:
                 marked_bytes = assembly.received_bytes
                 upload.allow(self._stall_seconds)
@@ -380,23 +392,6 @@ async def _say(message: pb.JoinResponse, context: Context) -> None:
 
 def _grant(assembly: Assembly) -> pb.UploadResponse:
     return pb.UploadResponse(grant=pb.UploadGrant(offset=assembly.received_bytes))
-
-
-def _check_header(header: pb.UploadHeader, inbox: Inbox) -> None:
-    if header.encoding != inbox.encoding:
-        expected = pb.VectorEncoding.Name(inbox.encoding).removeprefix("VECTOR_ENCODING_")
-        raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"encoding must be {expected}, got {header.encoding}")
-    if header.total_bytes != inbox.vector_bytes:
-        raise ContributionRefused(
-            pb.REFUSAL_REASON_WRONG_SIZE, f"total_bytes must be {inbox.vector_bytes}, got {header.total_bytes}"
-        )
-    if header.encoding == pb.VECTOR_ENCODING_MASKED and (header.weight or header.example_count or header.metrics):
-        raise ContributionRefused(
-            pb.REFUSAL_REASON_MALFORMED,
-            "weight, examples and metrics must travel inside a masked vector, got them beside it",
-        )
-    if len(header.sha256) != 32:
-        raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"sha256 must be 32 bytes, got {len(header.sha256)}")
 
 
 def _first(group: BaseExceptionGroup[_SessionEnded]) -> _SessionEnded:

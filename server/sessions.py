@@ -16,6 +16,7 @@ from server.records import ClientRecord, EventRecord
 from server.signal import Signal
 from server.store import Store
 from wire import federation_pb2 as pb
+from wire.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,8 @@ class Sessions:
             return
         self._expelled[client_id] = detail
         if (session := self._sessions.get(client_id)) is not None:
-            log.warning("%s", detail)
+            with about(client_id=client_id):
+                log.warning("%s", detail)
             self._tokens.pop(session.token, None)
             session.end(pb.GOODBYE_REASON_REVOKED, detail)
         if (assignment := self._assignments.pop(client_id, None)) is not None:

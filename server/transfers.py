@@ -11,8 +11,11 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum, auto
 
+from server.errors import ContributionRefused
 from server.inbox import Inbox
 from server.model import Model
+from server.observer import DEAF, Observer
+from wire import federation_pb2 as pb
 from wire.slices import Assembly
 from wire.tensors import vector_bytes
 
@@ -132,7 +135,8 @@ class Reception:
 class Transfers:
     """What can be downloaded and uploaded at the moment."""
 
-    def __init__(self, upload_places: int, download_places: int) -> None:
+    def __init__(self, upload_places: int, download_places: int, observer: Observer = DEAF) -> None:
+        self.observer = observer
         self.places = Places(upload_places)
         self.download_places = asyncio.Semaphore(download_places)
         self._models: dict[bytes, memoryview] = {}
@@ -199,3 +203,21 @@ class Transfers:
             finally:
                 del self._uploads[client_id]
                 upload.ended.set()
+
+
+def check_header(header: pb.UploadHeader, inbox: Inbox) -> None:
+    """Check that a header announces what an inbox takes. Raises `ContributionRefused`."""
+    if header.encoding != inbox.encoding:
+        expected = pb.VectorEncoding.Name(inbox.encoding).removeprefix("VECTOR_ENCODING_")
+        raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"encoding must be {expected}, got {header.encoding}")
+    if header.total_bytes != inbox.vector_bytes:
+        raise ContributionRefused(
+            pb.REFUSAL_REASON_WRONG_SIZE, f"total_bytes must be {inbox.vector_bytes}, got {header.total_bytes}"
+        )
+    if header.encoding == pb.VECTOR_ENCODING_MASKED and (header.weight or header.example_count or header.metrics):
+        raise ContributionRefused(
+            pb.REFUSAL_REASON_MALFORMED,
+            "weight, examples and metrics must travel inside a masked vector, got them beside it",
+        )
+    if len(header.sha256) != 32:
+        raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"sha256 must be 32 bytes, got {len(header.sha256)}")

@@ -11,6 +11,7 @@ import typer
 
 from choral.commands.own import Own, add_all
 from choral.loading import load_visibly
+from choral.logs import Format, LogFormat, log_as
 from client.connection import Endpoint
 from client.device import choose_device, set_threads
 from client.errors import RejectedError
@@ -52,6 +53,7 @@ def join(
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of this client (mutual TLS).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = False,
+    log_format: Format = LogFormat.TEXT,
     own: Own = None,
 ) -> None:
     """Run an edge client: it joins a coordinator with its own data, works for it, and comes back whenever the connection breaks.
@@ -61,6 +63,7 @@ def join(
     # Here, because the packages of a client may be missing where only the others' are installed.
     from client.agent import Agent, AgentConfig
 
+    log_as(log_format)
     add_all(own)
     if tls_ca is None and not insecure and not is_loopback(address):
         raise RejectedError(

@@ -10,6 +10,7 @@ import typer
 
 from choral.commands.own import Own, add_all
 from choral.loading import load_visibly
+from choral.logs import Format, LogFormat, log_as
 from models import Examples
 from server.errors import ConfigurationError
 from wire.memory import keep_freed_slices
@@ -45,6 +46,7 @@ def serve(
         Path | None, typer.Option(help="JSON file of who may take part (choral enroll); default: everybody.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = False,
+    log_format: Format = LogFormat.TEXT,
     own: Own = None,
 ) -> None:
     """Run a coordinator: it waits for clients and for runs, and plays them.
@@ -54,6 +56,7 @@ def serve(
     # Here, because the packages of a coordinator may be missing where only the others' are installed.
     from server.coordinator import CoordinatorConfig
 
+    log_as(log_format)
     add_all(own)
     keep_freed_slices()
     config = CoordinatorConfig(

@@ -14,6 +14,7 @@ from server.api.errors import add_problems
 from server.api.events import event_routes
 from server.api.health import health_routes
 from server.api.learners import learner_routes
+from server.api.metrics import AnswerCount, metrics_routes
 from server.api.models import model_routes
 from server.api.rounds import round_routes
 from server.api.runs import run_routes
@@ -51,8 +52,11 @@ def create_api(sources: Sources, is_loopback: bool) -> FastAPI:
     app.include_router(spec_routes(), prefix=PREFIX)
     app.include_router(learner_routes(), prefix=PREFIX, dependencies=protected, responses=problems)
     app.include_router(access_routes(), prefix=PREFIX, dependencies=protected, responses=problems)
+    app.include_router(metrics_routes(sources), dependencies=protected)
     app.include_router(dashboard_routes())
     app.add_middleware(BodyLimit)
     app.add_middleware(TokenGate, store=sources.store, is_loopback=is_loopback)
+    # Around all others, because it counts what they turn away, too.
+    app.add_middleware(AnswerCount, metrics=sources.metrics)
     add_problems(app)
     return app

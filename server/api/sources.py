@@ -6,6 +6,7 @@ from pathlib import Path
 
 from server.broadcast import Broadcast
 from server.desk import Desk
+from server.metrics import Metrics
 from server.store import Store
 
 
@@ -18,12 +19,14 @@ class Sources:
         desk: What goes on now, and commands.
         broadcast: Events for those who watch.
         folder: Where the models of all runs lie.
+        metrics: What is counted of this process.
     """
 
     store: Store
     desk: Desk
     broadcast: Broadcast
     folder: Path
+    metrics: Metrics
 
     async def names(self) -> Mapping[str, str]:
         """Return the names of the clients that ever joined, by identity."""

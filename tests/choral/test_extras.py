@@ -90,4 +90,4 @@ def test_extras_are_those_of_pyproject() -> None:
     names = packages_distributions()
     for extra, packages in EXTRAS.items():
         wanted = {re.split(r"[^\w-]", item)[0].lower() for item in project["optional-dependencies"][extra]}
-        assert {name.lower() for package in packages for name in names[package]} == wanted
+        assert {name.lower().replace("_", "-") for package in packages for name in names[package]} == wanted
