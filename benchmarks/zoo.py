@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from choral.examples import FOLDER, LearnerExample, example_of
 from client.data import LocalData, load, load_keys, parse_source
 from client.data.split import split
 from models import MODELS, Examples, build_learner
+from models.examples import FOLDER, LearnerExample, example_of
 from server.checkpoints import checkpoint_path
 from server.model import ModelShop, read_checkpoint
 from server.store import open_store

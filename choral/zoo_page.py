@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from choral.commands.zoo import described, described_parameters
-from choral.examples import FOLDER, example_of
+from choral.commands.zoo import described
 from models import MODELS
+from models.catalogue import described_parameters
+from models.examples import FOLDER, example_of
 from models.gradient import GradientParameters
 from models.zoo import Model
 

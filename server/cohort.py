@@ -10,6 +10,7 @@ from privacy.secagg.session import grid_of
 from server.aggregation import WeightedMean
 from server.inbox import Ballot, Inbox
 from server.model import Model
+from server.records import Moments
 from server.replies import Replies
 from server.signal import Signal
 from wire import federation_pb2 as pb
@@ -112,6 +113,10 @@ class Cohort(Protocol):
 
     async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
         """Ask clients to evaluate `order.model` and bring the results to `ballot`, until each has settled there or the caller cancels."""
+
+    def moments(self, run_id: str) -> dict[str, Moments]:
+        """Return when the clients of a run's open round did what; nothing in a simulation, where they work one after the other."""
+        return {}
 
     def identity_of(self, client_id: str) -> str:
         """Return the identity that follows from a client's key, 32 hexadecimal digits: its name here, where clients have keys."""

@@ -1,9 +1,10 @@
 """What the REST API asks of the coordinator: what goes on now, and commands."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from server.diary import Entry
 from server.now import ClientNow, Health, Now
 from server.pulse import Pulse
 from server.records import ClientRecord, RunRecord
@@ -21,6 +22,9 @@ class Desk(Protocol):
 
     async def clients(self) -> Sequence[ClientRecord]:
         """Return every client that ever joined, by identity."""
+
+    async def diary(self, run_id: str) -> Mapping[str, Entry]:
+        """Return what the clients of a run's open round have done so far."""
 
     async def submit(self, spec: RunSpec) -> RunRecord:
         """Queue a run."""
@@ -60,6 +64,10 @@ class OwnDesk:
     async def clients(self) -> Sequence[ClientRecord]:
         """Return every client that ever joined, by identity."""
         return self._sessions.clients()
+
+    async def diary(self, run_id: str) -> Mapping[str, Entry]:
+        """Return what the clients of a run's open round have done so far."""
+        return self._sessions.diary.page(run_id)
 
     async def submit(self, spec: RunSpec) -> RunRecord:
         """Queue a run."""

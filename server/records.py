@@ -77,6 +77,19 @@ class RefusalRecord(Record):
     detail: str
 
 
+class Moments(Record):
+    """When one client of a round did what, UTC, to the millisecond; None for what it did not do, or did unseen."""
+
+    asked: float | None = None
+    downloaded: float | None = None
+    """When it had the model, and began to train."""
+    trained: float | None = None
+    uploaded: float | None = None
+    """When its contribution had arrived whole."""
+    ended: float | None = None
+    """When nothing more was waited for from it."""
+
+
 class RoundState(StrEnum):
     """Where a round stands. A run has at most one open round, the one after its last committed."""
 
@@ -103,14 +116,55 @@ class RoundRecord(Record):
     """Whether clients were asked to open a masked sum of this round."""
     refusals: list[RefusalRecord] = []
     """Of all attempts."""
+    moments: dict[str, Moments] = {}
+    """What the clients of the last attempt did when; in a simulation, nothing."""
     metrics: dict[str, float] = {}
     """Means over the clients: evaluated ones by their name, those of training with the prefix "train_"."""
+    spread: dict[str, list[float]] = {}
+    """Of what was evaluated on clients: minimum, lower quartile, median, upper quartile, maximum over them. Of masked metrics, nothing."""
     model_sha256: str = ""
     started_time: float = 0.0
     ended_time: float | None = None
     phase_seconds: dict[str, float] = {}
     """Time by phase: select, train, apply, evaluate, commit; of the commit, the checkpoint alone. In a simulation, on its own clock, on
     which computing takes no time."""
+
+
+class RoundSummary(Record):
+    """What a committed round says in numbers, of a size that does not grow with its cohort."""
+
+    number: int
+    attempt: int
+    started_time: float
+    ended_time: float | None
+    selected: int
+    contributed: int
+    refused: dict[str, int]
+    """Refusals by reason."""
+    bytes: int
+    """Of the contributions in the sum."""
+    phase_seconds: dict[str, float]
+    metrics: dict[str, float]
+    """Means over the clients."""
+    spread: dict[str, list[float]]
+    """Minimum, lower quartile, median, upper quartile, maximum over the clients. Of masked metrics, nothing."""
+
+
+class Participation(Record):
+    """What one client has done in the committed rounds of one run."""
+
+    run_id: str
+    client_id: str
+    asked: int = 0
+    """Rounds that it was asked to take part in."""
+    contributed: int = 0
+    """Rounds whose sum it is in."""
+    refused: dict[str, int] = {}
+    """Refusals by reason."""
+    bytes: int = 0
+    train_seconds: float = 0.0
+    last_round: int = 0
+    """The last that it was asked to take part in; 0 if there is none."""
 
 
 class Role(StrEnum):

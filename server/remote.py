@@ -7,6 +7,7 @@ from models import Evaluation
 from privacy.secagg.coordinator import CoordinatorSession
 from server.cohort import Cohort, Exchange, Kind, Member, Order
 from server.inbox import Ballot, Inbox
+from server.records import Moments
 from server.replies import Replies
 from server.sessions import Assignment, Reply, Sessions
 from server.signal import Signal
@@ -44,6 +45,11 @@ class RemoteCohort(Cohort):
             yield
         finally:
             self._sessions.release(client_ids)
+            self._sessions.diary.forget(run_id)
+
+    def moments(self, run_id: str) -> dict[str, Moments]:
+        """Return when the clients of a run's open round did what."""
+        return self._sessions.diary.moments(run_id)
 
     async def train(self, order: Order, client_ids: Sequence[str], inbox: Inbox) -> None:
         """Push the training task, and take uploads until every client has settled."""
@@ -51,6 +57,7 @@ class RemoteCohort(Cohort):
         def take_reply(client_id: str, reply: Reply) -> None:
             if isinstance(reply, pb.TaskFailed):
                 inbox.refuse(client_id, _client_reason(reply), reply.detail)
+                self._sessions.diary.refuse(client_id, order.run_id, _client_reason(reply), reply.detail)
 
         task = _task(order, "train")
         grid = order.grid
@@ -127,6 +134,7 @@ class _RemoteExchange(Exchange):
                 replies.drop(client_id)
             else:
                 replies.refuse(client_id, _client_reason(reply), reply.detail)
+                self._note_refusal(client_id, reply)
 
         self._assign(messages, take_reply)
         await _until_settled(replies, self._task.task_id, self._sessions)
@@ -137,10 +145,14 @@ class _RemoteExchange(Exchange):
                 inbox.drop(client_id)
             elif isinstance(reply, pb.TaskFailed):
                 inbox.refuse(client_id, _client_reason(reply), reply.detail)
+                self._note_refusal(client_id, reply)
 
         with self._transfers.receive(inbox):
             self._assign(messages, take_reply)
             await _until_settled(inbox, self._task.task_id, self._sessions)
+
+    def _note_refusal(self, client_id: str, reply: pb.TaskFailed) -> None:
+        self._sessions.diary.refuse(client_id, self._task.run_id, _client_reason(reply), reply.detail)
 
     def _assign(self, messages: Mapping[str, pb.JoinResponse], take_reply: Callable[[str, Reply], None]) -> None:
         for client_id, message in messages.items():

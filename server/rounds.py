@@ -34,7 +34,7 @@ from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunS
 from server.secure import Authority
 from server.status import Status
 from server.store import Store
-from server.tallies import REFUSED, as_training, refusal_counts, summary, training_means
+from server.tallies import REFUSED, as_training, refusal_counts, spread, summary, training_means
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
 
@@ -129,6 +129,7 @@ class Rounds:
                     raise
                 order = Order(self._run.run_id, record.number, record.attempt, self._spec, model, len(record.selected))
                 record, inbox, problem = await self._train(order, record, shop)
+                record = record.with_(moments=self._site.cohort.moments(self._run.run_id))
                 if inbox is not None and inbox.count >= self._spec.cohort.fewest:
                     return await self._finish_round(record, order, inbox, shop)
             is_last = record.attempt >= self._spec.cohort.retries
@@ -199,7 +200,7 @@ class Rounds:
         """Return the round's next attempt, or give up. Either is stored, so that a crash here changes nothing."""
         is_last = record.attempt >= self._spec.cohort.retries
         attempt = 0 if is_last else record.attempt + 1
-        again = record.with_(selected=[], attempt=attempt, phase_seconds=dict(self._phase_seconds))
+        again = record.with_(selected=[], moments={}, attempt=attempt, phase_seconds=dict(self._phase_seconds))
         await self._site.store.put_round(again)
         if is_last:
             raise QuorumError(f"Round {record.number}: {problem}", "Mend the clients, then resume the run.")
@@ -296,7 +297,8 @@ class Rounds:
                     until = Until(len(client_ids), rules.fewest, rules.deadline_seconds, is_needed=False)
                     await wait_until(ballot, until, self._site.cohort, rules)
                 asking.cancel()
-            return record, ballot.means()
+            values = spread(result.metrics for result in ballot.evaluations.values() if result.example_count)
+            return record.with_(spread=values), ballot.means()
 
     def _is_evaluated(self, number: int) -> bool:
         every = self._spec.evaluate.every

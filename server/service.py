@@ -140,6 +140,9 @@ class FederationService(FederationServiceServicer):
         except ContributionRefused as refusal:
             log.warning("client %s: contribution refused, %s: %s", client_id, reason_name(refusal.reason), refusal)
             verdict = pb.UploadVerdict(reason=refusal.reason, detail=str(refusal)[:TEXT_LENGTH])
+            self._sessions.diary.refuse(client_id, header.run_id, refusal.reason, verdict.detail)
+        else:
+            self._sessions.diary.accept(client_id, header.run_id)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._stall_seconds):
                 await context.write(pb.UploadResponse(verdict=verdict))
@@ -242,6 +245,7 @@ class FederationService(FederationServiceServicer):
                 return
             inbox.check(client_id, binding)
             _check_header(header, inbox)
+            self._sessions.diary.bring(client_id, header.run_id)
             async with self._transfers.upload(client_id, inbox) as upload:
                 # While an older upload of this client came to its end, the round may have closed or taken that one.
                 if inbox.holds(client_id, binding, header.sha256):
@@ -281,6 +285,7 @@ class FederationService(FederationServiceServicer):
                 reason = pb.REFUSAL_REASON_CORRUPTED if assembly.is_complete else pb.REFUSAL_REASON_MALFORMED
                 raise ContributionRefused(reason, str(error)) from error
             upload.finish()
+            self._sessions.diary.arrive(client_id, header.run_id)
             arrival = Arrival(
                 client_id,
                 upload.inbox.binding,

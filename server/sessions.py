@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from server.cohort import Member
+from server.diary import Diary
 from server.records import ClientRecord, EventRecord
 from server.signal import Signal
 from server.store import Store
@@ -80,6 +81,7 @@ class Sessions:
     """The sessions of a coordinator, by client. Used from the event loop alone.
 
     Attributes:
+        diary: When the clients of open rounds did what.
         is_ending: Whether goodbyes are said; no session must be opened any more.
     """
 
@@ -94,6 +96,7 @@ class Sessions:
         self._claims: dict[str, str] = {}
         self._assignments: dict[str, Assignment] = {}
         self._expelled: dict[str, str] = {}
+        self.diary = Diary()
 
     async def restore(self) -> None:
         """Read the known clients. Those that were connected when an earlier process ended count as absent since now."""
@@ -218,6 +221,7 @@ class Sessions:
             _decline(client_id, assignment, detail)
             return
         self._assignments[client_id] = assignment
+        self.diary.ask(client_id, assignment.task_id)
         if (session := self._sessions.get(client_id)) is not None and client_id not in self._absent_since:
             session.push(assignment.message)
 
@@ -227,6 +231,7 @@ class Sessions:
         if assignment is None or assignment.task_id != task_id:
             return
         del self._assignments[client_id]
+        self.diary.end(client_id, task_id)
         if (session := self._sessions.get(client_id)) is not None:
             session.progress = None
             if reason:
@@ -236,6 +241,7 @@ class Sessions:
         """Tell a client that its task is over, whether it is asked for anything at the moment or not."""
         if (assignment := self._assignments.get(client_id)) is not None and assignment.task_id == task_id:
             del self._assignments[client_id]
+        self.diary.end(client_id, task_id)
         if (session := self._sessions.get(client_id)) is not None:
             session.progress = None
             session.push(pb.JoinResponse(cancel_task=pb.CancelTask(task_id=task_id, reason=reason)))
@@ -245,6 +251,7 @@ class Sessions:
         assignment = self._assignments.get(session.client.client_id)
         if assignment is not None and assignment.task_id == progress.task_id and progress.phase in pb.Phase.values():
             session.progress = progress
+            self.diary.enter(session.client.client_id, progress.task_id, progress.phase)
 
     def take_reply(self, session: Session, reply: Reply) -> None:
         """Hand a reply to whoever asked. A reply to a task that is not the client's is ignored: it crossed its cancellation."""

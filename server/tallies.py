@@ -1,9 +1,10 @@
 """What a round's record says in numbers of those who took part."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from server.inbox import weighted_means
-from server.records import RoundRecord
+from server.records import Participation, RoundRecord, RoundSummary
 
 REFUSED = "refused_"
 """Beginning of the names of counts among a round's metrics."""
@@ -23,6 +24,78 @@ def refusal_counts(record: RoundRecord) -> dict[str, float]:
     """Return how many contributions were refused for each reason, such as "refused_not_finite"."""
     counts = Counter(f"{REFUSED}{refusal.reason}" for refusal in record.refusals)
     return {name: float(count) for name, count in sorted(counts.items())}
+
+
+def summarized(record: RoundRecord) -> RoundSummary:
+    """Return what a committed round says in numbers."""
+    return RoundSummary(
+        number=record.number,
+        attempt=record.attempt,
+        started_time=record.started_time,
+        ended_time=record.ended_time,
+        selected=len(record.selected),
+        contributed=len(record.contributions),
+        refused=dict(Counter(refusal.reason for refusal in record.refusals)),
+        bytes=sum(part.byte_count for part in record.contributions),
+        phase_seconds=record.phase_seconds,
+        metrics={name: mean for name, mean in record.metrics.items() if not name.startswith(REFUSED)},
+        spread=spread(as_training(part.metrics) for part in record.contributions) | record.spread,
+    )
+
+
+def spread(parts: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Return minimum, lower quartile, median, upper quartile and maximum of each metric over the parts that have it."""
+    values = defaultdict(list)
+    for part in parts:
+        for name, value in part.items():
+            values[name].append(value)
+    return {name: _quartiles(sorted(found)) for name, found in sorted(values.items())}
+
+
+def takers(record: RoundRecord) -> Sequence[str]:
+    """Return who was asked or refused in a round, or is in its sum."""
+    contributed = {part.client_id for part in record.contributions}
+    return sorted(contributed.union(record.selected, (refusal.client_id for refusal in record.refusals)))
+
+
+def tallied(record: RoundRecord, known: Mapping[str, Participation]) -> dict[str, Participation]:
+    """Return what the clients of a committed round have done by its end.
+
+    Args:
+        record: The round.
+        known: What each had done before it; who is missing had done nothing.
+
+    Returns:
+        By client, those that had part in the round.
+    """
+    contributions = {part.client_id: part for part in record.contributions}
+    refusals: dict[str, Counter[str]] = defaultdict(Counter)
+    for refusal in record.refusals:
+        refusals[refusal.client_id][refusal.reason] += 1
+    selected, tallies = set(record.selected), {}
+    for client_id in takers(record):
+        before = known.get(client_id) or Participation(run_id=record.run_id, client_id=client_id)
+        part = contributions.get(client_id)
+        tallies[client_id] = before.with_(
+            asked=before.asked + (client_id in selected),
+            contributed=before.contributed + (part is not None),
+            refused=dict(Counter(before.refused) + refusals[client_id]),
+            bytes=before.bytes + (part.byte_count if part else 0),
+            train_seconds=before.train_seconds + (part.train_seconds if part else 0.0),
+            last_round=max(before.last_round, record.number) if client_id in selected else before.last_round,
+        )
+    return tallies
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    """Return five numbers that cut sorted values into four parts, interpolated where one falls between two of them."""
+    cuts = []
+    for quarter in range(5):
+        below, rest = divmod(quarter * (len(values) - 1), 4)
+        above = min(below + 1, len(values) - 1)
+        # Not the difference of two, which may be beyond float64.
+        cuts.append(values[below] * (1 - rest / 4) + values[above] * (rest / 4) if rest else values[below])
+    return cuts
 
 
 def summary(reasons: Counter[str], silent_count: int) -> str:

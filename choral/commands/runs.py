@@ -176,6 +176,32 @@ def model(
     typer.echo(f"{output}: the model after round {run['round_number']}")
 
 
+@app.command("card")
+def card(
+    run_id: RunId,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write it. Default: the screen.")
+    ] = None,
+    url: Url = LOCAL_URL,
+    token: Token = "",
+    tls_ca: TlsCa = None,
+) -> None:
+    """Print the card of a run's model as JSON: what it was made from, by whom, how it is protected, and how good it is.
+
+    Example: choral runs card 3f2a -o card.json
+    """
+    with Rest(url, token, tls_ca) as rest:
+        text = json.dumps(rest.get(f"/runs/{_run(rest, run_id)['run_id']}/card"), indent=2, ensure_ascii=False)
+    if output is None:
+        typer.echo(text)
+        return
+    try:
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RestError(f"File {output}: must be writable, got: {error.strerror}.") from error
+    typer.echo(f"{output}: the card of the model")
+
+
 def clients(url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> None:
     """List the clients that a coordinator knows.
 
@@ -183,7 +209,7 @@ def clients(url: Url = LOCAL_URL, token: Token = "", tls_ca: TlsCa = None) -> No
     """
     table = table_of("client", "name", "device", "data", "examples", "held out", "doing", wrapped=("name",))
     with Rest(url, token, tls_ca) as rest:
-        found = rest.get("/clients")
+        found = _all(rest, "/clients")
     for client in found:
         doing = f"{client['phase']} {client['fraction']:.0%}" if client["phase"] else "idle"
         if not client["is_connected"]:

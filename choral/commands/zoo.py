@@ -2,25 +2,25 @@
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from choral.commands.own import Own, add_all
-from choral.examples import example_of
 from client.data import load, parse_source
 from client.device import choose_device
 from models import LearnerError, add_own, build_learner, learners
+from models.catalogue import about_learner, described_parameters, first_spec
+from models.examples import example_of
 from models.zoo import MODELS, Model
 from wire.errors import ChoralError
-from wire.spec import CohortSpec, Named, RunSpec, read_spec
-from wire.tensors import Layout
+from wire.spec import RunSpec, read_spec
 
 app = typer.Typer(help="List the learners, show one, check one of your own.\n\nExample: choral models")
 
@@ -119,7 +119,7 @@ def check(
 
     name = add_own(learner) if ":" in learner else learner
     example = example_of(name) if name in MODELS else None
-    first = example.spec if example else _first_spec(name)
+    first = first_spec(name)
     checked = read_spec(spec_path) if spec_path else first
     case = case_of(checked, data or (example.data if example else "digits"), choose_device(device))
     if case.spec.learner.name != name:
@@ -143,36 +143,12 @@ def check(
         raise typer.Exit(1)
 
 
-def _first_spec(name: str) -> RunSpec:
-    return RunSpec.model_validate(
-        {
-            "name": "check",
-            "learner": Named(name=name),
-            "rounds": 2,
-            "cohort": CohortSpec(size=2),
-            "local": {"batch_size": 16},
-        }
-    )
-
-
 def described(name: str, model: Model) -> dict[str, Any]:
-    """Return what `choral models --json` says of a learner."""
+    """Return what `choral models --json` says of a learner, but for the memory of a step."""
     example = example_of(name).spec if name in MODELS else None
-    named = example.learner if example else Named(name=name)
-    count, needs = 0, ""
-    try:
-        count = Layout.of(build_learner(named, "meta").init(0)).size
-    except (LearnerError, ImportError) as error:
-        needs = str(error)
-    return {
-        "summary": model.summary,
-        "task": model.task,
-        "data": model.data,
-        "parameter_count": count,
-        "needs": needs,
-        "engines": ["serial", "processes", "ray", *(["vectorized"] if example and not _against(example) else [])],
-        "parameters": described_parameters(model),
-    }
+    about = asdict(about_learner(name, model))
+    vectorized = ["vectorized"] if example and not _against(example) else []
+    return {**about, "engines": ["serial", "processes", "ray", *vectorized], "parameters": described_parameters(model)}
 
 
 def step_bytes(name: str) -> int:
@@ -193,34 +169,3 @@ def _against(spec: RunSpec) -> str:
         return reason_against(spec, torch.device("cpu"))
     except (LearnerError, ImportError) as error:
         return str(error)
-
-
-def described_parameters(model: Model) -> dict[str, dict[str, Any]]:
-    """Return type, default and meaning of each parameter of a learner."""
-    schema = model.parameters.model_json_schema()
-    definitions = schema.get("$defs", {})
-    return {
-        key: {
-            "type": type_in_words(value, definitions),
-            "default": to_jsonable_python(value.get("default")),
-            "meaning": " ".join(str(value.get("description", "")).split()),
-        }
-        for key, value in schema["properties"].items()
-    }
-
-
-def type_in_words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """Return a type and its range, such as "integer, at least 1"."""
-    if "$ref" in schema:
-        return type_in_words(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema:
-        return " or ".join(type_in_words(choice, definitions) for choice in schema["anyOf"])
-    if "enum" in schema:
-        return " or ".join(map(str, schema["enum"]))
-    if "const" in schema:
-        return str(schema["const"])
-    text = "nothing" if schema.get("type") == "null" else str(schema.get("type", "any"))
-    if "items" in schema:
-        text = f"list of {type_in_words(schema['items'], definitions)}"
-    ranges = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    return ", ".join([text, *(f"{words} {schema[key]:g}" for key, words in ranges.items() if key in schema)])

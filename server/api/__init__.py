@@ -13,10 +13,14 @@ from server.api.clients import client_routes
 from server.api.errors import add_problems
 from server.api.events import event_routes
 from server.api.health import health_routes
+from server.api.learners import learner_routes
+from server.api.models import model_routes
 from server.api.rounds import round_routes
 from server.api.runs import run_routes
 from server.api.sources import Sources
 from server.api.specs import spec_routes
+from server.api.summaries import summary_routes
+from server.api.timeline import timeline_routes
 from server.dashboard.routes import dashboard_routes
 from server.gate import BodyLimit, TokenGate
 from server.problems import Problem
@@ -33,10 +37,19 @@ def create_api(sources: Sources, is_loopback: bool) -> FastAPI:
     problems: dict[int | str, dict[str, Any]] = {
         code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503)
     }
-    for routes in (run_routes, round_routes, event_routes, client_routes):
+    for routes in (
+        run_routes,
+        model_routes,
+        round_routes,
+        summary_routes,
+        timeline_routes,
+        event_routes,
+        client_routes,
+    ):
         app.include_router(routes(sources), prefix=PREFIX, dependencies=protected, responses=problems)
     app.include_router(health_routes(sources), prefix=PREFIX)
     app.include_router(spec_routes(), prefix=PREFIX)
+    app.include_router(learner_routes(), prefix=PREFIX, dependencies=protected, responses=problems)
     app.include_router(access_routes(), prefix=PREFIX, dependencies=protected, responses=problems)
     app.include_router(dashboard_routes())
     app.add_middleware(BodyLimit)

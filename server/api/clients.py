@@ -1,11 +1,33 @@
 """Routes of clients."""
 
-from fastapi import APIRouter, Response
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from server.api.lists import listed
+from server.api.pages import PAGED, OfPage
 from server.api.sources import Sources
+from server.errors import NotFoundError
+from server.history import latest_rounds
 from server.now import ClientNow
-from server.records import ClientRecord
+from server.records import ClientRecord, ContributionRecord, Participation, RefusalRecord, RoundRecord
+
+MOST_REFUSALS = 50
+"""Refused tasks of one client that are shown."""
+
+
+class ClientState(StrEnum):
+    """Where a client stands."""
+
+    CONNECTED = "connected"
+    """It has a session, and perhaps a task."""
+    BUSY = "busy"
+    """It has a task."""
+    GONE = "gone"
+    """It has no session."""
 
 
 class ClientView(ClientRecord):
@@ -18,17 +40,95 @@ class ClientView(ClientRecord):
     """Done part of that phase, 0 to 1."""
 
 
+class ClientContribution(ContributionRecord):
+    """A contribution, and where it went."""
+
+    run_id: str
+    round_number: int
+
+
+class ClientRefusal(RefusalRecord):
+    """A contribution that did not enter a sum, and where it did not."""
+
+    run_id: str
+    round_number: int
+
+
+class ClientDetail(ClientView):
+    """A client, what it is doing now, and how it fared of late."""
+
+    runs: list[Participation]
+    """What it has done in each run, newest first."""
+    contributions: list[ClientContribution]
+    """Of the last rounds that asked it, newest first."""
+    refusals: list[ClientRefusal]
+    """Of the same rounds, newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFilter:
+    """Which clients are asked for."""
+
+    state: Annotated[ClientState | None, Query(description="Where they stand; default: anywhere.")] = None
+    search: Annotated[str, Query(description="Part of a name, or the beginning of an identity.")] = ""
+
+    def takes(self, client: ClientRecord, now: ClientNow) -> bool:
+        """Tell whether a client is asked for."""
+        text = self.search.lower()
+        if text not in client.name.lower() and not client.client_id.startswith(text):
+            return False
+        match self.state:
+            case None:
+                return True
+            case ClientState.BUSY:
+                return bool(now.phase)
+            case ClientState.CONNECTED:
+                return client.is_connected
+            case ClientState.GONE:
+                return not client.is_connected
+
+
 def client_routes(sources: Sources) -> APIRouter:
     """Return the routes of clients."""
     router = APIRouter(tags=["clients"])
 
-    @router.get("/clients", summary="List every client that ever joined, by identity", response_model=list[ClientView])
-    async def clients() -> Response:
-        found, now = await sources.desk.clients(), await sources.desk.now()
-        return await listed(_client_view(client, now.clients.get(client.client_id, ClientNow())) for client in found)
+    @router.get(
+        "/clients",
+        summary="List the clients that ever joined, by identity",
+        response_model=list[ClientView],
+        responses=PAGED,
+    )
+    async def clients(request: Request, page: OfPage, wanted: Annotated[ClientFilter, Depends()]) -> Response:
+        doing = (await sources.desk.now()).clients
+        pairs = [(client, doing.get(client.client_id, ClientNow())) for client in await sources.desk.clients()]
+        found = [pair for pair in pairs if wanted.takes(*pair)]
+        response = await listed(ClientView(**dict(client), **dict(now)) for client, now in page.of(found))
+        return page.mark(response, request, len(found))
+
+    @router.get("/clients/{client_id}", summary="Show a client and how it fared of late")
+    async def show(client_id: str) -> ClientDetail:
+        known = {client.client_id: client for client in await sources.desk.clients()}
+        if (client := known.get(client_id)) is None:
+            raise NotFoundError(f"Client {client_id!r}: must have joined once, got no such client.")
+        now = (await sources.desk.now()).clients.get(client_id, ClientNow())
+        runs = (await sources.store.participations_of(client_id))[::-1]
+        rounds = await latest_rounds(sources.store, runs)
+        contributions, refusals = _lately(client_id, rounds)
+        return ClientDetail(
+            **dict(client), **dict(now), runs=list(runs), contributions=contributions, refusals=refusals
+        )
 
     return router
 
 
-def _client_view(client: ClientRecord, now: ClientNow) -> ClientView:
-    return ClientView(**dict(client), **dict(now))
+def _lately(client_id: str, rounds: Sequence[RoundRecord]) -> tuple[list[ClientContribution], list[ClientRefusal]]:
+    contributions, refusals = [], []
+    for record in rounds:
+        place = {"run_id": record.run_id, "round_number": record.number}
+        contributions += [
+            ClientContribution(**dict(part), **place) for part in record.contributions if part.client_id == client_id
+        ]
+        refusals += [
+            ClientRefusal(**dict(refusal), **place) for refusal in record.refusals if refusal.client_id == client_id
+        ]
+    return contributions, refusals[:MOST_REFUSALS]

@@ -1,17 +1,15 @@
-"""Routes of runs: submit, check, list, show, steer, and their models."""
+"""Routes of runs: submit, check, list, show and steer."""
 
 import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
-from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from server.api.lists import listed
 from server.api.pages import PAGED, OfPage
 from server.api.sources import Sources
-from server.checkpoints import last_checkpoint
 from server.now import Now, Waiting
 from server.records import RunRecord, RunState
 from server.runs import check_run
@@ -93,18 +91,6 @@ def run_routes(sources: Sources) -> APIRouter:
     @router.get("/runs/{run_id}", summary="Show a run")
     async def show(run_id: str) -> RunView:
         return await view(await store.run(run_id))
-
-    @router.get(
-        "/runs/{run_id}/model",
-        summary="Download a run's model (safetensors)",
-        response_class=FileResponse,
-        responses={200: {"content": {"application/octet-stream": {}}}},
-    )
-    async def model(run_id: str) -> FileResponse:
-        run = await store.run(run_id)
-        name = f"{run.spec.name}-{run.round_number}.safetensors"
-        path = last_checkpoint(sources.folder, run)
-        return FileResponse(path, media_type="application/octet-stream", filename=name)
 
     @router.post("/runs/{run_id}/clone", status_code=201, summary="Submit a run's spec again, with changes")
     async def clone(run_id: str, patch: PatchBody) -> RunView:

@@ -1,5 +1,6 @@
 """What the REST API answers from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,3 +24,7 @@ class Sources:
     desk: Desk
     broadcast: Broadcast
     folder: Path
+
+    async def names(self) -> Mapping[str, str]:
+        """Return the names of the clients that ever joined, by identity."""
+        return {client.client_id: client.name for client in await self.desk.clients()}

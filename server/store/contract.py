@@ -3,10 +3,18 @@
 SQLite is the embedded default; Redis when several processes or hosts share the state. Both pass the same contract test.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
-from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord, TokenRecord
+from server.records import (
+    ClientRecord,
+    EventRecord,
+    Participation,
+    RoundRecord,
+    RoundSummary,
+    RunRecord,
+    TokenRecord,
+)
 
 
 class Store(Protocol):
@@ -25,13 +33,28 @@ class Store(Protocol):
         """Insert or replace a round that is open, and append events."""
 
     async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
-        """Replace a run and its round and append events, in one transaction: the commit of a round."""
+        """Replace a run and its round and append events, in one transaction: the commit of a round.
+
+        The round is summarized and counted for its clients in the same transaction, once: committed again, it is only replaced.
+        """
 
     async def round(self, run_id: str, number: int) -> RoundRecord:
         """Return one round. Raises `NotFoundError`."""
 
     async def rounds(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundRecord]:
         """Return up to `limit` rounds with a number above `after`, ascending."""
+
+    async def summaries(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundSummary]:
+        """Return the summaries of up to `limit` rounds from number `after` + 1 on, ascending; those of earlier releases have none."""
+
+    async def summarized_numbers(self, run_id: str) -> Set[int]:
+        """Return the numbers of the rounds that have a summary: they are those that participations count."""
+
+    async def participations(self, run_id: str) -> Sequence[Participation]:
+        """Return what the clients of one run have done, by identity."""
+
+    async def participations_of(self, client_id: str) -> Sequence[Participation]:
+        """Return what one client has done, by run in the order of their submission."""
 
     async def append_event(self, event: EventRecord) -> EventRecord:
         """Append an event and return it with its number."""

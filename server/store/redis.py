@@ -10,6 +10,7 @@ Keys, each after "choral:":
     rounds:<run>    sorted set of documents           clients          hash, identity to document
     events          stream of documents, id n-0       events:<run>     the same, of one run
     event_count     number of the last event          lease            name of the holder, expires with the lease
+    summary:<run>   hash, number to document          participation:<run>  hash, identity to document
     tokens          hash, name to document            token_uses        hash, name to time of last use
     written:<call>  number of the last event after a write; makes a repeated write harmless, expires
 
@@ -20,7 +21,7 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,8 +31,17 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from server.errors import LeaseTakenError, NotFoundError, StoreError
-from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord, TokenRecord
+from server.records import (
+    ClientRecord,
+    EventRecord,
+    Participation,
+    RoundRecord,
+    RoundSummary,
+    RunRecord,
+    TokenRecord,
+)
 from server.store.documents import R, from_document, no_such_token, to_document, token_exists
+from server.tallies import summarized, takers, tallied
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +51,9 @@ CONNECTION_COUNT = 8
 TOKEN_KEYS = (PREFIX + "tokens", PREFIX + "token_uses")
 FOLLOWED_COUNT = 500  # most events that a follower is given at a time
 BLOCK_SECONDS = 3.0  # longest wait of a follower in the server; below redis-py's own patience with a silent connection
+
+Change = tuple[str, str, int | str, str]
+"""Kind of record, identity, number or second identity, and document."""
 
 # A script runs alone and reaches the append-only file as one transaction. A lost connection makes the client send it
 # again, perhaps after it took place: then the marker of the call says so.
@@ -57,6 +70,8 @@ for i = 1, #ARGV, 4 do
     elseif kind == 'round' then
         redis.call('ZREMRANGEBYSCORE', prefix .. 'rounds:' .. id, number, number)
         redis.call('ZADD', prefix .. 'rounds:' .. id, number, document)
+    elseif kind == 'summary' or kind == 'participation' then
+        redis.call('HSET', prefix .. kind .. ':' .. id, number, document)
     else
         last = redis.call('INCR', prefix .. 'event_count')
         redis.call('XADD', prefix .. 'events', last .. '-0', 'document', document)
@@ -151,8 +166,9 @@ class RedisStore:
         await self._write(_round(record), *map(_event, events))
 
     async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
-        """Replace a run and its round and append events, in one transaction."""
-        await self._write(_run(run), _round(record), *map(_event, events))
+        """Replace a run and its round, append events, and count the round, in one transaction."""
+        counted = await self._counted(record)
+        await self._write(_run(run), _round(record), *counted, *map(_event, events))
 
     async def round(self, run_id: str, number: int) -> RoundRecord:
         """Return one round. Raises `NotFoundError`."""
@@ -166,6 +182,35 @@ class RedisStore:
         async with self._call():
             documents = await self._client.zrangebyscore(PREFIX + "rounds:" + run_id, f"({after}", "+inf", 0, limit)
         return await _read(RoundRecord, documents)
+
+    async def summaries(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundSummary]:
+        """Return the summaries of up to `limit` rounds from number `after` + 1 on, ascending."""
+        if limit < 1:  # which HMGET refuses
+            return []
+        async with self._call():
+            numbers = range(after + 1, after + limit + 1)
+            documents = await self._client.hmget(PREFIX + "summary:" + run_id, numbers)
+        return await _read(RoundSummary, [document for document in documents if document is not None])
+
+    async def summarized_numbers(self, run_id: str) -> Set[int]:
+        """Return the numbers of the rounds that have a summary."""
+        async with self._call():
+            return {int(number) for number in await self._client.hkeys(PREFIX + "summary:" + run_id)}
+
+    async def participations(self, run_id: str) -> Sequence[Participation]:
+        """Return what the clients of one run have done, by identity."""
+        async with self._call():
+            documents = await self._client.hgetall(PREFIX + "participation:" + run_id)
+        return await _read(Participation, [documents[client_id] for client_id in sorted(documents)])
+
+    async def participations_of(self, client_id: str) -> Sequence[Participation]:
+        """Return what one client has done, by run in the order of their submission."""
+        async with self._call():
+            pipeline = self._client.pipeline(transaction=False)
+            for run_id in await self._client.lrange(PREFIX + "run_order", 0, -1):
+                pipeline.hget(PREFIX + "participation:" + run_id, client_id)
+            documents = await pipeline.execute()
+        return await _read(Participation, [document for document in documents if document is not None])
 
     async def append_event(self, event: EventRecord) -> EventRecord:
         """Append an event and return it with its number."""
@@ -256,7 +301,26 @@ class RedisStore:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _write(self, *changes: tuple[str, str, int, str]) -> int:
+    async def _counted(self, record: RoundRecord) -> Sequence[Change]:
+        """Return a committed round's summary and what its clients have done by now, unless that is stored already.
+
+        The holder of the lease is the only one who commits rounds, so that nothing changes between this and the write.
+        """
+        client_ids, key = takers(record), f":{record.run_id}"
+        async with self._call():
+            if await self._client.hexists(PREFIX + "summary" + key, record.number):
+                return []
+            documents = await self._client.hmget(PREFIX + "participation" + key, client_ids) if client_ids else []
+
+        def count() -> Sequence[Change]:
+            found = zip(client_ids, documents, strict=True)
+            known = {client_id: from_document(Participation, text) for client_id, text in found if text is not None}
+            tallies = tallied(record, known).values()
+            return [_summary(record), *map(_participation, tallies)]
+
+        return await asyncio.to_thread(count)
+
+    async def _write(self, *changes: Change) -> int:
         marker = f"{PREFIX}written:{uuid.uuid4().hex}"
         async with self._call():
             arguments = [str(part) for change in changes for part in change]
@@ -297,15 +361,23 @@ def _address(url: str, settings: dict[str, Any]) -> str:
     return f"{scheme}://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
 
 
-def _run(run: RunRecord) -> tuple[str, str, int, str]:
+def _run(run: RunRecord) -> Change:
     return "run", run.run_id, 0, to_document(run)
 
 
-def _round(record: RoundRecord) -> tuple[str, str, int, str]:
+def _round(record: RoundRecord) -> Change:
     return "round", record.run_id, record.number, to_document(record)
 
 
-def _event(event: EventRecord) -> tuple[str, str, int, str]:
+def _summary(record: RoundRecord) -> Change:
+    return "summary", record.run_id, record.number, to_document(summarized(record))
+
+
+def _participation(found: Participation) -> Change:
+    return "participation", found.run_id, found.client_id, to_document(found)
+
+
+def _event(event: EventRecord) -> Change:
     return "event", event.run_id, 0, to_document(event)
 
 

@@ -10,15 +10,24 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from server.errors import LeaseTakenError, NotFoundError, StoreError
-from server.records import ClientRecord, EventRecord, RoundRecord, RunRecord, TokenRecord
+from server.records import (
+    ClientRecord,
+    EventRecord,
+    Participation,
+    RoundRecord,
+    RoundSummary,
+    RunRecord,
+    TokenRecord,
+)
 from server.signal import Signal
 from server.store.documents import R, from_document, no_such_token, to_document, token_exists
+from server.tallies import summarized, takers, tallied
 
 T = TypeVar("T")
 
@@ -39,7 +48,13 @@ SCHEMA = (
 )
 
 # Earlier releases of this version do without, and leave it alone.
-ADDED = ("CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, document TEXT NOT NULL, last_used_time REAL)",)
+ADDED = (
+    "CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, document TEXT NOT NULL, last_used_time REAL)",
+    "CREATE TABLE IF NOT EXISTS summaries (run_id TEXT, number INTEGER, document TEXT NOT NULL, PRIMARY KEY (run_id, number))",
+    "CREATE TABLE IF NOT EXISTS participations "
+    "(run_id TEXT, client_id TEXT, document TEXT NOT NULL, PRIMARY KEY (run_id, client_id))",
+    "CREATE INDEX IF NOT EXISTS participations_by_client ON participations (client_id)",
+)
 
 
 class SqliteStore:
@@ -95,8 +110,15 @@ class SqliteStore:
         await self._put(None, record, events)
 
     async def commit_round(self, run: RunRecord, record: RoundRecord, *events: EventRecord) -> None:
-        """Replace a run and its round and append events, in one transaction."""
-        await self._put(run, record, events)
+        """Replace a run and its round, append events, and count the round, in one transaction."""
+
+        def commit(connection: sqlite3.Connection) -> None:
+            put_records(connection, run, record, events)
+            _count(connection, record)
+
+        await self._write(commit)
+        if events:
+            self._wake()
 
     async def round(self, run_id: str, number: int) -> RoundRecord:
         """Return one round. Raises `NotFoundError`."""
@@ -110,6 +132,25 @@ class SqliteStore:
         """Return up to `limit` rounds with a number above `after`, ascending."""
         query = "SELECT document FROM rounds WHERE run_id = ? AND number > ? ORDER BY number LIMIT ?"
         return await self._read(RoundRecord, query, run_id, after, limit)
+
+    async def summaries(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundSummary]:
+        """Return the summaries of up to `limit` rounds from number `after` + 1 on, ascending."""
+        query = "SELECT document FROM summaries WHERE run_id = ? AND number > ? AND number <= ? ORDER BY number"
+        return await self._read(RoundSummary, query, run_id, after, after + limit)
+
+    async def summarized_numbers(self, run_id: str) -> Set[int]:
+        """Return the numbers of the rounds that have a summary."""
+        return {number for (number,) in await self._rows("SELECT number FROM summaries WHERE run_id = ?", run_id)}
+
+    async def participations(self, run_id: str) -> Sequence[Participation]:
+        """Return what the clients of one run have done, by identity."""
+        query = "SELECT document FROM participations WHERE run_id = ? ORDER BY client_id"
+        return await self._read(Participation, query, run_id)
+
+    async def participations_of(self, client_id: str) -> Sequence[Participation]:
+        """Return what one client has done, by run in the order of their submission."""
+        query = "SELECT p.document FROM participations p JOIN runs USING (run_id) WHERE client_id = ? ORDER BY position"
+        return await self._read(Participation, query, client_id)
 
     async def append_event(self, event: EventRecord) -> EventRecord:
         """Append an event and return it with its number."""
@@ -300,6 +341,20 @@ def put_records(
         connection.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", row)
     for event in events:
         _append(connection, event)
+
+
+def _count(connection: sqlite3.Connection, record: RoundRecord) -> None:
+    """Store a committed round's summary and what its clients have done by now, unless that is done, in the transaction that is open."""
+    row = (record.run_id, record.number, to_document(summarized(record)))
+    if not connection.execute("INSERT OR IGNORE INTO summaries VALUES (?, ?, ?)", row).rowcount:
+        return
+    query = "SELECT document FROM participations WHERE run_id = ? AND client_id = ?"
+    known = {}
+    for client_id in takers(record):
+        for (document,) in connection.execute(query, (record.run_id, client_id)):
+            known[client_id] = from_document(Participation, document)
+    rows = [(record.run_id, key, to_document(found)) for key, found in tallied(record, known).items()]
+    connection.executemany("INSERT OR REPLACE INTO participations VALUES (?, ?, ?)", rows)
 
 
 def _append(connection: sqlite3.Connection, event: EventRecord) -> int:

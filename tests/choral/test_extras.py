@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from choral.cli import EXTRAS
-from choral.examples import FOLDER
+from models.examples import FOLDER
 from tests.federation import HERE, Process, wait_until
 
 Start = Callable[..., Process]

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from choral.examples import FOLDER, example_of
 from choral.zoo_page import page
 from models import MODELS
+from models.examples import FOLDER, example_of
 from models.gradient import GradientParameters
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"

@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 
 from choral.conformance import CHECKS, Case, case_of
-from choral.examples import example_of
 from client.device import choose_device
 from models import MODELS
+from models.examples import example_of
 from wire.spec import Named
 
 VARIANTS = {

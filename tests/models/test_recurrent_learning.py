@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks.zoo import dealt, trained
-from choral.examples import example_of
 from client.data import load, load_keys, parse_source
 from client.data.sunspots import SUNSPOTS_FILE
 from models import Examples, build_learner
+from models.examples import example_of
 from wire.spec import LocalSpec, Named
 from wire.tensors import Layout
 

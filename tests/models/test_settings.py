@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from choral.examples import example_of
 from models import MODELS, LearnerError, build_learner, check_spec
+from models.examples import example_of
 from wire.spec import Named, parse_spec
 
 ADAM = "{optimizer: {name: adam, learning_rate: 0.1}}"

@@ -181,6 +181,23 @@ def test_model_is_downloaded(choral: Choral, federation: Federation, finished: s
     }
 
 
+def test_card_is_printed_or_written(choral: Choral, finished: str, waiting: str, tmp_path: Path) -> None:
+    outcome = choral("runs", "card", finished[:10])
+    assert outcome.code == 0
+    card = json.loads(outcome.out)
+    assert (card["run_id"], card["rounds"], card["name"]) == (finished, 2, "digits-mlp")
+    assert [(site["name"], site["rounds"]) for site in card["sites"]] == [(ODD_NAME, 2)]
+    path = tmp_path / "card.json"
+    assert choral("runs", "card", finished, "-o", str(path)).out == f"{path}: the card of the model\n"
+    assert json.loads(path.read_text(encoding="utf-8")) == card
+    outcome = choral("runs", "card", waiting)
+    assert outcome.code == 1
+    message = f"Error: Run {waiting}: at least one round must be committed before its model has a card, got none."
+    assert message in outcome.err.splitlines()
+    outcome = choral("runs", "card", finished, "-o", str(tmp_path))
+    assert f"Error: File {tmp_path}: must be writable, got: Is a directory." in outcome.err.splitlines()
+
+
 def test_model_that_cannot_be_had_or_written_is_one_sentence(
     choral: Choral, finished: str, waiting: str, tmp_path: Path
 ) -> None:

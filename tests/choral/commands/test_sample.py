@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from choral.examples import example_of
 from models import MODELS, build_learner
+from models.examples import example_of
 from models.learner import Sampler
 from models.saved import LEARNER_KEY
 from tests.choral.command_line import Choral, sentence

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from choral.examples import example_of
 from models import MODELS, build_learner
+from models.examples import example_of
 from tests.choral.command_line import WIDTH, Choral, sentence
 from tests.federation import tensor_bytes
 from wire.spec import parse_spec

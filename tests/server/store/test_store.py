@@ -10,7 +10,9 @@ from server.errors import ConflictError, LeaseTakenError, NotFoundError
 from server.records import (
     ClientRecord,
     EventRecord,
+    Participation,
     RoundState,
+    RoundSummary,
     RunState,
 )
 from server.store import Store, open_store
@@ -93,6 +95,53 @@ async def test_rounds_pages_are_ascending_and_of_one_run(store: Store) -> None:
     assert [record.number for record in await store.rounds("run-1", after=3)] == [9, 10, 11]
     assert list(await store.rounds("run-1", after=11)) == []
     assert list(await store.rounds("run-1", limit=0)) == []
+
+
+async def test_commit_summarizes_the_round_and_counts_it_for_its_clients_once(store: Store) -> None:
+    await store.put_run(make_run("run-2"))
+    await store.commit_round(make_run(), make_round(1, state=RoundState.COMMITTED))
+    # Committed again, as after a lost connection, it is not counted again.
+    await store.commit_round(make_run(), make_round(1, state=RoundState.COMMITTED))
+    await store.commit_round(make_run(), make_round(3, state=RoundState.COMMITTED).with_(selected=["ben"]))
+    await store.commit_round(make_run("run-2"), make_round(2, "run-2", state=RoundState.COMMITTED))
+    await store.put_round(make_round(4))
+
+    (first, third) = await store.summaries("run-1")
+    assert first == RoundSummary(
+        number=1,
+        attempt=2,
+        started_time=1720000000.123456,
+        ended_time=None,
+        selected=2,
+        contributed=1,
+        refused={"not_finite": 1},
+        bytes=1 << 40,
+        phase_seconds={"train": 1.25},
+        metrics={"accuracy": 1 / 3, "train_loss": float("-inf")},
+        spread={"train_loss": [float("inf")] * 5},
+    )
+    assert (third.number, third.selected) == (3, 1)
+    assert await store.summaries("run-1", after=1, limit=1) == []
+    assert await store.summaries("run-1", after=1, limit=2) == [third]
+    assert await store.summaries("run-1", limit=0) == []
+    assert await store.summarized_numbers("run-1") == {1, 3}
+
+    seconds = 0.1 + 0.2
+    ana = Participation(
+        run_id="run-1",
+        client_id="ana",
+        asked=1,
+        contributed=2,
+        bytes=2 << 40,
+        train_seconds=seconds + seconds,
+        last_round=1,
+    )
+    ben = Participation(run_id="run-1", client_id="ben", asked=2, refused={"not_finite": 2}, last_round=3)
+    assert await store.participations("run-1") == [ana, ben]
+    of_another_run = ben.with_(run_id="run-2", asked=1, refused={"not_finite": 1}, last_round=2)
+    assert await store.participations_of("ben") == [of_another_run, ben]
+    assert await store.participations("nope") == []
+    assert await store.participations_of("nope") == []
 
 
 async def test_events_are_numbered_across_runs_paged_and_filtered(store: Store) -> None:

@@ -4,11 +4,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import models
 from wire.errors import SpecError
 from wire.spec import RunSpec, parse_spec
 
-FOLDER = Path(models.__file__).parent / "specs"
+FOLDER = Path(__file__).parent / "specs"
 _COMMAND = "# choral simulate models/specs/"
 
 
