@@ -2,13 +2,16 @@
 
 const ROOT = new URL("api/v1/", document.baseURI);
 const TOKEN = "choral.token";
+// What is said of a run or a client that is not there; any other 404 is of a path.
+const NOT_FOUND = "urn:choral:problem:notfound";
 
 /** An answer that is not a success, or none at all (status 0). */
 export class Problem extends Error {
-  constructor(status, detail, errors = []) {
+  constructor(status, detail, { errors = [], isUnknownPath = false } = {}) {
     super(detail);
     this.status = status;
     this.errors = errors;
+    this.isUnknownPath = isUnknownPath;
   }
 }
 
@@ -63,6 +66,10 @@ export async function download(path, fallback) {
 
 async function problemOf(response) {
   const known = await response.json().catch(() => ({}));
+  if (response.status === 404 && known.type !== NOT_FOUND) {
+    const path = new URL(response.url).pathname;
+    return new Problem(404, `This coordinator does not tell it: it knows no ${path}. It may be of another release than this page.`, { isUnknownPath: true });
+  }
   const detail = typeof known.detail === "string" ? known.detail : `The coordinator answered ${response.status}.`;
-  return new Problem(response.status, detail, Array.isArray(known.errors) ? known.errors : []);
+  return new Problem(response.status, detail, { errors: Array.isArray(known.errors) ? known.errors : [] });
 }

@@ -96,13 +96,15 @@ function dataOf(rounds, lines, areBars) {
 }
 
 function optionsOf(width, lines, areBars, show, latest) {
-  const series = [{ label: "Round", value: (_, round) => (round == null ? "" : count(round)) }];
+  // Where nobody points at a round, the last one is told.
+  const pointed = (place) => place ?? latest.current.data[0].length - 1;
+  const series = [{ label: "Round", value: (_, __, ___, place) => count(latest.current.data[0][pointed(place)]) }];
   const bands = [];
   const ordered = areBars ? lines.toReversed() : lines;
   for (const [index, line] of ordered.entries()) {
     const stroke = colour(line.tint);
     const at = areBars ? lines.length - 1 - index : index;
-    const shown = (_, __, ___, place) => (place == null ? "" : show(latest.current.lines[at]?.values[place]));
+    const shown = (_, __, ___, place) => show(latest.current.lines[at]?.values[pointed(place)]);
     series.push({
       label: line.name,
       stroke,

@@ -64,7 +64,7 @@ function VariantFields({ schema, path, form }) {
 /** Something chosen by name: of a learner, the fields of its own schema; of others, keys and values. */
 function NamedFields({ path, schema, form }) {
   const set = valueAt(form.document, path) ?? schema.default ?? {};
-  if (path.join(".") === "learner") return html`<${LearnerFields} path=${path} form=${form} />`;
+  if (path.join(".") === "learner" && form.learners.length) return html`<${LearnerFields} path=${path} form=${form} />`;
   const change = (key, value) => form.change(path, withValue(set, [key], value));
   const names = Object.keys(set).filter((key) => key !== "name");
   return html`

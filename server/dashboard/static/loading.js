@@ -61,6 +61,21 @@ export function useMessages(hear) {
   useEffect(() => listen((message) => latest.current(message)), []);
 }
 
+/** What the stream says of runs between two events: {run_id: {state, round_number, status, waiting, since}}. */
+export function useLiveStatus() {
+  const [live, setLive] = useState({});
+  useMessages((message) => {
+    if (message.event !== "status" || !message.data.runs) return;
+    const since = Date.now() / 1000;
+    const news = Object.entries(message.data.runs).map(([runId, run]) => [runId, { ...run, since }]);
+    setLive((old) => ({ ...old, ...Object.fromEntries(news) }));
+  });
+  return live;
+}
+
+/** Return a run as it was loaded, with what the stream has said of it since. */
+export const latest = (stored, live) => (live?.since > stored.since ? { ...stored, ...live } : stored);
+
 /** Return the present time in seconds since the epoch, anew every `seconds`. */
 export function useNow(seconds = 1) {
   const [now, setNow] = useState(Date.now() / 1000);

@@ -22,7 +22,7 @@ export function Empty({ title, children }) {
 export function Failure({ error, retry }) {
   return html`<div class="notice notice-bad" role="alert">
     <p>${error.message}</p>
-    ${retry && html`<button type="button" class="button" onClick=${retry}>Try again</button>`}
+    ${retry && !error.isUnknownPath && html`<button type="button" class="button" onClick=${retry}>Try again</button>`}
   </div>`;
 }
 

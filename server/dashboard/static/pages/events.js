@@ -1,33 +1,57 @@
-// The latest events, of one run or of all, as they come.
+// The latest events, of one run or of all, as they come. What repeats itself takes one line, which opens.
 
 import { get } from "../api.js";
-import { ago, eventName, moment } from "../format.js";
+import { ago, count, eventName, moment } from "../format.js";
 import { useLoaded, useMessages } from "../loading.js";
 import { Card, Empty, Loaded } from "../parts.js";
 import { place } from "../routing.js";
 import { html, useState } from "../view.js";
 
+const KEPT = 200;
 const SHOWN = 30;
 
 export function Events({ runId = "", title }) {
-  const loaded = useLoaded((signal) => get("events", { run_id: runId, limit: SHOWN, order: "newest" }, signal), runId);
+  const loaded = useLoaded((signal) => get("events", { run_id: runId, limit: KEPT, order: "newest" }, signal), runId);
   const [fresh, setFresh] = useState([]);
   useMessages((message) => {
     if (message.event === "connection" && message.state === "live") loaded.reload();
     const event = message.data;
-    if (message.id && (!runId || event.run_id === runId)) setFresh((old) => [event, ...old].slice(0, SHOWN));
+    if (message.id && (!runId || event.run_id === runId)) setFresh((old) => [event, ...old].slice(0, KEPT));
   });
   return html`<${Card} title=${title} wide>
     <${Loaded} from=${loaded} what="events" lines=${5}>${(stored) => {
       const all = new Map([...stored, ...fresh].map((event) => [event.event_id, event]));
-      const shown = [...all.values()].sort((a, b) => b.event_id - a.event_id).slice(0, SHOWN);
-      if (!shown.length) return html`<${Empty} title="Nothing has happened yet." />`;
-      return html`<ol class="events">${shown.map((event) => html`<li key=${event.event_id}>
-        <time class="quiet number" title=${moment(event.time)}>${ago(event.time)}</time>
-        <span><strong>${eventName(event.kind)}</strong>${event.detail && ` · ${event.detail}`}
-          ${!runId && event.run_id && html` <a href=${place(`runs/${event.run_id}`)}><code>${event.run_id}</code></a>`}
-          ${event.client_id && html` <a href=${place(`clients/${event.client_id}`)}><code>${event.client_id.slice(0, 12)}</code></a>`}</span>
-      </li>`)}</ol>`;
+      const groups = folded([...all.values()].sort((a, b) => b.event_id - a.event_id)).slice(0, SHOWN);
+      if (!groups.length) return html`<${Empty} title="Nothing has happened yet." />`;
+      return html`<ol class="events">${groups.map((group) => html`<li key=${group.at(-1).event_id}><${Group} events=${group} isOfRun=${Boolean(runId)} /></li>`)}</ol>`;
     }}<//>
   <//>`;
+}
+
+/** Put events beside each other, newest first, that say the same of the same run or client. */
+export function folded(events) {
+  const groups = [];
+  for (const event of events) {
+    const before = groups.at(-1)?.[0];
+    if (before && ["kind", "run_id", "client_id"].every((key) => before[key] === event[key])) groups.at(-1).push(event);
+    else groups.push([event]);
+  }
+  return groups;
+}
+
+function Group({ events, isOfRun }) {
+  const [newest, ...older] = events;
+  if (!older.length) return html`<${Event} event=${newest} isOfRun=${isOfRun} />`;
+  return html`<${Event} event=${newest} isOfRun=${isOfRun} />
+    <details class="events-more"><summary>and ${count(older.length)} more like it, since ${ago(older.at(-1).time)}</summary>
+      <ol class="events">${older.map((event) => html`<li key=${event.event_id}><${Event} event=${event} isOfRun=${isOfRun} /></li>`)}</ol></details>`;
+}
+
+function Event({ event, isOfRun }) {
+  return html`<div class="event">
+    <time class="quiet number" title=${moment(event.time)}>${ago(event.time)}</time>
+    <span><strong>${eventName(event.kind)}</strong>${event.detail && ` · ${event.detail}`}
+      ${!isOfRun && event.run_id && html` <a href=${place(`runs/${event.run_id}`)}><code>${event.run_id}</code></a>`}
+      ${event.client_id && html` <a href=${place(`clients/${event.client_id}`)}><code>${event.client_id.slice(0, 12)}</code></a>`}</span>
+  </div>`;
 }

@@ -2,7 +2,7 @@
 
 import { download, get, post } from "../api.js";
 import { ago, count, moment, seconds } from "../format.js";
-import { useLoaded, useMessages, useNews, useNow } from "../loading.js";
+import { latest, useLiveStatus, useLoaded, useNews, useNow } from "../loading.js";
 import { Confirmation, Dialog, Facts, Failure, Loaded, Progress, State, Waiting } from "../parts.js";
 import { go, place } from "../routing.js";
 import { html, useState } from "../view.js";
@@ -17,17 +17,11 @@ const MAY = { pause: ["queued", "running"], resume: ["paused"], stop: ["queued",
 export function RunPage({ runId, query, isOperator }) {
   const path = `runs/${runId}`;
   const run = useLoaded(async (signal) => ({ ...(await get(path, {}, signal)), since: Date.now() / 1000 }), runId);
-  const [live, setLive] = useState({});
-  const concerns = (message) => message.data?.run_id === runId && message.event !== "status";
-  useNews(concerns, run.reload);
-  useMessages((message) => {
-    if (message.event === "connection" || concerns(message)) setLive({});
-    const news = message.event === "status" && message.data.runs?.[runId];
-    if (news) setLive({ ...news, since: Date.now() / 1000 });
-  });
+  const live = useLiveStatus()[runId];
+  useNews((message) => message.data?.run_id === runId && message.event !== "status", run.reload);
   return html`
     <nav class="trail" aria-label="Where this is"><a href="#/runs">Runs</a> / <span aria-current="page">${run.data?.spec.name ?? runId}</span></nav>
-    <${Loaded} from=${run} what="the run" lines=${10}>${(stored) => html`<${Run} run=${{ ...stored, ...live }} query=${query} isOperator=${isOperator} reload=${run.reload} />`}<//>
+    <${Loaded} from=${run} what="the run" lines=${10}>${(stored) => html`<${Run} run=${latest(stored, live)} query=${query} isOperator=${isOperator} reload=${run.reload} />`}<//>
   `;
 }
 

@@ -63,7 +63,7 @@ function Round({ run, number, isOpen }) {
 
 /** The open round is not stored before its clients are chosen. */
 function nothingYet(problem) {
-  if (problem.status === 404) return [];
+  if (problem.status === 404 && !problem.isUnknownPath) return [];
   throw problem;
 }
 

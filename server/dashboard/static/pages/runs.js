@@ -3,7 +3,7 @@
 import { get, getPage } from "../api.js";
 import { Sparkline } from "../chart.js";
 import { ago, count, moment, plural, value } from "../format.js";
-import { useLoaded, useMessages, useNews } from "../loading.js";
+import { latest, useLiveStatus, useLoaded, useNews } from "../loading.js";
 import { Choice, Empty, Loaded, Pager, Progress, Search, State, Waiting } from "../parts.js";
 import { amend, place } from "../routing.js";
 import { html, useEffect, useState } from "../view.js";
@@ -58,7 +58,7 @@ function NoRuns({ isFiltered, isOperator }) {
 }
 
 function Row({ run, since, live, isPicked, isFull, onPick }) {
-  const now = { ...run, since, ...live };
+  const now = latest({ ...run, since }, live);
   return html`<li class="run">
     <label class="run-pick"><input type="checkbox" checked=${isPicked} disabled=${isFull && !isPicked} onChange=${onPick} aria-label=${`Pick ${run.spec.name} to compare`} /></label>
     <div class="run-main">
@@ -67,8 +67,8 @@ function Row({ run, since, live, isPicked, isFull, onPick }) {
     </div>
     <${State} state=${now.state} />
     <div class="run-rounds">
-      <span class="number">Round ${count(run.round_number)} of ${count(run.spec.rounds)}</span>
-      <${Progress} label="Rounds committed" done=${run.round_number} of=${run.spec.rounds} />
+      <span class="number">Round ${count(now.round_number)} of ${count(run.spec.rounds)}</span>
+      <${Progress} label="Rounds committed" done=${now.round_number} of=${run.spec.rounds} />
     </div>
     <${Curve} run=${run} />
     <p class="run-status">${now.waiting ? html`<${Waiting} waiting=${now.waiting} since=${now.since} />` : statusWords(now)}</p>
@@ -101,17 +101,4 @@ function Curve({ run }) {
     ${values && html`<${Sparkline} values=${values} label=${`${name} over the rounds`} />`}
     <span class="number"><span class="quiet">${name}</span> ${value(metrics[name])}</span>
   </div>`;
-}
-
-/** What the stream says of runs between two events: {run_id: {state, status, waiting, since}}. */
-export function useLiveStatus() {
-  const [live, setLive] = useState({});
-  useMessages((message) => {
-    if (message.event === "connection" || /^run_/.test(message.event)) setLive({});
-    if (message.event !== "status" || !message.data.runs) return;
-    const since = Date.now() / 1000;
-    const news = Object.entries(message.data.runs).map(([runId, run]) => [runId, { ...run, since }]);
-    setLive((old) => ({ ...old, ...Object.fromEntries(news) }));
-  });
-  return live;
 }

@@ -22,11 +22,16 @@ export function SubmitPage({ query }) {
 }
 
 async function beginning(cloned, signal) {
-  const [schema, found] = await Promise.all([get("spec/schema", {}, signal), get("learners", {}, signal)]);
-  const learners = Array.isArray(found) ? found : Object.entries(found).map(([name, about]) => ({ name, ...about }));
+  const [schema, learners] = await Promise.all([get("spec/schema", {}, signal), get("learners", {}, signal).catch(noneKnown)]);
   const model = cloned && (await get(`runs/${cloned}`, {}, signal));
-  const spec = model ? model.spec : await exampleOf(FIRST_LEARNER, signal);
+  const spec = model ? model.spec : learners.length ? await exampleOf(FIRST_LEARNER, signal) : { learner: { name: FIRST_LEARNER } };
   return { schema, learners, spec, cloned };
+}
+
+/** A coordinator that cannot tell its learners takes specs all the same: the learner is written by hand. */
+function noneKnown(problem) {
+  if (problem.isUnknownPath) return [];
+  throw problem;
 }
 
 const exampleOf = async (name, signal) => (await get(`learners/${encodeURIComponent(name)}`, {}, signal)).example;
