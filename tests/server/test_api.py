@@ -14,6 +14,7 @@ from server.coordinator import Coordinator
 from server.records import RoundRecord, RoundState, RunState
 from tests.hostile import joined
 from tests.loopback import WAIT_SECONDS, run_in_state, serving, until
+from tests.server.cohorts import when
 from tests.server.rest import DOCUMENT, calling, problem, stored_run
 from wire.spec import RunSpec
 
@@ -136,6 +137,8 @@ async def test_clients_show_what_joined_and_what_it_does(coordinator: Coordinato
 
 async def test_health_counts_clients_and_measures(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
     async with joined(coordinator.address), joined(coordinator.address):
+        # A client counts once its welcome is on its way, which it may have read before.
+        await when(lambda: sum(member.is_present for member in coordinator.sessions.members()) == 2, "two clients")
         health = (await api.get("/health")).json()
     assert (health["status"], health["client_count"], health["protocol_version"]) == ("ok", 2, 1)
     assert 0 < health["uptime_seconds"] < WAIT_SECONDS
@@ -174,6 +177,7 @@ async def test_openapi_describes_every_route_with_its_errors(coordinator: Coordi
         ("GET", f"{prefix}/spec/schema"),
         ("GET", f"{prefix}/clients"),
         ("GET", f"{prefix}/me"),
+        ("GET", "/metrics"),
     }
     for path, methods in document["paths"].items():
         for operation in methods.values():

@@ -73,7 +73,9 @@ def test_draw_attention_shows_each_weight_where_it_belongs(folder: Path) -> None
         ),
         pytest.param({"name": "mlp", "longest": None}, [], "the learner must have attention, as seq2seq and", id="mlp"),
         pytest.param({"name": "seq2seq", "attention": "none"}, [], "model must have attention to show", id="none"),
-        pytest.param({"name": "transformer", "task": "classify"}, [], "task must be translate", id="classifier"),
+        pytest.param(
+            {"name": "transformer", "task": "classify", "longest": 32}, [], "task must be translate", id="classifier"
+        ),
         pytest.param({"name": "seq2seq", "source_vocabulary": 60}, [], "sources must be 0 to 59, got 97", id="text"),
         pytest.param({"name": "seq2seq", "is_mute": True}, [], "must make something of 'abc', got nothing", id="mute"),
         pytest.param({"name": "seq2seq"}, ["--symbols", "A"], "a name for each code, got 1 and code", id="symbols"),
