@@ -12,10 +12,10 @@ STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check format stubs docs bench clean
+.PHONY: help demo test test-slow test-containers check format stubs docs bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## Train a model over a small federation on this machine
 	$(BIN)/choral demo
@@ -26,6 +26,9 @@ test: $(INSTALLED) ## Run the tests, but the slow ones
 
 test-slow: $(INSTALLED) ## Run the slow tests, which train learners to their reference results
 	$(BIN)/pytest -m slow
+
+test-containers: ## Build the container images and test a federation of them; it needs a Docker engine
+	deploy/test-containers.sh
 
 check: $(INSTALLED) ## Check format, lint, types, the contract and its stubs
 	$(BIN)/ruff format --check .

@@ -30,7 +30,7 @@ def serve(
         str,
         typer.Option(
             envvar="CHORAL_STORE",
-            help="redis://HOST:PORT/0 to keep state in Redis; default: SQLite in the folder.",
+            help="redis://HOST:PORT/0 to keep state in Redis, or file:PATH of a file with that; default: SQLite in the folder.",
             show_default=False,
         ),
     ] = "",

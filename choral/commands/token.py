@@ -25,7 +25,13 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.")]
 StoreUrl = Annotated[
-    str, typer.Option("--store", help="redis://HOST:PORT/0 where the coordinator keeps its state in Redis.")
+    str,
+    typer.Option(
+        "--store",
+        envvar="CHORAL_STORE",
+        help="redis://HOST:PORT/0 where the coordinator keeps its state in Redis, or file:PATH of a file with that.",
+        show_default=False,
+    ),
 ]
 Name = Annotated[str, typer.Argument(help="The token's name.")]
 FOLDER = Path("coordinator")

@@ -1,24 +1,45 @@
 """Durable state of a coordinator, in a SQLite file or a Redis server."""
 
+from pathlib import Path
+
+from server.errors import StoreError
 from server.store.contract import Store
 from server.store.sqlite import SqliteStore
 
 __all__ = ["Store", "open_store"]
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+FILE_SCHEME = "file:"
 
 
 async def open_store(url_or_path: str) -> Store:
     """Open the store at an address.
 
     Args:
-        url_or_path: redis://, rediss:// or unix:// for a Redis server, else the path of a SQLite file, which is created if need be.
+        url_or_path: redis://, rediss:// or unix:// for a Redis server; file:PATH for a file that holds such an address, whose password
+            then stands in no command line; else the path of a SQLite file, which is created if need be.
 
     Raises:
         StoreError: It cannot be opened. The message names it, without a password.
     """
+    if url_or_path.startswith(FILE_SCHEME):
+        url_or_path = _read_address(Path(url_or_path.removeprefix(FILE_SCHEME)))
     if url_or_path.startswith(REDIS_SCHEMES):
         from server.store.redis import RedisStore  # only who uses Redis needs its package
 
         return await RedisStore.open(url_or_path)
     return await SqliteStore.open(url_or_path)
+
+
+def _read_address(path: Path) -> str:
+    try:
+        address = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "something else"
+        raise StoreError(f"Store {FILE_SCHEME}{path}: must be a readable text file, got: {reason}.") from error
+    if not address.startswith(REDIS_SCHEMES):
+        # Its text may hold a password.
+        raise StoreError(
+            f"Store {FILE_SCHEME}{path}: must hold a redis://, rediss:// or unix:// address, got another text."
+        )
+    return address

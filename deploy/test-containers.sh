@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# Tests the containers for real: builds both images, trains the federation of docker-compose.yml in them, kills some of it, and looks into them.
+# It needs a Docker engine that runs, docker-compose 1.29 or the plugin `docker compose`, curl and python3. Where no registry can be reached it
+# also needs root, debootstrap and what pip of this machine can reach: then base images and wheels are made here. It leaves nothing running.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=300 WHEELS_PORT=18931
+export CHORAL_VERSION=test CHORAL_GRPC_PORT="" CHORAL_HTTP_PORT=""
+scratch=$(mktemp -d)
+wheel_server=""
+
+say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
+fail() { say "FAILED: $*" >&2; exit 1; }
+compose() {
+    if docker compose version > /dev/null 2>&1; then docker compose --project-name "$PROJECT" "$@"; else docker-compose --project-name "$PROJECT" "$@"; fi
+}
+container() { compose ps --quiet "$1"; }
+state() { docker inspect --format "$1" "$2"; }
+
+clean_up() {
+    status=$?
+    if [ "$status" -ne 0 ]; then compose logs --no-color --tail 40 >&2 || true; fi
+    docker rm --force "$PROJECT-edge" > /dev/null 2>&1 || true
+    compose down --volumes > /dev/null 2>&1 || true
+    docker volume rm "$PROJECT-edge" > /dev/null 2>&1 || true
+    if [ -n "$wheel_server" ]; then kill "$wheel_server" 2> /dev/null || true; fi
+    rm -rf "$scratch"
+}
+trap clean_up EXIT
+
+# await WHAT COMMAND...: until the command succeeds, but no longer than PATIENCE_SECONDS.
+await() {
+    local what=$1 deadline=$((SECONDS + PATIENCE_SECONDS))
+    shift
+    until "$@"; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "waited $PATIENCE_SECONDS s for $what"
+        sleep 1
+    done
+    say "$what"
+}
+
+# --- images ------------------------------------------------------------------------------------------------------------------------------
+
+can_pull() { docker image inspect "$1" > /dev/null 2>&1 || timeout 60 docker pull --quiet "$1" > /dev/null 2>&1; }
+
+# make_base NAME PACKAGES COMMAND: an image of Debian's own packages, unless an earlier call made it.
+make_base() {
+    docker image inspect "$1" > /dev/null 2>&1 && return
+    debootstrap --variant=minbase --include="$2" bookworm "$scratch/base" > "$scratch/debootstrap.log" || { tail -n 5 "$scratch/debootstrap.log" >&2; return 1; }
+    rm -rf "$scratch"/base/var/cache/apt/archives/*.deb "$scratch"/base/var/lib/apt/lists/*
+    tar --create --directory "$scratch/base" . | docker import --change "$3" - "$1" > /dev/null
+    rm -rf "$scratch/base"
+}
+
+serve_wheels() {
+    python3 -c 'import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))
+parts = project["project"]["dependencies"] + [
+    name for role in ("client", "server") for name in project["project"]["optional-dependencies"][role]
+]
+print(*project["build-system"]["requires"], *parts, sep="\n")' > "$scratch/wanted.txt"
+    # For redis, where Debian's Python is older than 3.11.3.
+    echo async-timeout >> "$scratch/wanted.txt"
+    python3 -m pip download --quiet --only-binary :all: --dest "$scratch/wheels" --constraint constraints.txt --requirement "$scratch/wanted.txt" \
+        2> "$scratch/pip.log" || { cat "$scratch/pip.log" >&2; return 1; }
+    # Always the same port: the address is part of what the engine keeps built layers by.
+    python3 -u -m http.server --bind 127.0.0.1 --directory "$scratch/wheels" "$WHEELS_PORT" > "$scratch/http.log" 2>&1 &
+    wheel_server=$!
+    until grep -q 'http://' "$scratch/http.log"; do kill -0 "$wheel_server"; sleep 0.1; done
+}
+
+arguments=()
+if can_pull "${BASE_IMAGE:=python:3.11-slim-bookworm}" && can_pull "${REDIS_IMAGE:=redis:7-bookworm}"; then
+    say "base images: $BASE_IMAGE, $REDIS_IMAGE"
+else
+    BASE_IMAGE=choral-test-python REDIS_IMAGE=choral-test-redis
+    make_base "$BASE_IMAGE" python3,python3-venv,ca-certificates 'CMD ["python3"]'
+    make_base "$REDIS_IMAGE" redis-server 'CMD ["redis-server"]'
+    say "base images: of debootstrap, because no registry can be reached"
+fi
+export REDIS_IMAGE
+if ! curl --silent --fail --max-time 20 --output /dev/null https://download.pytorch.org/whl/cpu/; then
+    serve_wheels
+    arguments=(--network host --build-arg PIP_NO_INDEX=1 --build-arg "PIP_FIND_LINKS=http://127.0.0.1:$WHEELS_PORT/")
+    say "wheels: of this machine's pip, because torch's index cannot be reached"
+fi
+for role in coordinator client; do
+    docker build --quiet --file deploy/Dockerfile --target "$role" --tag "choral-$role:test" --build-arg "BASE_IMAGE=$BASE_IMAGE" \
+        --build-arg VERSION=test "${arguments[@]}" . > "$scratch/build.log" 2>&1 || { tail -n 20 "$scratch/build.log" >&2; fail "building choral-$role"; }
+    size=$(docker image inspect --format '{{.Size}}' "choral-$role:test")
+    say "choral-$role: $((size / 1000000)) MB"
+    [ "$size" -le 1200000000 ] || fail "choral-$role must be at most 1200 MB"
+done
+
+# --- what is in them ---------------------------------------------------------------------------------------------------------------------
+
+for role in coordinator client; do
+    # As root, or folders that only root can read would seem empty.
+    docker run --rm --user 0 --network none --entrypoint python --volume "$PWD/deploy/contents.py:/contents.py:ro" "choral-$role:test" /contents.py / \
+        || fail "choral-$role holds what no image should"
+    ! docker image inspect --format '{{json .Config.Env}}' "choral-$role:test" | grep -iE 'pip_|token|password|secret' || fail "choral-$role keeps settings of its build"
+    [ "$(docker image inspect --format '{{.Config.User}}' "choral-$role:test")" = 10001:10001 ] || fail "choral-$role must not run as root"
+done
+say "images: no tests, secrets, caches or build tools"
+
+# --- the federation ----------------------------------------------------------------------------------------------------------------------
+
+compose up --detach --no-build > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log" >&2; fail "docker compose up"; }
+coordinator=$(container coordinator)
+say "the federation is up"
+for service in redis coordinator $FEDERATION; do
+    id=$(container "$service")
+    [ "$(docker exec "$id" id -u)" = 10001 ] || fail "$service must not run as root"
+    if docker exec "$id" touch /etc/written 2> /dev/null; then fail "$service can write to its root file system"; fi
+    [ "$(state '{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}}' "$id")" = \
+        'true [ALL] [no-new-privileges:true]' ] || fail "$service must be confined"
+done
+say "every service is without root, capabilities and a file system to write to"
+
+docker cp --quiet "$coordinator:/certificates/coordinator/authority.pem" "$scratch/authority.pem" 2> /dev/null \
+    || docker cp "$coordinator:/certificates/coordinator/authority.pem" "$scratch/authority.pem" > /dev/null
+token=$(docker exec "$coordinator" choral token create test --role operator --days 1 2> /dev/null)
+port() { docker port "$coordinator" "$1" | head -n 1 | sed 's/.*://'; }
+api() { curl --silent --fail --max-time 10 --cacert "$scratch/authority.pem" --header "Authorization: Bearer $token" "https://localhost:$(port 8080)$1"; }
+# run_field NAME: of the one run.
+run_field() { api /api/v1/runs | python3 -c 'import json, sys; print(json.load(sys.stdin)[0][sys.argv[1]])' "$1" 2> /dev/null; }
+has_rounds() { [ "$(run_field round_number || echo 0)" -ge "$1" ]; }
+is_state() { [ "$(run_field state || true)" = "$1" ]; }
+is_healthy() { [ "$(state '{{.State.Health.Status}}' "$1")" = healthy ]; }
+
+await "3 rounds are committed" has_rounds 3
+[ "$(curl --silent --output /dev/null --write-out '%{http_code}' --cacert "$scratch/authority.pem" "https://localhost:$(port 8080)/api/v1/runs")" = 401 ] \
+    || fail "the REST API must ask for a token"
+api / | grep -qi '<title>' || fail "the dashboard must be served"
+
+before=$(run_field round_number)
+is_state running || fail "the run must be in progress before the coordinator is killed"
+docker kill "$coordinator" > /dev/null
+say "killed the coordinator's container after round $before"
+docker start "$coordinator" > /dev/null
+await "2 more rounds are committed after it came back" has_rounds $((before + 2))
+is_state running || fail "the run must be in progress before a client is killed"
+victim=$(container site-1)
+# Everything in it but its init: the engine brings the container back, as after a crash.
+docker exec "$victim" /bin/sh -c 'kill -9 -1' || true
+say "killed the client site-1 after round $(run_field round_number)"
+await "the run has finished" is_state finished
+[ "$(state '{{.RestartCount}}' "$victim")" -ge 1 ] || fail "site-1 must have been started again"
+await "site-1 is healthy again" is_healthy "$victim"
+
+run=$(run_field run_id)
+api "/api/v1/runs/$run/model" > "$scratch/model.safetensors"
+docker run --rm --network none --user "$(id -u):$(id -g)" --entrypoint python --volume "$scratch/model.safetensors:/model.safetensors:ro" choral-client:test -c \
+    'from safetensors.torch import load_file; print("       model:", sum(t.numel() for t in load_file("/model.safetensors").values()), "numbers")' \
+    || fail "the model must be one that can be loaded"
+rounds=$(run_field round_number)
+accuracy=$(api "/api/v1/runs/$run/rounds/$rounds" | python3 -c 'import json, sys; print(json.load(sys.stdin)["metrics"]["accuracy"])')
+python3 -c 'import sys; sys.exit(float(sys.argv[1]) < 0.85)' "$accuracy" || fail "the model's accuracy must be at least 0.85, got $accuracy"
+say "the model after round $rounds has an accuracy of $accuracy"
+
+# --- an edge machine, by the one line of README.md -----------------------------------------------------------------------------------------
+
+compose run --rm -T certificates \
+    'choral certificates /certificates --host coordinator --host localhost --host 127.0.0.1 --client edge-1 > /dev/null
+     tar --create --directory /certificates/clients authority.pem edge-1.pem edge-1-key.pem' > "$scratch/edge-1.tar" 2> "$scratch/run.log" \
+    || { cat "$scratch/run.log" >&2; fail "a certificate for an edge machine"; }
+mkdir "$scratch/edge"
+tar --extract --same-owner --file "$scratch/edge-1.tar" --directory "$scratch/edge"
+docker run --detach --name "$PROJECT-edge" --network host --init --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
+    --restart unless-stopped --volume "$PROJECT-edge:/var/lib/choral" --volume "$scratch/edge:/certificates/clients:ro" choral-client:test \
+    join "localhost:$(port 7070)" --name edge-1 --data digits,blocks=5 --tls-ca /certificates/clients/authority.pem \
+    --tls-cert /certificates/clients/edge-1.pem --tls-key /certificates/clients/edge-1-key.pem > /dev/null
+edge_is_there() { api /api/v1/clients | python3 -c 'import json, sys; sys.exit(not any(c["name"] == "edge-1" and c["is_connected"] for c in json.load(sys.stdin)))'; }
+await "an edge machine has joined through the published port" edge_is_there
+
+say "all is well"

@@ -1,0 +1,150 @@
+"""The Helm chart against Helm itself, and what it makes against the schemas of Kubernetes."""
+
+import functools
+import json
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from tests.deploy.manifests import helm, read_yaml
+
+INGRESS = {
+    "grpc": {"enabled": True, "host": "fed.example.org"},
+    "http": {"enabled": True, "host": "choral.example.org", "tlsSecretName": "public"},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {
+        "image": {"tag": "sha256:" + "0" * 64},
+        "imagePullSecrets": [{"name": "registry"}],
+        "ingress": INGRESS,
+        "service": {"type": "LoadBalancer", "annotations": {"example.org/a": "b"}},
+        "networkPolicy": {"grpcFrom": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "httpFrom": [{"podSelector": {}}]},
+        "coordinator": {
+            "extraArgs": ["--concurrent-runs=2"],
+            "nodeSelector": {"disk": "fast"},
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "persistence": {"storageClass": "fast"},
+        },
+    },
+    "external-redis": {"redis": {"enabled": False, "externalSecretName": "store"}},
+    "open": {"networkPolicy": {"enabled": False}, "tls": {"clientCertificates": False}},
+}
+RELEASES = ["1.27", "1.30", "1.34"]
+
+
+def rendered(values: dict[str, Any]) -> list[dict[str, Any]]:
+    return read_yaml(text_of(json.dumps(values)))
+
+
+@functools.cache
+def text_of(values: str) -> str:
+    done = helm(values)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
+
+
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES)
+def test_chart_is_what_kubernetes_takes(values: dict[str, Any]) -> None:
+    documents = rendered(values)
+    assert len(documents) >= 4
+    for document in documents:
+        for release in RELEASES:
+            kubernetes_validate.validate(document, release, strict=True)
+
+
+@pytest.mark.parametrize("values", [CASES["defaults"], CASES["everything"]], ids=["defaults", "everything"])
+def test_every_pod_is_confined_and_limited(values: dict[str, Any]) -> None:
+    sets = of_kind(rendered(values), "StatefulSet")
+    assert set(sets) == {"fed", "fed-redis"}
+    for document in sets.values():
+        pod = document["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"]["memory"]
+        assert {"livenessProbe", "readinessProbe"} <= set(container)
+        for volume in pod["volumes"]:
+            assert volume.get("secret", {}).get("defaultMode", 0o440) == 0o440
+
+
+def test_selectors_find_the_pods_and_nothing_else() -> None:
+    documents = rendered({})
+    labels = {
+        name: document["spec"]["template"]["metadata"]["labels"]
+        for name, document in of_kind(documents, "StatefulSet").items()
+    }
+
+    def chosen(selector: dict[str, str]) -> set[str]:
+        return {name for name, has in labels.items() if selector.items() <= has.items()}
+
+    for kind in ("Service", "StatefulSet"):
+        for name, document in of_kind(documents, kind).items():
+            selector = document["spec"]["selector"]
+            assert chosen(selector.get("matchLabels", selector)) == {name}
+    for kind, place in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        for name, document in of_kind(documents, kind).items():
+            assert chosen(document["spec"][place]["matchLabels"]) == {name}
+    assert set(of_kind(documents, "PodDisruptionBudget")) == {"fed"}
+
+
+def test_redis_is_reached_by_the_coordinator_alone() -> None:
+    policies = of_kind(rendered({}), "NetworkPolicy")
+    redis, coordinator = policies["fed-redis"]["spec"], policies["fed"]["spec"]
+    (entry,) = redis["ingress"]
+    assert entry["from"][0]["podSelector"] == coordinator["podSelector"]
+    assert "egress" not in redis
+    assert redis["policyTypes"] == ["Ingress", "Egress"]
+    assert [port["port"] for rule in coordinator["egress"] for port in rule["ports"]] == [53, 53, 6379]
+
+
+def test_password_stands_in_a_secret_alone() -> None:
+    documents = rendered({})
+    secret = of_kind(documents, "Secret")["fed-redis"]["stringData"]
+    assert len(secret["password"]) == 40
+    assert secret["store"] == f"redis://:{secret['password']}@fed-redis:6379/0"
+    others = [document for document in documents if document["kind"] != "Secret"]
+    assert secret["password"] not in json.dumps(others)
+
+
+def test_external_redis_brings_no_redis() -> None:
+    documents = rendered(CASES["external-redis"])
+    assert set(of_kind(documents, "StatefulSet")) == {"fed"}
+    volumes = of_kind(documents, "StatefulSet")["fed"]["spec"]["template"]["spec"]["volumes"]
+    assert [volume["secret"]["secretName"] for volume in volumes if volume["name"] == "store"] == ["store"]
+
+
+def test_ingress_leads_to_both_ports() -> None:
+    found = of_kind(rendered({"ingress": INGRESS}), "Ingress")
+    ports = {}
+    for name, document in found.items():
+        (rule,) = document["spec"]["rules"]
+        ports[name] = (rule["host"], rule["http"]["paths"][0]["backend"]["service"]["port"]["name"])
+    assert ports == {"fed-grpc": ("fed.example.org", "grpc"), "fed-http": ("choral.example.org", "http")}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        pytest.param({"ingress": {"grpc": {"enabled": True}}}, "host", id="ingress-without-host"),
+        pytest.param({"redis": {"enabled": False}}, "redis.externalSecretName must name a secret", id="no-redis"),
+        pytest.param({"tls": {"secretName": ""}}, "secretName", id="no-certificates"),
+        pytest.param({"replicas": 2}, "replicas", id="unknown-value"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(values: dict[str, Any], message: str) -> None:
+    done = helm(json.dumps(values))
+    assert done.returncode == 1
+    assert message in done.stderr

@@ -1,0 +1,108 @@
+"""The compose files against docker-compose 1.29, and what they promise about every service."""
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.deploy.manifests import COMPOSE, GPU, ROOT, read_yaml, services
+from wire.spec import read_spec
+
+KEYS = {
+    "build",
+    "cap_drop",
+    "command",
+    "depends_on",
+    "entrypoint",
+    "environment",
+    "healthcheck",
+    "image",
+    "init",
+    "mem_limit",
+    "network_mode",
+    "networks",
+    "pids_limit",
+    "ports",
+    "read_only",
+    "restart",
+    "security_opt",
+    "tmpfs",
+    "user",
+    "volumes",
+}
+"""Of a service, what docker-compose 1.29 and the plugin read alike."""
+
+SITES = ["site-0", "site-1", "site-2"]
+OWN = ["certificates", "coordinator", "submit", *SITES]
+
+
+@pytest.mark.parametrize("files", [[COMPOSE], [COMPOSE, GPU]], ids=["cpu", "gpu"])
+def test_old_docker_compose_takes_the_files(files: list[Any]) -> None:
+    if shutil.which("docker-compose") is None:
+        pytest.skip("docker-compose is not installed: apt-get install docker-compose")
+    named = [word for path in files for word in ("--file", str(path))]
+    done = subprocess.run(["docker-compose", *named, "config"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (document,) = read_yaml(done.stdout)
+    assert set(document["services"]) == {"redis", *OWN}
+    for site in SITES:
+        found = document["services"][site].get("deploy", {}).get("resources", {}).get("reservations", {})
+        assert bool(found.get("devices")) == (len(files) == 2)
+
+
+def test_services_use_only_what_both_versions_read() -> None:
+    assert {key for service in services().values() for key in service} <= KEYS
+
+
+def test_every_service_is_confined() -> None:
+    for name, service in services().items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert {"mem_limit", "pids_limit"} <= set(service), name
+
+
+def test_ports_are_published_on_loopback_alone() -> None:
+    ports = {name: service["ports"] for name, service in services().items() if "ports" in service}
+    assert set(ports) == {"coordinator"}
+    assert all(port.startswith("127.0.0.1:") for port in ports["coordinator"])
+
+
+def test_only_coordinator_and_its_tools_reach_redis() -> None:
+    on_store = {name for name, service in services().items() if "store" in service.get("networks", [])}
+    assert on_store == {"redis", "coordinator", "submit"}
+    (document,) = read_yaml(COMPOSE.read_text(encoding="utf-8"))
+    assert document["networks"]["store"] == {"internal": True}
+
+
+def test_keys_lie_only_where_they_are_needed() -> None:
+    where = {
+        volume: {
+            name
+            for name, service in services().items()
+            for mount in service.get("volumes", [])
+            if isinstance(mount, str) and mount.startswith(f"{volume}:")
+        }
+        for volume in ("authority", "coordinator-certificates", "client-certificates")
+    }
+    assert where == {
+        "authority": {"certificates"},
+        "coordinator-certificates": {"certificates", "coordinator", "submit"},
+        "client-certificates": {"certificates", *SITES},
+    }
+
+
+def test_no_secret_stands_in_the_files() -> None:
+    for service in services().values():
+        for name in service.get("environment", {}):
+            assert name in {"CHORAL_STORE", "CHORAL_URL", "CHORAL_TLS_CA"}
+        assert "redis://" not in json.dumps([service.get("environment"), service.get("healthcheck")])
+
+
+def test_the_demo_has_a_client_for_each_place_of_its_cohort() -> None:
+    spec = read_spec(ROOT / "deploy" / "digits.yaml")
+    assert spec.cohort.size == len(SITES)
+    # One may be away, and rounds go on.
+    assert spec.cohort.quorum == len(SITES) - 1

@@ -1,0 +1,125 @@
+"""The Dockerfile's rules, what goes into the images, and the check of what is in them."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.manifests import ROOT
+
+CONTENTS = ROOT / "deploy" / "contents.py"
+SLIM = ROOT / "deploy" / "slim.sh"
+
+
+def stages() -> dict[str, list[str]]:
+    """Return the instructions of each stage of the Dockerfile, one a line."""
+    text = re.sub(r"\\\n\s*", " ", (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8"))
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("FROM "):
+            found[line.rpartition(" AS ")[2]] = [line]
+        elif found and line and not line.startswith("#"):
+            list(found.values())[-1].append(line)
+    return found
+
+
+def test_images_are_built_from_one_base_without_build_tools() -> None:
+    found = stages()
+    assert list(found) == ["packages", "runtime", "coordinator", "client"]
+    assert found["coordinator"][0] == "FROM runtime AS coordinator"
+    assert found["client"][0] == "FROM runtime AS client"
+    for stage in ("runtime", "coordinator", "client"):
+        text = "\n".join(found[stage])
+        assert not re.search(r"\b(apt-get|apt|curl|wget|pip install|ensurepip)\b", text)
+        assert not re.search(r"\bARG PIP_", text)
+
+
+def test_images_run_without_root_and_say_how_they_are() -> None:
+    found = stages()
+    assert [line for line in found["runtime"] if line.startswith("USER")] == ["USER 10001:10001"]
+    for stage in ("coordinator", "client"):
+        assert not any(line.startswith("USER") for line in found[stage])
+        (check,) = [line for line in found[stage] if line.startswith("HEALTHCHECK")]
+        command = json.loads(check.partition("CMD ")[2])
+        assert command[:4] == ["python", "-m", "choral.health", stage]
+
+
+def test_build_context_is_what_an_image_installs() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    files = {"constraints.txt", "pyproject.toml", "deploy/slim.sh", project["project"]["readme"]}
+    assert allowed == packages | files | set(project["project"]["license-files"])
+
+
+def contents(root: Path) -> list[str]:
+    done = subprocess.run([sys.executable, str(CONTENTS), str(root)], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.returncode == (1 if done.stdout else 0)
+    return done.stdout.splitlines()
+
+
+def test_check_of_contents_finds_nothing_in_a_clean_tree(tmp_path: Path) -> None:
+    (tmp_path / "opt/choral/lib").mkdir(parents=True)
+    (tmp_path / "opt/choral/lib/model.py").write_text("PEM = '-----BEGIN PRIVATE KEY-----'\n")
+    (tmp_path / "opt/choral/lib/torch.dist-info/licenses/test").mkdir(parents=True)
+    assert contents(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("opt/choral/lib/tests/data.csv", "1", "folder {}/opt/choral/lib/tests"),
+        ("opt/choral/lib/test_model.py", "", "file {}/opt/choral/lib/test_model.py"),
+        ("opt/choral/lib/conftest.py", "", "file {}/opt/choral/lib/conftest.py"),
+        ("srv/.env", "TOKEN=1", "file {}/srv/.env"),
+        ("root/.cache/pip/x", "", "cache {}/root/.cache"),
+        ("var/lib/choral/k", "-----BEGIN PRIVATE KEY-----\n" + "A" * 64, "a private key in {}/var/lib/choral/k"),
+    ],
+)
+def test_check_of_contents_names_what_is_there(tmp_path: Path, name: str, text: str, line: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert line.format(tmp_path) in contents(tmp_path)
+
+
+def test_check_of_contents_names_a_program(tmp_path: Path) -> None:
+    path = tmp_path / "usr/bin/gcc"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    path.chmod(0o755)
+    assert contents(tmp_path) == [f"program {path}"]
+
+
+def test_slimming_leaves_what_the_check_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "opt/choral"
+    for name in (
+        "lib/a/tests/test_a.py",
+        "lib/a/conftest.py",
+        "lib/a/b_test.py",
+        "lib/torch/include/x.h",
+        "lib/torch/bin/protoc",
+        "lib/torch/bin/torch_shm_manager",
+        "lib/a.dist-info/licenses/test/LICENSE",
+        "lib/a/model.py",
+        "lib/site-packages/torch/_inductor/test_operators.py",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    subprocess.run(["sh", str(SLIM), str(folder)], check=True, timeout=60)
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == {
+        "lib/torch/bin/torch_shm_manager",
+        "lib/a.dist-info/licenses/test/LICENSE",
+        "lib/a/model.py",
+        "lib/site-packages/torch/_inductor/test_operators.py",
+    }
+    assert contents(tmp_path) == []
