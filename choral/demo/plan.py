@@ -74,7 +74,7 @@ seed: 7                  # every random draw of the run follows from it
 learner: {learner}
 rounds: {rounds}
 cohort:
-  fraction: 1.0          # every client that is present takes part in a round
+  {cohort}
   quorum: {quorum}              # a round needs this many; when a client drops off, the run goes on without it
   deadline_seconds: 120  # longest time for a round
 local:                   # what each client does in a round, on its own data
@@ -91,6 +91,8 @@ privacy:
   secure_aggregation:    # the coordinator learns sums of updates alone
     dropout_fraction: 0.2
 """
+
+_EVERYBODY = "fraction: 1.0          # every client that is present takes part in a round"
 
 _PLAIN_QUORUM, _SECURE_QUORUM = 2, 3
 
@@ -152,6 +154,7 @@ class Plan:
             name=self.learner,
             learner=self.recipe.learner,
             rounds=self.rounds,
+            cohort=f"size: {self.client_count}" if self.is_secure else _EVERYBODY,
             quorum=_SECURE_QUORUM if self.is_secure else _PLAIN_QUORUM,
             optimizer=optimizer,
             epochs=epochs,
