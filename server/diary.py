@@ -47,6 +47,11 @@ class Diary:
         else:
             page[client_id] = Entry(task_id, Moments(asked=_now()))
 
+    def download(self, client_id: str, task_id: str) -> None:
+        """Note that a client was sent the model."""
+        if (entry := self._entry(client_id, task_id)) is not None:
+            self._note(entry, "downloaded")
+
     def enter(self, client_id: str, task_id: str, phase: pb.Phase) -> None:
         """Note a phase that a client says it is in. The first one after training tells that training has ended."""
         if (entry := self._entry(client_id, task_id)) is None:
@@ -57,9 +62,10 @@ class Diary:
             self._note(entry, "trained")
 
     def bring(self, client_id: str, run_id: str) -> None:
-        """Note that a client's upload begins: it has trained."""
+        """Note that a client's upload begins: it has trained. One that was sent no model had it."""
         if (entry := self._pages.get(run_id, {}).get(client_id)) is not None:
-            self._note(entry, "downloaded")
+            if entry.moments.downloaded is None:
+                entry.moments = entry.moments.with_(downloaded=entry.moments.asked)
             self._note(entry, "trained")
 
     def arrive(self, client_id: str, run_id: str) -> None:

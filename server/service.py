@@ -100,6 +100,7 @@ class FederationService(FederationServiceServicer):
                     async with asyncio.timeout(self._stall_seconds):
                         await context.write(part.data)
                     self._transfers.observer.note_sent(len(part.data))
+            self._sessions.take_download(session)
         except TimeoutError:
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"a slice must be taken within {self._stall_seconds:g} s"

@@ -255,6 +255,11 @@ class Sessions:
             session.progress = progress
             self.diary.enter(session.client.client_id, progress.task_id, progress.phase)
 
+    def take_download(self, session: Session) -> None:
+        """Note that a client has the model of its task."""
+        if (assignment := self._assignments.get(session.client.client_id)) is not None:
+            self.diary.download(session.client.client_id, assignment.task_id)
+
     def take_reply(self, session: Session, reply: Reply) -> None:
         """Hand a reply to whoever asked. A reply to a task that is not the client's is ignored: it crossed its cancellation."""
         assignment = self._assignments.get(session.client.client_id)

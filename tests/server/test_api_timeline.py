@@ -84,6 +84,32 @@ async def test_timeline_of_an_open_round_grows_and_stays_when_it_is_committed(
         assert rows[name] == open_rows[name]
 
 
+async def test_timeline_tells_a_download_from_training_without_a_word_of_the_client(
+    coordinator: Coordinator, api: httpx.AsyncClient
+) -> None:
+    spec = small_spec(rounds=1, cohort={"size": 2, "deadline_seconds": 60})
+    async with everyone([joined(coordinator.address, name=name) for name in ("fetches", "has")]) as (fetches, has):
+        run = await coordinator.runs.submit(spec)
+        task, _ = [await session.task() for session in (fetches, has)]
+        request = pb.DownloadRequest(session_token=fetches.token, sha256=task.base.sha256)
+        assert sum([len(part.data) async for part in fetches.calls.download(request)]) == task.base.total_bytes
+        await until_downloaded(api, run.run_id, "fetches")
+        assert (await timeline(api, run.run_id, 1))["has"]["downloaded"] is None
+        for number, session in enumerate((fetches, has)):
+            await session.contribute(task, drawn_vector(number, SIZE))
+        await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+    rows = await timeline(api, run.run_id, 1)
+    assert rows["has"]["downloaded"] == rows["has"]["asked"] < rows["has"]["trained"]
+    assert rows["fetches"]["asked"] < rows["fetches"]["downloaded"] < rows["fetches"]["trained"]
+
+
+async def until_downloaded(api: httpx.AsyncClient, run_id: str, name: str) -> None:
+    async def is_there() -> bool:
+        return (await timeline(api, run_id, 1))[name]["downloaded"] is not None
+
+    await until(is_there, "the download to be noted")
+
+
 async def test_timeline_has_what_a_client_would_not_do(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
     spec = small_spec(rounds=1, cohort={"size": 2, "quorum": 1})
     async with everyone([joined(coordinator.address, name=name) for name in ("able", "unable")]) as (able, unable):
