@@ -7,6 +7,8 @@ from starlette.responses import JSONResponse, Response
 
 from wire.errors import Finding
 
+MEDIA_TYPE = "application/problem+json"
+
 
 class FieldProblem(BaseModel):
     """What is wrong with one part of what was sent."""
@@ -40,4 +42,4 @@ def problem(
     body = Problem(
         type=f"urn:choral:problem:{title.lower()}", title=title, status=status, detail=detail, errors=errors or None
     )
-    return JSONResponse(body.model_dump(exclude_none=True), status, headers, media_type="application/problem+json")
+    return JSONResponse(body.model_dump(exclude_none=True), status, headers, media_type=MEDIA_TYPE)

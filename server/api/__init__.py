@@ -10,6 +10,7 @@ from fastapi.security import HTTPBearer
 
 from server.api.access import access_routes
 from server.api.clients import client_routes
+from server.api.description import DescribedAPI
 from server.api.errors import add_problems
 from server.api.events import event_routes
 from server.api.health import health_routes
@@ -32,7 +33,8 @@ PREFIX = "/api/v1"
 
 def create_api(sources: Sources, is_loopback: bool) -> FastAPI:
     """Build the application. On loopback nobody is asked for a token as long as there is none."""
-    app = FastAPI(title="Choral", version=RELEASE, summary="Federated learning: runs, rounds and clients.")
+    app = DescribedAPI(title="Choral", version=RELEASE, summary="Federated learning: runs, rounds and clients.")
+    app.prefix = PREFIX
     # For the description alone: the gate asks for the token, before a body is read.
     protected = [Depends(HTTPBearer(auto_error=False))]
     problems: dict[int | str, dict[str, Any]] = {
