@@ -32,24 +32,30 @@ export async function call(method, path, { query = {}, body, signal, headers = {
   const all = { Accept: "application/json", ...headers };
   if (token()) all.Authorization = `Bearer ${token()}`;
   if (body !== undefined) all["Content-Type"] = "application/json";
-  let response;
-  try {
-    response = await fetch(url, { method, headers: all, body: body && JSON.stringify(body), signal, cache: "no-store" });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem(0, "The coordinator does not answer. It may be starting again, or the connection is down.");
-  }
+  const response = await answered(fetch(url, { method, headers: all, body: body && JSON.stringify(body), signal, cache: "no-store" }));
   if (!response.ok) throw await problemOf(response);
   return response;
 }
 
-export const get = async (path, query, signal) => (await call("GET", path, { query, signal })).json();
-export const post = async (path, body) => (await call("POST", path, { body })).json();
+/** Wait for an answer, or for the rest of it: a connection may break in the middle. */
+async function answered(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, "The coordinator does not answer. It may be starting again, or the connection is down.");
+  }
+}
+
+const read = (response) => answered(response.json());
+
+export const get = async (path, query, signal) => read(await call("GET", path, { query, signal }));
+export const post = async (path, body) => read(await call("POST", path, { body }));
 
 /** Return one page of a list, and how many there are in all. */
 export async function getPage(path, query, signal) {
   const response = await call("GET", path, { query, signal });
-  const items = await response.json();
+  const items = await read(response);
   return { items, total: Number(response.headers.get("X-Total-Count") ?? items.length) };
 }
 
@@ -58,7 +64,7 @@ export async function download(path, fallback) {
   const response = await call("GET", path);
   const name = /filename="?([^";]+)"?/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? fallback;
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(await response.blob());
+  link.href = URL.createObjectURL(await answered(response.blob()));
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);

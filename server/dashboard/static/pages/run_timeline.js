@@ -13,7 +13,8 @@ const OUTCOMES = { accepted: "Accepted", refused: "Refused", lost: "Fell out", p
 const ORDERS = [["slowest", "Slowest first"], ["trouble", "Trouble first"], ["name", "By name"]];
 
 export function Timeline({ run, picked }) {
-  const open = run.state === "running" && run.round_number < run.spec.rounds ? run.round_number + 1 : run.round_number;
+  // Of a round in progress there is something to tell once its clients are selected.
+  const open = /^round \d+: (?!select)/.test(run.status) ? run.round_number + 1 : run.round_number;
   const number = Math.min(Math.max(1, Number(picked) || open), Math.max(1, open));
   const isLatest = number === open;
   const move = (to) => amend({ round: to >= open ? "" : to });
@@ -34,7 +35,7 @@ function Round({ run, number, isOpen }) {
   const [order, setOrder] = useState("slowest");
   const [offset, setOffset] = useState(0);
   const path = `runs/${run.run_id}/rounds/${number}/timeline`;
-  const loaded = useLoaded((signal) => get(path, {}, signal).catch(nothingYet), run.run_id);
+  const loaded = useLoaded((signal) => get(path, {}, signal), run.run_id);
   const concerns = (message) =>
     message.event === "status" ? isOpen && Boolean(message.data.clients || message.data.runs?.[run.run_id]) : message.data?.run_id === run.run_id;
   useNews(concerns, loaded.reload, 1000);
@@ -59,12 +60,6 @@ function Round({ run, number, isOpen }) {
       </table>
       <${Pager} what="clients of this round" offset=${offset} limit=${LIMIT} total=${rows.length} onMove=${setOffset} />`;
   }}<//>`;
-}
-
-/** The open round is not stored before its clients are chosen. */
-function nothingYet(problem) {
-  if (problem.status === 404 && !problem.isUnknownPath) return [];
-  throw problem;
 }
 
 /** What the stream says of the clients' progress, while the round is open. */

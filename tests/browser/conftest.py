@@ -1,0 +1,50 @@
+"""A browser, and a federation of real processes for it to show."""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from playwright.async_api import Browser, async_playwright, expect
+
+from tests.browser.dashboard import Dashboard
+from tests.federation import Federation
+
+PROGRAM = "chromium"
+WAIT_MILLISECONDS = 30_000
+
+expect.set_options(timeout=WAIT_MILLISECONDS)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    if (path := shutil.which(PROGRAM)) is None:
+        pytest.skip(f"{PROGRAM} is not installed: apt-get install {PROGRAM}")
+    async with async_playwright() as playwright:
+        # Its sandbox wants a user other than root.
+        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def dashboard(browser: Browser) -> AsyncIterator[Dashboard]:
+    """A page on which nothing may go wrong that a test does not expect."""
+    page = await browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(WAIT_MILLISECONDS)
+    dashboard = Dashboard(page)
+    await dashboard.watch()
+    yield dashboard
+    await page.close()
+    assert dashboard.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A coordinator and two clients, each with the handwriting of about one person."""
+    if shutil.which(PROGRAM) is None:
+        pytest.skip(f"{PROGRAM} is not installed: apt-get install {PROGRAM}")
+    with Federation(tmp_path_factory.mktemp("federation")) as federation:
+        federation.start_coordinator()
+        federation.start_digits_clients(2)
+        federation.wait_for_clients(2)
+        yield federation

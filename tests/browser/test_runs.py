@@ -1,0 +1,161 @@
+"""Runs in the browser: submitted, watched, compared, downloaded, paused and resumed, with real client processes."""
+
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import Page, expect
+
+from tests.browser.dashboard import Dashboard, card, run_of
+from tests.federation import Federation, tensor_bytes
+
+MOST_STOPS = 150
+"""Presses of the tab key within which everything on a page must be reached."""
+
+SPEC: dict[str, Any] = {
+    "name": "digits-mlp",
+    "seed": 7,
+    "learner": {"name": "mlp", "inputs": [1, 8, 8]},
+    "rounds": 3,
+    "cohort": {"size": 2},
+}
+LONG = {**SPEC, "name": "long", "rounds": 5_000}
+
+
+def shown(value: float) -> str:
+    """Write a metric as the dashboard does: with four significant digits."""
+    return f"{value:#.4g}"
+
+
+async def test_run_submitted_in_the_form_is_watched_to_its_end(dashboard: Dashboard, federation: Federation) -> None:
+    # What a browser says of a spec that is refused while it is typed.
+    dashboard.tolerated.append("422 (Unprocessable Entity)")
+    page = await dashboard.open(federation.http_address, "submit")
+    await page.get_by_label("Name · needed", exact=True).first.fill("from-the-form")
+    await page.locator("#rounds").fill("0")
+    await expect(page.locator("#rounds-about")).to_contain_text("must be greater than or equal to 1, got 0")
+    await expect(page.get_by_role("button", name="Submit run")).to_be_disabled()
+    await page.locator("#rounds").fill("3")
+    await page.locator("[id='cohort.size']").fill("2")
+    await page.get_by_role("button", name="Submit run").click()
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("from-the-form")
+    await expect(page.locator(".now-rounds")).to_contain_text("3 of 3 rounds")
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("Finished")
+    run = federation.run(run_of(page))
+    assert run["spec"]["name"] == "from-the-form"
+    assert (run["spec"]["rounds"], run["spec"]["cohort"]["size"], run["state"]) == (3, 2, "finished")
+    for name in ("accuracy", "loss"):
+        await expect(card(page, "Learning")).to_contain_text(shown(run["metrics"][name]))
+    await expect(card(page, "Model")).to_contain_text(run["model_sha256"])
+    assert await dashboard.is_untouched()
+
+
+async def test_run_is_submitted_with_the_keyboard_alone(dashboard: Dashboard, federation: Federation) -> None:
+    dashboard.tolerated.append("422 (Unprocessable Entity)")
+    page = await dashboard.open(federation.http_address)
+    await expect(page.get_by_role("link", name="New run").first).to_be_visible()
+    await tab_to(page, "New run")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#name")).to_be_visible()
+    for field, text in (("name", "by-keyboard"), ("rounds", "1"), ("cohort.size", "2")):
+        await tab_to(page, f"#{field}")
+        await page.keyboard.press("Control+A")
+        await page.keyboard.type(text)
+    await expect(page.get_by_role("button", name="Submit run")).to_be_enabled()
+    await tab_to(page, "Submit run")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("Finished")
+    assert federation.run(run_of(page))["spec"]["name"] == "by-keyboard"
+
+
+async def test_two_runs_are_compared_in_one_chart(dashboard: Dashboard, federation: Federation) -> None:
+    first = federation.submit({**SPEC, "name": "first"})
+    second = federation.submit({**SPEC, "name": "second", "seed": 8})
+    runs = [federation.wait_for_end(run_id) for run_id in (first, second)]
+    page = await dashboard.open(federation.http_address)
+    for name in ("first", "second"):
+        await page.get_by_label(f"Pick {name} to compare").check()
+    await page.get_by_role("region", name="Picked runs").get_by_role("link", name="Compare").click()
+    chart = page.get_by_role("img", name="Accuracy of 2 runs")
+    await expect(chart).to_be_visible()
+    for run in runs:
+        label = await chart.get_attribute("aria-label") or ""
+        assert f"{run['spec']['name']} {run['run_id'][:4]} from " in label
+        assert f" to {shown(run['metrics']['accuracy'])}" in label
+        await expect(card(page, "What they reached")).to_contain_text(run["run_id"])
+    differences = card(page, "Where their specs differ").get_by_role("row")
+    assert [await row.inner_text() for row in await differences.all()] == ["Setting\tfirst\tsecond", "seed\t7\t8"]
+
+
+async def test_model_is_downloaded_as_the_coordinator_has_it(
+    dashboard: Dashboard, federation: Federation, tmp_path: Path
+) -> None:
+    run_id = federation.submit({**SPEC, "name": "for-download"})
+    federation.wait_for_end(run_id)
+    page = await dashboard.open(federation.http_address, f"runs/{run_id}")
+    async with page.expect_download() as started:
+        await page.get_by_role("button", name="Download model").click()
+    download = await started.value
+    assert download.suggested_filename == "for-download-3.safetensors"
+    await download.save_as(tmp_path / "model.safetensors")
+    assert tensor_bytes(tmp_path / "model.safetensors") == federation.model_bytes(run_id)
+
+
+async def test_run_is_paused_resumed_and_stopped(dashboard: Dashboard, federation: Federation) -> None:
+    run_id = federation.submit(LONG)
+    page = await dashboard.open(federation.http_address, f"runs/{run_id}")
+    heading = page.get_by_role("heading", level=1)
+    await page.get_by_role("button", name="Pause", exact=True).click()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    assert federation.run(run_id)["state"] in ("queued", "running")
+    await page.get_by_role("button", name="Pause", exact=True).click()
+    await page.get_by_role("button", name="Pause run").click()
+    await expect(heading).to_contain_text("Paused")
+    assert federation.run(run_id)["state"] == "paused"
+    await page.get_by_role("button", name="Resume").click()
+    await expect(heading).to_contain_text("Running")
+    await page.get_by_role("button", name="Stop", exact=True).click()
+    await page.get_by_role("button", name="Stop run").click()
+    await expect(heading).to_contain_text("Stopped")
+    assert federation.run(run_id)["state"] == "stopped"
+    await expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+
+
+async def test_page_comes_back_by_itself_after_the_coordinator_was_killed(
+    dashboard: Dashboard, federation: Federation
+) -> None:
+    run_id = federation.submit({**LONG, "name": "survives"})
+    page = await dashboard.open(federation.http_address, f"runs/{run_id}")
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("survives")
+    await expect(page.get_by_role("status").first).to_have_text("Live")
+    # What a browser says of a server that is away.
+    dashboard.tolerated.append("net::ERR_")
+    assert federation.coordinator is not None
+    federation.coordinator.kill()
+    await expect(page.get_by_role("status").first).to_have_text("Reconnecting …")
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("survives")
+    federation.start_coordinator()
+    await expect(page.get_by_role("status").first).to_have_text("Live")
+    federation.wait_for_clients(2)
+    federation.rest.post(f"/runs/{run_id}/stop")
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("Stopped")
+    assert await dashboard.is_untouched()
+
+
+async def tab_to(page: Page, target: str) -> None:
+    """Press the tab key until something with a name, or "#" and an id, has the focus; each stop on the way must be seen to have it."""
+    for _ in range(MOST_STOPS):
+        await page.keyboard.press("Tab")
+        stop = await page.evaluate(
+            """() => {
+                const here = document.activeElement;
+                const { outlineStyle, boxShadow } = getComputedStyle(here);
+                // Between its last stop and its first, a page has none.
+                const isSeen = here === document.body || outlineStyle !== "none" || boxShadow !== "none";
+                return [here.innerText, `#${here.id}`, isSeen, here.outerHTML];
+            }"""
+        )
+        assert stop[2], f"nothing shows that this has the focus: {stop[3][:200]}"
+        if target in stop[:2]:
+            return
+    raise AssertionError(f"{target} was not reached by {MOST_STOPS} presses of the tab key")
