@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=300 WHEELS_PORT=18931
 export CHORAL_VERSION=test CHORAL_GRPC_PORT="" CHORAL_HTTP_PORT=""
 scratch=$(mktemp -d)
+# Five times as many rounds as the demo has: it is over before somebody can kill anything.
+export CHORAL_RUN="$scratch/run.yaml"
+sed 's/^rounds: .*/rounds: 200/' deploy/digits.yaml > "$CHORAL_RUN"
 wheel_server=""
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
