@@ -26,7 +26,7 @@ BODY_BYTES = 1 << 20
 """Largest body of a request."""
 
 PROTECTED = ("/api/", "/metrics")
-"""Beginnings of the paths that need a token. What lies elsewhere, such as the description at /docs, tells nothing of this coordinator."""
+"""Beginnings of the paths that need a token. What lies elsewhere, such as /openapi.json, tells nothing of this coordinator."""
 
 OPEN_PATHS = ("/api/v1/health", "/api/v1/spec/schema")
 """What of them needs none all the same."""

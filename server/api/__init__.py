@@ -33,7 +33,9 @@ PREFIX = "/api/v1"
 
 def create_api(sources: Sources, is_loopback: bool) -> FastAPI:
     """Build the application. On loopback nobody is asked for a token as long as there is none."""
-    app = DescribedAPI(title="Choral", version=RELEASE, summary="Federated learning: runs, rounds and clients.")
+    summary = "Federated learning: runs, rounds and clients."
+    # The framework's pages of the description would load their scripts from elsewhere.
+    app = DescribedAPI(title="Choral", version=RELEASE, summary=summary, docs_url=None, redoc_url=None)
     app.prefix = PREFIX
     # For the description alone: the gate asks for the token, before a body is read.
     protected = [Depends(HTTPBearer(auto_error=False))]
