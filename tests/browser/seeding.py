@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from server.coordinator import STORE_FILE
+from server.folder import STORE_FILE
 from server.records import ContributionRecord, EventRecord, RoundRecord, RoundState, RunRecord, RunState
 from server.store import Store
 from server.store.sqlite import SqliteStore

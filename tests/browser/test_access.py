@@ -1,6 +1,7 @@
 """Who may look and who may steer, as the browser shows it."""
 
 from pathlib import Path
+from typing import Literal
 
 from playwright.async_api import expect
 
@@ -65,4 +66,9 @@ async def test_viewer_is_shown_no_button_that_an_operator_has(dashboard: Dashboa
         assert found == [[1] * len(STEERING), [0] * len(STEERING)]
 
 
-STEERING = (("link", "New run"), ("button", "Resume"), ("button", "Stop"), ("button", "Clone"))
+STEERING: tuple[tuple[Literal["link", "button"], str], ...] = (
+    ("link", "New run"),
+    ("button", "Resume"),
+    ("button", "Stop"),
+    ("button", "Clone"),
+)

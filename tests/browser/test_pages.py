@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.async_api import expect
@@ -80,7 +81,9 @@ async def test_names_and_errors_of_others_stay_text(dashboard: Dashboard, hostil
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_no_page_is_wider_than_a_phone(dashboard: Dashboard, hostile: Coordinator, scheme: str) -> None:
+async def test_no_page_is_wider_than_a_phone(
+    dashboard: Dashboard, hostile: Coordinator, scheme: Literal["light", "dark"]
+) -> None:
     await dashboard.page.set_viewport_size({"width": PHONE_WIDTH, "height": 740})
     await dashboard.page.emulate_media(color_scheme=scheme)
     for place in PLACES:
