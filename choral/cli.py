@@ -38,6 +38,8 @@ EXTRAS = {
     "ray": {"ray"},
     "bayes": {"pgmpy"},
     "llm": {"peft", "transformers"},
+    "tensorboard": {"tensorboard"},
+    "mlflow": {"mlflow"},
 }
 """Packages by the extra of Choral's that brings them, as they are imported. A test compares this with pyproject.toml."""
 

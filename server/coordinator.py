@@ -37,6 +37,8 @@ from server.service import FederationService
 from server.sessions import Sessions
 from server.store import Store, open_store
 from server.tasks import task_group
+from server.trackers import Tracker
+from server.tracking import Follower
 from server.transfers import Transfers
 from wire.frames import add_to_server
 from wire.protocol import SERVER_OPTIONS, STALL_SECONDS, is_loopback
@@ -74,6 +76,7 @@ class CoordinatorConfig:
         concurrent_runs: Runs played at a time, with disjoint cohorts.
         stall_seconds: Longest time in which a transfer may make no headway.
         roster: Who may take part; None for everybody.
+        trackers: Trackers of experiments, which are written all runs.
     """
 
     folder: Path
@@ -87,6 +90,7 @@ class CoordinatorConfig:
     concurrent_runs: int = 1
     stall_seconds: float = STALL_SECONDS
     roster: Path | None = None
+    trackers: tuple[Tracker, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,9 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
         ]
         if doorkeeper is not None:
             tasks.append(group.create_task(doorkeeper.watch(), name="enrolment"))
+        if config.trackers:
+            follower = Follower(config.trackers, store, config.folder)
+            tasks.append(group.create_task(follower.serve(), name="trackers"))
         web_task = group.create_task(web.serve(sockets=[http_socket]), name="web")
         try:
             yield coordinator

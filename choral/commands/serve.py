@@ -11,6 +11,7 @@ import typer
 from choral.commands.own import Own, add_all
 from choral.loading import load_visibly
 from choral.logs import Format, LogFormat, log_as
+from choral.trackers import MLflowAddress, TensorBoardFolder, chosen
 from models import Examples
 from server.errors import ConfigurationError
 from wire.memory import keep_freed_slices
@@ -46,6 +47,8 @@ def serve(
         Path | None, typer.Option(help="JSON file of who may take part (choral enroll); default: everybody.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = False,
+    tensorboard: TensorBoardFolder = None,
+    mlflow: MLflowAddress = "",
     log_format: Format = LogFormat.TEXT,
     own: Own = None,
 ) -> None:
@@ -69,6 +72,7 @@ def serve(
         upload_places=upload_slots,
         concurrent_runs=concurrent_runs,
         roster=roster,
+        trackers=chosen(tensorboard, mlflow),
     )
     own_data = load_visibly(data, 0.0, 0).training if data else None
     asyncio.run(_serve(config, own_data))

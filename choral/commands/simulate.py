@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from choral.commands.own import Own, add_all
+from choral.trackers import MLflowAddress, TensorBoardFolder, TrackedSimulation, chosen
 from server.records import RoundRecord
 from simulation.history import seconds_of, simulated_seconds_of
 from simulation.simulate import RESULTS
@@ -54,6 +55,8 @@ def simulate(
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join. Default: one of its own on this machine.")
     ] = None,
+    tensorboard: TensorBoardFolder = None,
+    mlflow: MLflowAddress = "",
     own: Own = None,
 ) -> None:
     """Simulate a federation on this machine. Cut off, the same command goes on from the last round.
@@ -63,6 +66,7 @@ def simulate(
     add_all(own)
     most = _most_clients(block)
     total = read_spec(spec).rounds
+    tracked = TrackedSimulation(chosen(tensorboard, mlflow), read_spec(spec), folder)
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -70,6 +74,7 @@ def simulate(
 
         def show(record: RoundRecord) -> None:
             line = f"round {record.number}: {_sentence(record)}"
+            tracked.add(record)
             progress.update(bar, completed=record.number, description=line)
             if not console.is_terminal:
                 typer.echo(line)
@@ -83,6 +88,7 @@ def simulate(
             typer.echo(f"Interrupted. The same command goes on from the last round in {folder}.", err=True)
             raise
         progress.update(bar, total=len(result.rounds))
+    tracked.end(result.run, result.folder / "model.safetensors")
     reason = f" {result.run.reason}" if result.run.reason else ""
     seconds = sum(map(seconds_of, result.rounds))
     typer.echo(f"{len(result.rounds)} of {total} rounds in {seconds:.1f} s.{reason}")

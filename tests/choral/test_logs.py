@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from choral.logs import json_handler
+from choral.rest import Rest
 from tests.federation import HERE, Federation, wait_until
 from wire.logs import about
 
@@ -60,7 +61,8 @@ def test_every_line_of_a_federation_is_an_object_with_what_it_is_about(tmp_path:
         command = [sys.executable, "-m", "choral", "token", "create", "me", "--role", "operator"]
         command += ["--folder", str(federation.coordinator_folder)]
         secret = subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True).stdout.strip()
-        federation.rest = type(federation.rest)(f"http://{federation.http_address}", token=secret)
+        federation.rest.close()
+        federation.rest = Rest(f"http://{federation.http_address}", token=secret)
         run_id = federation.submit(SPEC)
         federation.wait_for_end(run_id)
         unwilling.kill()

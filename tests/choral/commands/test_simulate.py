@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.choral.command_line import Choral, sentence
 from tests.simulation.test_simulate import SPEC
@@ -66,3 +68,22 @@ def test_simulate_interrupted_says_how_it_goes_on(choral: Choral, spec: str, tmp
     assert process.returncode == 130
     assert "Interrupted. The same command goes on from the last round in simulated." in err
     assert "Traceback" not in err
+
+
+def test_simulate_tracked_twice_is_one_run_with_all_rounds_and_the_model(
+    choral: Choral, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    address = (tmp_path / "mlruns").as_uri()
+    options = ("--engine", "serial", "--clients", "10", "--tensorboard", "board", "--mlflow", address)
+    assert choral("simulate", spec, *options).code == 0
+    assert choral("simulate", spec, *options).code == 0
+    steps = list(range(1, 5))
+    [run] = (tmp_path / "board").iterdir()
+    assert [event.step for event in EventAccumulator(str(run)).Reload().Scalars("accuracy")] == steps
+    client = MlflowClient(tracking_uri=address)
+    [tracked] = client.search_runs([client.get_experiment_by_name("choral").experiment_id])
+    assert tracked.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(tracked.info.run_id, "accuracy")] == steps
+    [model] = (tmp_path / "mlruns").glob("*/*/artifacts/model/model.safetensors")
+    assert model.read_bytes() == Path("simulated/model.safetensors").read_bytes()
