@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from server.records import EventRecord, RunState
 from server.store import Store
 from tests.hostile import joined
 from tests.loopback import everyone, run_in_state, serving, until
+from tests.server.cohorts import opened
 from tests.server.rest import DOCUMENT, calling, problem, stored_run
 from tests.server.stream import Stream, following
 from wire import federation_pb2 as pb
@@ -107,6 +109,30 @@ async def test_stream_from_long_ago_has_no_gap_and_no_double(
         assert await numbers(all_of, 120) == list(range(1, 121))
         assert await numbers(of_one, 40) == list(range(2, 121, 3))
         await adding
+
+
+async def test_event_that_happens_while_a_page_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path) as store:
+        await append(store, 2)
+    async with serving(tmp_path) as coordinator, calling(coordinator) as api, following(api) as live:
+        await append(coordinator.store, 1)
+        assert await numbers(live, 1) == [3]
+        events, is_late = coordinator.store.events, True
+
+        async def late(*args: Any, **options: Any) -> Sequence[EventRecord]:
+            nonlocal is_late
+            found = await events(*args, **options)
+            if is_late and args == ("", 0, broadcast.PAGE_EVENTS):
+                is_late = False
+                await append(coordinator.store, 1)
+                # Who hears of it hears it from the broadcast, which has taken note of it by then.
+                assert await numbers(live, 1) == [4]
+            return found
+
+        monkeypatch.setattr(coordinator.store, "events", late)
+        async with following(api, last_event_id=0) as stream:
+            assert await numbers(stream, 4) == [1, 2, 3, 4]
+        assert not is_late
 
 
 async def test_stream_of_events_that_are_not_kept_any_more_reads_the_store(tmp_path: Path) -> None:

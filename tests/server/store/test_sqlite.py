@@ -101,6 +101,25 @@ async def test_commit_takes_place_while_a_page_is_parsed(
     await store.close()
 
 
+class LateStore(SqliteStore):
+    """Has an event appended between an empty answer and the one who waits for it."""
+
+    async def events(
+        self, run_id: str = "", after: int = 0, limit: int = 1000, is_newest_first: bool = False
+    ) -> Sequence[EventRecord]:
+        found = await super().events(run_id, after, limit, is_newest_first)
+        if not found:
+            await self.append_event(make_event("late"))
+        return found
+
+
+async def test_event_appended_while_a_follower_is_told_of_none_wakes_it(tmp_path: Path) -> None:
+    store = await LateStore.open(tmp_path / "choral.db")
+    async with asyncio.timeout(10):  # less than the follower would wait
+        assert [event.kind for event in await store.follow(0, 60)] == ["late"]
+    await store.close()
+
+
 async def test_file_is_in_write_ahead_mode(tmp_path: Path) -> None:
     store = await open_store(str(tmp_path / "choral.db"))
     with closing(sqlite3.connect(tmp_path / "choral.db")) as other:
