@@ -67,6 +67,7 @@ def test_every_line_of_a_federation_is_an_object_with_what_it_is_about(tmp_path:
         federation.wait_for_end(run_id)
         unwilling.kill()
         wait_until(lambda: '"message": "client ' in coordinator.output and ": left, " in coordinator.output, "a leave")
+        wait_until(lambda: willing.output.count(": delivered, ") == 2, "both deliveries to be told")
         ids = {name: federation.client_id(name) for name in ("ana", "ben")}
         assert willing.end() == 0
         assert coordinator.end() == 0

@@ -65,7 +65,7 @@ async def test_run_that_is_taken_up_again_goes_on_where_it_was(tmp_path: Path, a
         return TensorBoard(board), MLflow(address)
 
     async def is_finished() -> bool:
-        return only_run(address).info.status == "FINISHED"
+        return bool(only_run(address).info.status == "FINISHED")
 
     async def has_first() -> bool:
         run = only_run(address)

@@ -82,7 +82,9 @@ def test_simulate_tracked_twice_is_one_run_with_all_rounds_and_the_model(
     [run] = (tmp_path / "board").iterdir()
     assert [event.step for event in EventAccumulator(str(run)).Reload().Scalars("accuracy")] == steps
     client = MlflowClient(tracking_uri=address)
-    [tracked] = client.search_runs([client.get_experiment_by_name("choral").experiment_id])
+    experiment = client.get_experiment_by_name("choral")
+    assert experiment is not None
+    [tracked] = client.search_runs([experiment.experiment_id])
     assert tracked.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(tracked.info.run_id, "accuracy")] == steps
     [model] = (tmp_path / "mlruns").glob("*/*/artifacts/model/model.safetensors")
