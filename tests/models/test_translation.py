@@ -163,7 +163,9 @@ def test_attend_gives_weights_of_each_code_over_the_source(name: str) -> None:
     ("named", "message"),
     [
         pytest.param(small("seq2seq", attention="none"), r"seq2seq: model must have attention to show", id="none"),
-        pytest.param(small("transformer", task="classify"), r"transformer: task must be translate", id="classifier"),
+        pytest.param(
+            Named(name="transformer", task="classify"), r"transformer: task must be translate", id="classifier"
+        ),
     ],
 )
 def test_attend_without_attention_is_refused(named: Named, message: str) -> None:

@@ -9,7 +9,6 @@ import { html, useState } from "../view.js";
 /** Return the privacy settings of a spec as sentences. */
 export function privacySentences(spec) {
   const masking = spec.privacy?.secure_aggregation;
-  const noise = spec.privacy?.differential_privacy;
   const sentences = ["Examples never leave the clients. What they send back are updates of the model."];
   if (!masking) {
     sentences.push("Secure aggregation is off: this coordinator sees the update of each client.");
@@ -21,7 +20,7 @@ export function privacySentences(spec) {
       `Of metrics, only sums of ${masking.metrics.join(", ") || "none"} leave a client.`,
     );
   }
-  sentences.push(noise ? `Differential privacy is on: ${JSON.stringify(noise)}.` : "Differential privacy is off: nothing bounds what the model itself tells of an example.");
+  sentences.push("Differential privacy is off: nothing bounds what the model itself tells of an example.");
   return sentences;
 }
 

@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { capital, count, seconds, words } from "../format.js";
-import { useLoaded, useMessages, useNews } from "../loading.js";
+import { useLoaded, useMessages, useNews, useNow } from "../loading.js";
 import { Card, Choice, Empty, Loaded, Pager } from "../parts.js";
 import { amend, place } from "../routing.js";
 import { html, useEffect, useMemo, useState } from "../view.js";
@@ -41,11 +41,14 @@ function Round({ run, number, isOpen }) {
   useNews(concerns, loaded.reload, 1000);
   useEffect(() => void loaded.reload(), [number, isOpen]);
   const progress = useProgress(isOpen);
+  const now = useNow(isOpen ? 1 : 3600);
   const rows = useMemo(() => sorted(loaded.data ?? [], order), [loaded.data, order]);
   return html`<${Loaded} from=${loaded} what="the round" lines=${6}>${() => {
     if (!rows.length) return html`<${Empty} title="No client has been asked yet." />`;
-    const last = Math.max(...rows.flatMap((row) => [row.asked, row.downloaded, row.trained, row.uploaded, row.ended]).filter((one) => one != null), 0.001);
-    const first = Math.min(...rows.map((row) => row.asked).filter((one) => one != null), last);
+    const known = Math.max(...rows.flatMap((row) => [row.asked, row.downloaded, row.trained, row.uploaded, row.ended]).filter((one) => one != null), 0.001);
+    const first = Math.min(...rows.map((row) => row.asked).filter((one) => one != null), known);
+    // Who is waited for is waited for until now.
+    const last = isOpen && rows.some((row) => row.outcome === "pending" && row.asked != null) ? Math.max(known, now) : known;
     return html`
       <div class="timeline-head">
         <p>${summary(rows)}</p>
