@@ -15,7 +15,7 @@ from server.records import RoundRecord, RoundState, RunState
 from tests.hostile import joined
 from tests.loopback import WAIT_SECONDS, run_in_state, serving, until
 from tests.server.cohorts import when
-from tests.server.rest import DOCUMENT, calling, problem, stored_run
+from tests.server.rest import DOCUMENT, problem, stored_run
 from wire.spec import RunSpec
 
 
@@ -23,12 +23,6 @@ from wire.spec import RunSpec
 async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
     async with serving(tmp_path) as coordinator:
         yield coordinator
-
-
-@pytest.fixture
-async def api(coordinator: Coordinator) -> AsyncIterator[httpx.AsyncClient]:
-    async with calling(coordinator) as api:
-        yield api
 
 
 async def test_submitted_run_is_shown_and_says_what_it_waits_for(

@@ -13,7 +13,7 @@ from server.history import LATEST_ROUNDS
 from server.records import RefusalRecord, RunState
 from tests.hostile import joined
 from tests.loopback import absent, everyone, serving, small_spec
-from tests.server.rest import calling, problem, stored_run
+from tests.server.rest import problem, stored_run
 from tests.server.test_curves import a_round
 from wire import RELEASE
 from wire.spec import RunSpec, validate_spec
@@ -23,12 +23,6 @@ from wire.spec import RunSpec, validate_spec
 async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
     async with serving(tmp_path) as coordinator:
         yield coordinator
-
-
-@pytest.fixture
-async def api(coordinator: Coordinator) -> AsyncIterator[httpx.AsyncClient]:
-    async with calling(coordinator) as api:
-        yield api
 
 
 async def test_clients_are_found_by_state_name_and_identity_in_pages(

@@ -28,12 +28,6 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
         yield coordinator
 
 
-@pytest.fixture
-async def api(coordinator: Coordinator) -> AsyncIterator[httpx.AsyncClient]:
-    async with calling(coordinator) as api:
-        yield api
-
-
 async def append(store: Store, count: int, run_id: str = "", detail: str = "") -> None:
     for _ in range(count):
         await store.append_event(EventRecord(time=1.0, kind="tested", run_id=run_id, detail=detail))

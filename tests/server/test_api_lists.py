@@ -19,7 +19,7 @@ from server.coordinator import Coordinator
 from server.records import ContributionRecord, RoundRecord, RoundState, RunState
 from tests.hostile import joined
 from tests.loopback import WAIT_SECONDS, serving
-from tests.server.rest import calling, stored_run
+from tests.server.rest import stored_run
 
 ROUND_COUNT = 2 * PIECE_ROUNDS + 3
 
@@ -40,12 +40,6 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
             record = RoundRecord(run_id="r1", number=number, state=RoundState.COMMITTED, contributions=[part])
             await coordinator.store.commit_round(run, record)
         yield coordinator
-
-
-@pytest.fixture
-async def api(coordinator: Coordinator) -> AsyncIterator[httpx.AsyncClient]:
-    async with calling(coordinator) as api:
-        yield api
 
 
 @pytest.mark.parametrize(

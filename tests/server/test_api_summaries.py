@@ -10,7 +10,7 @@ from server.coordinator import Coordinator
 from server.records import RoundSummary, RunState
 from tests.hostile import joined
 from tests.loopback import serving
-from tests.server.rest import calling, problem, stored_run
+from tests.server.rest import problem, stored_run
 from tests.server.test_curves import a_round
 
 
@@ -21,12 +21,6 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
         for number in (1, 2, 3):
             await coordinator.store.commit_round(run, a_round(number, number / 10))
         yield coordinator
-
-
-@pytest.fixture
-async def api(coordinator: Coordinator) -> AsyncIterator[httpx.AsyncClient]:
-    async with calling(coordinator) as api:
-        yield api
 
 
 async def test_summaries_come_in_pages(coordinator: Coordinator, api: httpx.AsyncClient) -> None:

@@ -26,12 +26,6 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
         yield coordinator
 
 
-@pytest.fixture
-async def api(coordinator: Coordinator) -> AsyncIterator[httpx.AsyncClient]:
-    async with calling(coordinator) as api:
-        yield api
-
-
 async def timeline(api: httpx.AsyncClient, run_id: str, number: int) -> dict[str, dict[str, Any]]:
     """Return the rows of a timeline by the clients' names."""
     rows = (await api.get(f"/runs/{run_id}/rounds/{number}/timeline")).raise_for_status().json()
