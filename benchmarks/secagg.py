@@ -77,13 +77,13 @@ def rate_table(rates: Mapping[int, Rates]) -> Table:
     return table
 
 
-def cpu_table(measured: Measured) -> Table:
+def cpu_table(results: Mapping[Case, SessionResult], rates: Mapping[int, Rates]) -> Table:
     """Return the CPU time of each case, beside that of a copy and of the keystream of as many bytes as its masks have."""
     table = _empty_table(
         "parameters", "clients", "gone", "client", "memcpy", "keystream", "coordinator", "memcpy", "keystream"
     )
-    for case, result in measured.sessions.items():
-        rate, row = measured.rates[case.parameter_count], []
+    for case, result in results.items():
+        rate, row = rates[case.parameter_count], []
         for seconds, streams in (
             (result.client_total, case.client_streams),
             (result.coordinator_total, case.coordinator_streams),
@@ -117,11 +117,11 @@ def stage_table(case: Case, result: SessionResult) -> Table:
     return table
 
 
-def flower_table(measured: Measured) -> Table:
+def flower_table(results: Mapping[Case, SessionResult], peers: Mapping[Case, SessionResult]) -> Table:
     """Return Choral's and Flower's CPU time at the same cases."""
     table = _empty_table("case", "side", "Choral", "Flower", "ratio")
-    for case, theirs in measured.flower.items():
-        ours = measured.sessions[case]
+    for case, theirs in peers.items():
+        ours = results[case]
         pairs = {
             "client": (ours.client_total, theirs.client_total),
             "coordinator": (ours.coordinator_total, theirs.coordinator_total),
@@ -184,17 +184,23 @@ def _arguments() -> argparse.Namespace:
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> Measured:
-    """Measure what the command line asks for."""
+    """Measure what the command line asks for, and print each table as soon as it is measured."""
     parameter_counts = PARAMETER_COUNTS[:2] if arguments.quick else PARAMETER_COUNTS
     wanted = cases(CLIENT_COUNTS, parameter_counts)
+    # Many processes that may fail come first, so that no long measurement is lost with them.
+    with console.status("the digits demo"):
+        ratio = demo_ratio.measure(1 if arguments.quick else DEMO_REPEATS)
     with console.status("rates"):
         rates = {count: mask_rates.Bench(count).measure(RATE_REPEATS) for count in parameter_counts}
+    console.print(rate_table(rates))
     found = sessions(wanted, 1 if arguments.quick else MAIN_REPEATS, console)
+    for table in (cpu_table(found, rates), traffic_table(found), stage_table(MAIN, found[MAIN])):
+        console.print(table)
     python = _flower_python(arguments, console)
     peers = [case for case in wanted if not arguments.quick or case.client_count < MAIN.client_count]
     flower, has_failed = peer_sessions(peers, python, console) if python else ({}, False)
-    with console.status("the digits demo"):
-        ratio = demo_ratio.measure(1 if arguments.quick else DEMO_REPEATS)
+    if flower:
+        console.print(flower_table(found, flower))
     return Measured(found, rates, flower, ratio, has_failed)
 
 
@@ -207,16 +213,7 @@ def main() -> None:
     console.print(machine.describe(), highlight=False)
     measured = measure(arguments, console)
     found = figures(measured)
-    tables = [
-        rate_table(measured.rates),
-        cpu_table(measured),
-        traffic_table(measured.sessions),
-        stage_table(MAIN, measured.sessions[MAIN]),
-        *([flower_table(measured)] if measured.flower else []),
-        figure_table(found),
-    ]
-    for table in tables:
-        console.print(table)
+    console.print(figure_table(found))
     console.print(machine.describe(), highlight=False)
     if arguments.json is not None:
         values = {figure.name: figure.value for figure in found}

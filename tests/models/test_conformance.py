@@ -46,3 +46,13 @@ def case_named(name: str) -> Case:
 @pytest.mark.parametrize("name", [*MODELS, *VARIANTS])
 def test_learner_does_what_every_learner_must(name: str, rule: str) -> None:
     CHECKS[rule](case_named(name))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bases")
+@pytest.mark.parametrize("rule", ["loss falls", "evaluate is a function", "fit is a function", "bad data is refused"])
+@pytest.mark.parametrize("name", [name for name in MODELS if "precision" in MODELS[name].parameters.model_fields])
+def test_learner_that_has_a_precision_does_so_in_bfloat16(name: str, rule: str) -> None:
+    example = example_of(name)
+    learner = Named.model_validate({**example.spec.learner.model_dump(), "precision": "bfloat16"})
+    CHECKS[rule](case_of(example.spec.model_copy(update={"learner": learner}), example.data, choose_device()))
