@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privacy.errors import AbortCode, MemberExcludedError, SessionAbortedError
+from privacy.secagg.audit import UploadTerms
 from privacy.secagg.client import NONCE_BYTES
 from privacy.secagg.head import NUMBER_BITS, HeadSum
 from privacy.secagg.labels import is_signed, sign
@@ -114,6 +115,17 @@ class CoordinatorSession:
     def acknowledged(self) -> list[str]:
         """Survivors that have acknowledged."""
         return [self.clients[index] for index in sorted(self._acks)]
+
+    @property
+    def public_keys(self) -> dict[str, bytes]:
+        """The members' public keys, by identity."""
+        return {entry.client_id.hex(): entry.public_key for entry in self._members.entries}
+
+    @property
+    def upload_terms(self) -> UploadTerms:
+        """What members sign with their masked vectors in audit mode, once they have shared."""
+        sharers = self._members.bitmap(self._packets)
+        return UploadTerms.of(self.parameters, self.offer.nonce, self._members.roster_hash, sharers)
 
     def take_advertisement(self, client_id: str, message: pb.Advertise) -> None:
         """Note a client that is ready. Raises `MemberExcludedError` when its advertisement breaks a rule."""
