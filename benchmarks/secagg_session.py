@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from benchmarks.secagg_coordinator import Federation, Remote, process
 from benchmarks.secagg_result import Case, SessionResult, Stopwatch
+from privacy.secagg.audit import SignedUpload
 from privacy.secagg.client import ClientSession
 from privacy.secagg.labels import sign
 from privacy.secagg.masks import RING_TYPES, RingVector
@@ -72,6 +73,8 @@ class _Forgetful:
     def begin(self, parameters: SessionParameters) -> None: ...
 
     def reveal(self, parameters: SessionParameters) -> None: ...
+
+    def note_upload(self, parameters: SessionParameters, upload: SignedUpload) -> None: ...
 
 
 @dataclass(slots=True)

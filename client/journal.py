@@ -10,12 +10,17 @@ import sqlite3
 from pathlib import Path
 
 from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
+from privacy.secagg.audit import SignedUpload
 from privacy.secagg.session import SessionParameters
 
-_TABLE = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS sessions (
     federation TEXT, task TEXT, round INTEGER, attempt INTEGER, opened_round INTEGER, PRIMARY KEY (federation, task)
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uploads (
+    session TEXT PRIMARY KEY, task TEXT, round INTEGER, attempt INTEGER, parameters TEXT, nonce TEXT, roster_hash TEXT, sharers TEXT,
+    byte_count INTEGER, sha256 TEXT, signature TEXT
+) WITHOUT ROWID;
 """
 
 
@@ -34,7 +39,7 @@ class Journal:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA synchronous = FULL")
-            self._file.execute(_TABLE)
+            self._file.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
             raise self._error(error) from error
 
@@ -81,6 +86,17 @@ class Journal:
                 "UPDATE sessions SET opened_round = ? WHERE federation = ? AND task = ?",
                 (purpose.round_number, purpose.federation, purpose.task),
             )
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+
+    def note_upload(self, parameters: SessionParameters, upload: SignedUpload) -> None:
+        """Note what this client has signed of its masked vector. Raises `SecureAggregationError` when that could not be noted."""
+        purpose, terms = parameters.purpose, upload.terms
+        signed = (terms.parameters, terms.nonce, terms.roster_hash, terms.sharers)
+        values = [terms.session_id.hex(), purpose.task, purpose.round_number, purpose.attempt]
+        values += [*(part.hex() for part in signed), terms.byte_count, upload.sha256.hex(), upload.signature.hex()]
+        try:
+            self._file.execute(f"INSERT OR REPLACE INTO uploads VALUES ({', '.join('?' * len(values))})", values)
         except sqlite3.Error as error:
             raise self._error(error) from error
 

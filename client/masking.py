@@ -82,19 +82,21 @@ class MaskingSite:
         parameters = parameters_of(task, spec, 0 if coordinates is None else len(coordinates))
         party = self.party(floor)
         vector = ring_vector(parameters, brought.weight, brought.example_count, brought.metrics, coordinates)
+        terms = Terms(parameters, task)
         try:
             session = ClientSession(parameters, task.offer, party)
         except SessionAbortedError as error:
-            self.keep_evidence(Terms(parameters, task.offer), error)
+            self.keep_evidence(terms, error)
             raise
         silence_seconds = spec.cohort.deadline_seconds + parameters.spec.stage_seconds
-        return Conversation(self, session, Terms(parameters, task.offer), vector, silence_seconds)
+        return Conversation(self, session, terms, vector, silence_seconds)
 
     def keep_evidence(self, terms: "Terms", error: SessionAbortedError, *rosters: pb.Roster) -> None:
         """Keep the messages that show what happened, with those that they are bound to, and tell the operator; if it is alarming."""
         if not error.code.is_alarming:
             return
-        session_id, context = terms.parameters.session_id(terms.offer.nonce), (terms.offer, *rosters)
+        offer = terms.task.offer
+        session_id, context = terms.parameters.session_id(offer.nonce), (offer, *rosters)
         path = self.evidence / f"{session_id.hex()[:16]}-{error.code}.json"
         content = {
             "code": error.code,
@@ -138,10 +140,10 @@ def parameters_of(task: pb.Task, spec: RunSpec, body_size: int) -> SessionParame
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a session is bound to: its parameters, as this client finds them, and the coordinator's offer."""
+    """What a session is bound to: its parameters, as this client finds them, and the coordinator's task with its offer."""
 
     parameters: SessionParameters
-    offer: pb.SessionOffer
+    task: pb.Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +163,19 @@ class Brought:
     coordinates: Vector | None = field(default=None, repr=False)
 
 
-def masked_header(task: pb.Task, session_id: bytes, data: memoryview) -> pb.UploadHeader:
-    """Return what announces a masked vector: nothing of what is in it."""
+def masked_header(task: pb.Task, session: ClientSession, data: memoryview) -> pb.UploadHeader:
+    """Return what announces a session's masked vector: nothing of what is in it."""
+    sha256 = hashlib.sha256(data).digest()
     return pb.UploadHeader(
         task_id=task.task_id,
         run_id=task.run_id,
         round=task.round,
         base_sha256=task.base.sha256,
-        layout_sha256=session_id,
+        layout_sha256=session.session_id,
         encoding=pb.VECTOR_ENCODING_MASKED,
         total_bytes=len(data),
-        sha256=hashlib.sha256(data).digest(),
+        sha256=sha256,
+        signature=session.sign_upload(sha256),
     )
 
 
@@ -188,12 +192,12 @@ class Line:
 
     Attributes:
         send: Sends a message.
-        upload: Uploads the masked vector of a session. Raises `RoundClosedError` when nobody waits for it on this connection.
+        upload: Uploads a masked vector. Raises `RoundClosedError` when nobody waits for it on this connection.
         in_thread: Calls a function off the event loop.
     """
 
     send: Callable[[pb.JoinRequest], Awaitable[None]]
-    upload: Callable[[bytes, memoryview], Awaitable[None]]
+    upload: Callable[[pb.UploadHeader, memoryview], Awaitable[None]]
     in_thread: Callable[[Callable[[], object]], Awaitable[object]]
 
 
@@ -227,6 +231,7 @@ class Conversation:
         self._terms = terms
         self._roster: list[pb.Roster] = []
         self._vector = vector
+        self._header = pb.UploadHeader()
         self._silence_seconds = silence_seconds
         self._mail: asyncio.Queue[pb.JoinResponse | None] = asyncio.Queue()
         self._heard: pb.JoinResponse | None = None
@@ -281,6 +286,7 @@ class Conversation:
             case "delivery":
                 session.take_delivery(message.delivery)
                 session.mask(self._vector)
+                self._header = masked_header(self._terms.task, session, self._vector.data.cast("B"))
                 return None
             case "survivors":
                 return pb.JoinRequest(survivor_ack=session.take_survivors(message.survivors))
@@ -291,7 +297,7 @@ class Conversation:
         if answer is not None:
             await line.send(answer)
         else:
-            await line.upload(self.session_id, self._vector.data.cast("B"))
+            await line.upload(self._header, self._vector.data.cast("B"))
         # An upload that is sent whole waits for its verdict first; the session may have ended meanwhile.
         raise_if_cancelled()
 

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -25,7 +24,7 @@ from client.connection import Connection
 from client.data import LocalData
 from client.errors import ConnectionLostError, PolicyError, RoundClosedError
 from client.link import Link, raise_if_cancelled
-from client.masking import Brought, Conversation, Line, MaskingSite, masked_header
+from client.masking import Brought, Conversation, Line, MaskingSite
 from client.policy import Policy
 from client.training import Assignment, Result, Trainer
 from models import DataError, TrainingStopped
@@ -254,7 +253,7 @@ class Worker:
         """Take part in the task's session of secure aggregation."""
         masking, floor = self._masking(), self._site.policy.floor
         self._enter(pb.PHASE_WAITING)
-        line = Line(self._send, partial(self._upload_masked, task), self._in_thread)
+        line = Line(self._send, self._upload_masked, self._in_thread)
         try:
             self._conversation = await self._in_thread(lambda: masking.begin(task, spec, brought, floor))
             await self._conversation.hold(line)
@@ -268,13 +267,12 @@ class Worker:
             raise PolicyError("Secure aggregation: a client must have a roster, this one has none. Join with --roster.")
         return self._site.masking
 
-    async def _upload_masked(self, task: pb.Task, session_id: bytes, data: memoryview) -> None:
+    async def _upload_masked(self, header: pb.UploadHeader, data: memoryview) -> None:
         """Upload a masked vector. One that nobody waits for on this connection is asked for again, or is in the sum already."""
-        header = await self._in_thread(lambda: masked_header(task, session_id, data))
         with contextlib.suppress(RoundClosedError):
             verdict = await self._with_connection(lambda connection: self._upload(connection, header, data))
             if verdict.reason != pb.REFUSAL_REASON_UNSPECIFIED:
-                log.warning("task %s: not taken, %s", task.task_id, _sentence(verdict))
+                log.warning("task %s: not taken, %s", header.task_id, _sentence(verdict))
 
     async def _upload(self, connection: Connection, header: pb.UploadHeader, data: memoryview) -> pb.UploadVerdict:
         """Upload a contribution. One that is sent whole is not given up before its verdict has had time to arrive.

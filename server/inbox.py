@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class Arrival:
 
     Attributes:
         sha256: That of the vector's bytes, which tells what is brought again from what is new; empty where no verdict can be lost.
+        signature: The client's, over a masked vector; empty without audit.
     """
 
     client_id: str
@@ -67,10 +68,15 @@ class Arrival:
     train_seconds: float
     vector: npt.NDArray[Any] = field(repr=False)
     sha256: bytes = b""
+    signature: bytes = b""
 
 
 class Inbox:
-    """Takes the contributions of one attempt at a round."""
+    """Takes the contributions of one attempt at a round.
+
+    Attributes:
+        vet: Looks at a contribution before it is added. Raises `ContributionRefused`.
+    """
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class Inbox:
         """
         self.binding = binding
         self.changed = changed
+        self.vet: Callable[[Arrival], None] | None = None
         self.contributions: dict[str, ContributionRecord] = {}
         self.refusals: list[RefusalRecord] = []
         self._invited = frozenset(invited)
@@ -235,7 +242,7 @@ class Inbox:
     async def _admit(self, arrival: Arrival) -> ContributionRefused | None:
         try:
             async with self._adding:
-                self.check(arrival.client_id, arrival.binding)
+                self._check(arrival)
                 # The pool keeps what it was called with for a moment longer, in which the next buffer is made already.
                 lent, weight = [arrival.vector], arrival.weight
                 await asyncio.to_thread(lambda: self._total.add(lent.pop(), weight))
@@ -247,12 +254,17 @@ class Inbox:
     def _admit_at_once(self, arrival: Arrival) -> ContributionRefused | None:
         """Admit a small contribution in less time than a thread would take to begin."""
         try:
-            self.check(arrival.client_id, arrival.binding)
+            self._check(arrival)
             self._total.add(arrival.vector, arrival.weight)
             self._note(arrival)
         except ContributionRefused as refusal:
             return self._turned_away(arrival, refusal)
         return None
+
+    def _check(self, arrival: Arrival) -> None:
+        self.check(arrival.client_id, arrival.binding)
+        if self.vet is not None:
+            self.vet(arrival)
 
     def _note(self, arrival: Arrival) -> None:
         """Note a contribution that has entered the sum."""

@@ -44,12 +44,12 @@ class Masking:
         session, record = await self._session(order, "train", record, contribution_size)
 
         async def note_opening() -> None:
-            await self.store.put_round(record.with_(is_opening=True))
+            await self.store.put_round(_audited(record, session).with_(is_opening=True))
 
         inbox = await self._play(session, "train", record.selected, note_opening)
         is_opening = record.is_opening or session.is_opening
         record = record.with_(refusals=[*record.refusals, *session.refusals], is_opening=is_opening)
-        return record, inbox, session.problem
+        return _audited(record, session), inbox, session.problem
 
     async def evaluate(
         self, order: Order, record: RoundRecord, client_ids: Sequence[str]
@@ -57,10 +57,13 @@ class Masking:
         """Return the metrics of the order's model. A session that opens nothing costs the round its evaluation, not its model."""
         session, record = await self._session(order, "evaluate", record, 0)
 
-        async def note_nothing() -> None:
+        async def note_audits() -> None:
             """Let clients open: an evaluation that is lost is not held again."""
+            if session.audits:
+                await self.store.put_round(_audited(record, session))
 
-        inbox = await self._play(session, "evaluate", client_ids, note_nothing)
+        inbox = await self._play(session, "evaluate", client_ids, note_audits)
+        record = _audited(record, session)
         if inbox is None:
             text = f"Round {record.number}: not evaluated. {session.problem}"
             log.warning("%s", text)
@@ -95,3 +98,8 @@ class Masking:
         # Masked vectors are a little longer than models: their memory serves no model afterwards, and is given back.
         setting = Setting(self.authority, self.cohort, self.status, VectorPool())
         return SecureSession(order, kind, number, body_size, setting), record
+
+
+def _audited(record: RoundRecord, session: SecureSession) -> RoundRecord:
+    """Return a round's record with what clients signed in a session."""
+    return record.with_(audits=[*record.audits, *session.audits])

@@ -77,6 +77,31 @@ class RefusalRecord(Record):
     detail: str
 
 
+class SignedUploadRecord(Record):
+    """What one client has signed of the masked vector that it uploaded. Hexadecimal."""
+
+    client_id: str
+    public_key: str
+    sha256: str
+    """Of the masked vector."""
+    signature: str
+
+
+class AuditRecord(Record):
+    """The signed uploads that went into the sum of one session, and what they are bound to. Bytes are hexadecimal."""
+
+    kind: str
+    """What clients did first: "train" or "evaluate"."""
+    session_id: str
+    parameters: str
+    nonce: str
+    roster_hash: str
+    sharers: str
+    byte_count: int
+    """Length of each masked vector."""
+    uploads: list[SignedUploadRecord]
+
+
 class Moments(Record):
     """When one client of a round did what, UTC, to the millisecond; None for what it did not do, or did unseen."""
 
@@ -114,6 +139,8 @@ class RoundRecord(Record):
     """Sessions of secure aggregation that were held, or begun, for this round."""
     is_opening: bool = False
     """Whether clients were asked to open a masked sum of this round."""
+    audits: list[AuditRecord] = []
+    """In audit mode, of each session of secure aggregation whose sum was closed, in all attempts."""
     refusals: list[RefusalRecord] = []
     """Of all attempts."""
     moments: dict[str, Moments] = {}

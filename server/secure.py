@@ -19,12 +19,13 @@ from privacy.errors import SecureAggregationError
 from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.members import Problem
 from privacy.secagg.session import Purpose, SessionParameters, digest_of
+from server.audit import Audit
 from server.closing import Settling, Until, wait_until
 from server.cohort import Cohort, Exchange, Kind, Order
 from server.errors import reason_name
 from server.inbox import DETAIL_LENGTH, Binding, Inbox
 from server.masked import MaskedSum
-from server.records import RefusalRecord
+from server.records import AuditRecord, RefusalRecord
 from server.replies import Replies
 from server.status import Status
 from server.tallies import summary
@@ -70,6 +71,7 @@ class SecureSession:
 
     Attributes:
         refusals: Clients that were refused in it.
+        audits: What clients have signed of their masked vectors, once the sum is closed; nothing without audit.
         problem: Why nothing was opened; empty if the sum was.
         is_opening: Whether clients were asked for what opens the sum: they take part in no other session of the round.
     """
@@ -100,6 +102,7 @@ class SecureSession:
             order.spec.cohort.fewest if kind == "train" else 0,
         )
         self.refusals: list[RefusalRecord] = []
+        self.audits: list[AuditRecord] = []
         self.problem = ""
         self.is_opening = False
         self._order = order
@@ -151,6 +154,8 @@ class SecureSession:
         deliveries = await asyncio.to_thread(session.deliver)
         messages = self._named({key: pb.JoinResponse(delivery=found) for key, found in deliveries.items()})
         inbox = self._inbox(list(messages))
+        audit = Audit(self._kind, session, self._setting.cohort.identity_of) if session.parameters.spec.audit else None
+        inbox.vet = audit.vet if audit else None
         until = Until(len(messages), session.fewest, rules.deadline_seconds)
         await self._wait("masked vectors", inbox, exchange.collect(messages, inbox), until)
         await inbox.close()
@@ -159,6 +164,7 @@ class SecureSession:
 
         in_sum = [self._setting.cohort.identity_of(client_id) for client_id in inbox.contributions]
         survivors = pb.JoinResponse(survivors=await asyncio.to_thread(session.close_sum, in_sum))
+        self.audits = [audit.record(inbox.contributions)] if audit else []
         asked = dict.fromkeys(session.survivors, survivors)
         await self._ask(exchange, "acknowledgements", asked, pb.SurvivorAck, session.take_ack)
         bundles = await asyncio.to_thread(session.bundles)

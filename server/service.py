@@ -307,6 +307,7 @@ class FederationService(FederationServiceServicer):
                 max(0.0, header.train_seconds) if math.isfinite(header.train_seconds) else 0.0,
                 upload.inbox.vector_in(assembly.buffer),
                 header.sha256,
+                header.signature,
             )
             return await upload.inbox.admit(arrival)
 

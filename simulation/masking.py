@@ -5,6 +5,7 @@ fixed, nobody falls out.
 """
 
 import contextlib
+import hashlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -92,8 +93,8 @@ class SimulatedExchange(Exchange):
         work = Work()
         for client_id, message in messages.items():
             session, vector = self._clients[client_id]
-            await work.do(partial(_mask, session, message, vector))
-            await inbox.admit(Arrival(client_id, inbox.binding, 0, 0, {}, 0.0, vector))
+            signed = await work.do(partial(_mask, session, message, vector, self._session.parameters.spec.audit))
+            await inbox.admit(Arrival(client_id, inbox.binding, 0, 0, {}, 0.0, vector, *signed))
             self._clients[client_id] = session, vector[:0]
         await self._cohort.until_settled(inbox)
 
@@ -145,9 +146,16 @@ class SimulatedExchange(Exchange):
             replies.record(client_id, session.advertisement)
 
 
-def _mask(session: ClientSession, message: pb.JoinResponse, vector: RingVector) -> None:
+def _mask(
+    session: ClientSession, message: pb.JoinResponse, vector: RingVector, is_audited: bool
+) -> tuple[bytes, bytes]:
+    """Mask a vector, and return its SHA-256 and the client's signature in audit mode."""
     session.take_delivery(message.delivery)
     session.mask(vector)
+    if not is_audited:
+        return b"", b""
+    sha256 = hashlib.sha256(vector.data).digest()
+    return sha256, session.sign_upload(sha256)
 
 
 def _answer(session: ClientSession, message: pb.JoinResponse) -> object:

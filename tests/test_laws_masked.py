@@ -10,9 +10,10 @@ import pytest
 from client.data import load_local
 from privacy.keys import load_identity
 from server.checkpoints import checkpoint_path
-from server.records import EventRecord
+from server.records import AuditRecord, EventRecord
 from server.store import open_store
 from simulation.serial import run_serially
+from tests.client.masked import is_statement
 from tests.federation import Federation, tensor_bytes
 from tests.privacy.rosters import entry, public, roster, write_roster
 from wire.spec import validate_spec
@@ -152,13 +153,23 @@ def test_coordinator_killed_while_it_evaluates_goes_on_with_the_model_that_was_o
 
 def test_coordinator_killed_while_a_sum_is_opened_loses_the_round_and_the_run_goes_on(fresh: Federation) -> None:
     coordinator = fresh.start_coordinator("while-opening", "2")
-    run_id = fresh.submit(MASKED | {"rounds": 3})
+    secure = MASKED["privacy"]["secure_aggregation"] | {"audit": True}
+    run_id = fresh.submit(MASKED | {"rounds": 3, "privacy": {"secure_aggregation": secure}})
     assert coordinator.wait() == -9, coordinator.output
     fresh.start_coordinator()
     fresh.wait_for_end(run_id)
     rounds = fresh.rounds(run_id)
     assert [len(record["contributions"]) for record in rounds] == [4, 0, 4]
     assert rounds[1]["model_sha256"] == rounds[0]["model_sha256"] != rounds[2]["model_sha256"]
+    # What clients signed in the session whose sum was lost is there all the same: it was stored before they were asked to open it.
+    audits = [[AuditRecord.model_validate(audit) for audit in record["audits"]] for record in rounds]
+    assert [[audit.kind for audit in found] for found in audits] == [
+        ["train", "evaluate"],
+        ["train"],
+        ["train", "evaluate"],
+    ]
+    assert all(len(audit.uploads) == 4 for found in audits for audit in found)
+    assert all(is_statement(audit, upload) for found in audits for audit in found for upload in audit.uploads)
     [lost] = [event.detail for event in events(fresh, run_id) if event.kind == "round_lost"]
     assert lost == (
         "Round 2: its sum was lost while it was being opened, and no client opens another one of the same round. "

@@ -315,7 +315,7 @@ class UploadRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., slice: _Optional[_Union[Slice, _Mapping]] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("session_token", "task_id", "run_id", "round", "base_sha256", "layout_sha256", "encoding", "total_bytes", "sha256", "weight", "example_count", "metrics", "train_seconds")
+    __slots__ = ("session_token", "task_id", "run_id", "round", "base_sha256", "layout_sha256", "encoding", "total_bytes", "sha256", "weight", "example_count", "metrics", "train_seconds", "signature")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +336,7 @@ class UploadHeader(_message.Message):
     EXAMPLE_COUNT_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     session_token: bytes
     task_id: str
     run_id: str
@@ -349,7 +350,8 @@ class UploadHeader(_message.Message):
     example_count: int
     metrics: _containers.ScalarMap[str, float]
     train_seconds: float
-    def __init__(self, session_token: _Optional[bytes] = ..., task_id: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., layout_sha256: _Optional[bytes] = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., total_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., weight: _Optional[int] = ..., example_count: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., train_seconds: _Optional[float] = ...) -> None: ...
+    signature: bytes
+    def __init__(self, session_token: _Optional[bytes] = ..., task_id: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., base_sha256: _Optional[bytes] = ..., layout_sha256: _Optional[bytes] = ..., encoding: _Optional[_Union[VectorEncoding, str]] = ..., total_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., weight: _Optional[int] = ..., example_count: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., train_seconds: _Optional[float] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Slice(_message.Message):
     __slots__ = ("offset", "data")

@@ -26,6 +26,8 @@ class SecureAggregationSpec(Strict):
     """Fewest honest clients that a sum must be of. 2 only where the sites' policies say `allow_small_cohort`."""
     cipher: Literal["aes256", "chacha20"] = "aes256"
     """What makes the masks. ChaCha20 is for clients whose processors have no AES; where all have it, AES is faster."""
+    audit: bool = False
+    """Whether clients sign the masked vectors that they upload. The signatures are kept with the round."""
     stage_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """Longest time for each of the small exchanges, seconds."""
     metrics: list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]] = Field(

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import Message
 
 from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
+from privacy.secagg.audit import SignedUpload, UploadTerms
 from privacy.secagg.labels import derive_key, hashed, is_signed, sign
 from privacy.secagg.masks import RingVector, add_masks, pair_mask, self_mask
 from privacy.secagg.members import (
@@ -94,6 +95,7 @@ class ClientSession:
         self._journal = party.journal
         self._secrets: _Secrets | None = None
         self._ack = pb.SurvivorAck()
+        self._nonce = offer.nonce
         self.session_id = party.accept(parameters, offer)
         self._journal.begin(parameters)
         self._secrets = _Secrets()
@@ -160,6 +162,21 @@ class ClientSession:
         ]
         held.mask_key = None
         add_masks(vector, masks, self._parameters.spec.cipher)
+
+    def sign_upload(self, sha256: bytes) -> bytes:
+        """Return this client's signature over its masked vector, by its SHA-256, and keep a copy; without audit, nothing.
+
+        Raises:
+            SecureAggregationError: The copy could not be kept. Nothing was signed for anybody.
+        """
+        self._in(ClientState.MASKED)
+        if not self._parameters.spec.audit:
+            return b""
+        bitmap = self._members.bitmap(self._sharers)
+        terms = UploadTerms.of(self._parameters, self._nonce, self._members.roster_hash, bitmap)
+        upload = SignedUpload(terms, sha256, terms.sign(self._identity.key, sha256))
+        self._journal.note_upload(self._parameters, upload)
+        return upload.signature
 
     def take_survivors(self, survivors: pb.Survivors) -> pb.SurvivorAck:
         """Check whose vectors are in the sum, and bind this client to them."""

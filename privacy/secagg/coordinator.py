@@ -11,20 +11,22 @@ CSA-1 (docs/secure-aggregation.md), section "Coordinator". https://eprint.iacr.o
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection
 from enum import StrEnum
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privacy.errors import AbortCode, MemberExcludedError, SessionAbortedError
+from privacy.secagg.audit import UploadTerms
 from privacy.secagg.client import NONCE_BYTES
 from privacy.secagg.head import NUMBER_BITS, HeadSum
-from privacy.secagg.labels import hashed, is_signed, sign
+from privacy.secagg.labels import is_signed, sign
 from privacy.secagg.masks import Mask, RingVector, add_masks, pair_mask, self_mask
 from privacy.secagg.members import Members, Problem, entry_problem, packet_parts, unmask_parts
+from privacy.secagg.recovery import Recovery
 from privacy.secagg.session import SessionParameters
-from privacy.secagg.shamir import SHARE_BYTES, combine
+from privacy.secagg.shamir import SHARE_BYTES
 from wire import federation_pb2 as pb
 
 CIPHERTEXT_BYTES = 1 + 2 * SHARE_BYTES + 16
@@ -83,7 +85,6 @@ class CoordinatorSession:
         self._packets: dict[int, dict[int, pb.Packet]] = {}
         self._alive: set[int] = set()
         self._acks: dict[int, bytes] = {}
-        self._unmasks: dict[int, pb.Unmask] = {}
 
     @property
     def count(self) -> int:
@@ -115,6 +116,17 @@ class CoordinatorSession:
         """Survivors that have acknowledged."""
         return [self.clients[index] for index in sorted(self._acks)]
 
+    @property
+    def public_keys(self) -> dict[str, bytes]:
+        """The members' public keys, by identity."""
+        return {entry.client_id.hex(): entry.public_key for entry in self._members.entries}
+
+    @property
+    def upload_terms(self) -> UploadTerms:
+        """What members sign with their masked vectors in audit mode, once they have shared."""
+        sharers = self._members.bitmap(self._packets)
+        return UploadTerms.of(self.parameters, self.offer.nonce, self._members.roster_hash, sharers)
+
     def take_advertisement(self, client_id: str, message: pb.Advertise) -> None:
         """Note a client that is ready. Raises `MemberExcludedError` when its advertisement breaks a rule."""
         self._check_due(CoordinatorState.ADVERTISEMENTS)
@@ -144,6 +156,7 @@ class CoordinatorSession:
         entries = sorted(self._entries.values(), key=lambda entry: entry.client_id)
         graph = self.parameters.graph(len(entries))
         self._members = Members.of(entries, self.session_id, graph)
+        self._recovery = Recovery(self._members, self.session_id)
         self._index = {entry.client_id.hex(): index for index, entry in enumerate(entries)}
         self._check_count(len(entries), "members")
         self.state = CoordinatorState.SHARES
@@ -241,13 +254,14 @@ class CoordinatorSession:
             raise MemberExcludedError("Unmask: a member must never give both kinds of shares of another.")
         if not seeds <= near & self._alive or not keys <= near & self._packets.keys() - self._alive:
             raise MemberExcludedError("Unmask: shares must be of seeds of survivors and of keys of the others.")
-        if index in self._unmasks:
-            if message != self._unmasks[index]:
+        unmasks = self._recovery.unmasks
+        if index in unmasks:
+            if message != unmasks[index]:
                 raise MemberExcludedError("Unmask: a member must give its shares once.")
             return
         for dealer in set(message.missing) & near & self._packets.keys():
             self.complaints[self.clients[dealer]] += 1
-        self._unmasks[index] = message
+        unmasks[index] = message
 
     def open(self, total: RingVector) -> HeadSum:
         """Take every mask off the sum, in place, and read its head.
@@ -258,7 +272,8 @@ class CoordinatorSession:
         try:
             add_masks(total, self._masks(), self.parameters.spec.cipher)
         finally:
-            self._unmasks.clear()
+            self.false_holders = {self.clients[index] for index in self._recovery.false_holders}
+            self._recovery.forget()
             self.state = CoordinatorState.DONE
         head = self.parameters.head.read(total)
         if head.count != len(self._alive):
@@ -284,13 +299,12 @@ class CoordinatorSession:
     def _masks(self) -> list[Mask]:
         """Return what takes all masks off the sum."""
         members, roster_hash = self._members, self._members.roster_hash
-        masks = []
+        recovery, masks = self._recovery, []
         for index in sorted(self._alive):
-            seed = self._seed_of(index)
-            mask = self_mask(seed, self.session_id, roster_hash, members.entries[index].client_id)
+            mask = self_mask(recovery.seed_of(index), self.session_id, roster_hash, members.entries[index].client_id)
             masks.append(Mask(mask.key, is_negative=True))
         for index in sorted(self._packets.keys() - self._alive):
-            secret = X25519PrivateKey.from_private_bytes(self._key_of(index))
+            secret = X25519PrivateKey.from_private_bytes(recovery.key_of(index))
             # As the one who is gone would have added them: the opposite of what its neighbours did.
             masks += [
                 pair_mask(secret, members.peer(index), members.peer(other), self.session_id, roster_hash)
@@ -298,66 +312,6 @@ class CoordinatorSession:
                 if other in self._alive
             ]
         return masks
-
-    def _seed_of(self, index: int) -> bytes:
-        entry = self._members.entries[index]
-
-        def is_right(seed: bytes) -> bool:
-            return hashed("commit-b", self.session_id, entry.client_id, seed) == entry.seed_commitment
-
-        own = self._unmasks.get(index)
-        if own is not None and is_right(own.own_seed):
-            return own.own_seed
-        seed = self._recovered(index, lambda message: message.seed_shares, is_right, "seed")
-        if own is not None:
-            self.false_holders.add(self.clients[index])
-        return seed
-
-    def _key_of(self, index: int) -> bytes:
-        expected = self._members.entries[index].mask_key
-
-        def is_right(secret: bytes) -> bool:
-            return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw() == expected
-
-        return self._recovered(index, lambda message: message.key_shares, is_right, "mask key")
-
-    def _recovered(
-        self,
-        dealer: int,
-        shares_in: Callable[[pb.Unmask], Iterable[pb.HeldShare]],
-        is_right: Callable[[bytes], bool],
-        what: str,
-    ) -> bytes:
-        """Return a member's secret from its holders' shares; those whose share does not fit the others are noted.
-
-        Raises:
-            SessionAbortedError: The shares are too few or do not give what the member committed to.
-        """
-        members, threshold = self._members, self._members.graph.threshold
-        points = {
-            members.point(dealer, holder): held.share
-            for holder, message in sorted(self._unmasks.items())
-            for held in shares_in(message)
-            if held.index == dealer
-        }
-        client_id = self.clients[dealer]
-        if len(points) < threshold:
-            raise SessionAbortedError(
-                AbortCode.TOO_FEW,
-                f"shares of the {what} of {client_id} must be at least {threshold}, got {len(points)}",
-            )
-        for chosen in _subsets(points, threshold):
-            try:
-                secret = combine(chosen)
-            except ValueError:
-                continue
-            if is_right(secret):
-                passed_over = {point for point in points if point < max(chosen)} - chosen.keys()
-                self.false_holders |= {self.clients[members.closed(dealer)[point - 1]] for point in passed_over}
-                return secret
-        raise SessionAbortedError(
-            AbortCode.BAD_SHARE, f"shares of the {what} of {client_id} must give what it committed to"
-        )
 
     def _signed(self, client_id: str, signature: bytes, label: str, *parts: bytes) -> int:
         """Return the index of a member that has signed its message."""
@@ -386,11 +340,3 @@ class CoordinatorSession:
             raise SessionAbortedError(
                 AbortCode.TOO_FEW, f"{who} near {client_id} must be at least {threshold}, got {live}"
             )
-
-
-def _subsets(points: Mapping[int, bytes], threshold: int) -> Iterator[dict[int, bytes]]:
-    """Yield the first `threshold` shares, then the same with the next share in the place of each of them in turn."""
-    first, later = list(points)[:threshold], list(points)[threshold : threshold + 1]
-    yield {point: points[point] for point in first}
-    for place in range(threshold if later else 0):
-        yield {point: points[point] for point in [*first[:place], *first[place + 1 :], *later]}

@@ -6,6 +6,7 @@ from typing import NoReturn, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
+from privacy.secagg.audit import SignedUpload
 from privacy.secagg.labels import is_signed
 from privacy.secagg.members import Problem
 from privacy.secagg.session import SessionParameters
@@ -50,6 +51,9 @@ class Journal(Protocol):
 
     def reveal(self, parameters: SessionParameters) -> None:
         """Note that the sum of this round is about to be opened: no other session for it may begin."""
+
+    def note_upload(self, parameters: SessionParameters, upload: SignedUpload) -> None:
+        """Note what this client has signed, for itself: in audit mode, before the coordinator gets it."""
 
 
 @dataclass(frozen=True, slots=True)

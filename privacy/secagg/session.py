@@ -19,6 +19,9 @@ from wire.spec import RunSpec
 SUITES: Mapping[str, int] = {"aes256": 1, "chacha20": 0x81}
 """By the masks' cipher: X25519, Ed25519, HKDF-SHA256, AES-256-GCM, and AES-256-CTR or, with the highest bit, ChaCha20."""
 
+AUDIT = 0x40
+"""Added to the suite's number where clients sign their masked vectors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
@@ -67,6 +70,11 @@ class SessionParameters:
         """Elements of the vectors: head and body."""
         return self.head.size + self.purpose.body_size
 
+    @property
+    def byte_count(self) -> int:
+        """Length of a vector on the wire."""
+        return self.size * self.spec.ring_bits // 8
+
     def graph(self, member_count: int) -> Parameters:
         """Return degree, threshold and bounds for so many members. Raises `SecureAggregationError` where there are none."""
         return parameters_for(member_count, self.spec.corrupt_ppm, self.spec.dropout_ppm)
@@ -92,7 +100,7 @@ class SessionParameters:
             u32(self.purpose.quorum),
             bound,
             exponent,
-            bytes([SUITES[spec.cipher]]),
+            bytes([SUITES[spec.cipher] | (AUDIT if spec.audit else 0)]),
         ]
         metrics = [prefixed(name.encode()) for name in spec.metrics]
         return b"".join([self.base(graph), *rest, u32(len(metrics)), *metrics])

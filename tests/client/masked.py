@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,13 @@ from client.policy import Policy
 from client.training import Assignment, Trainer
 from privacy.enrolment import EnrolmentFile
 from privacy.keys import load_identity
+from privacy.secagg.audit import UploadTerms
 from server.aggregation import WeightedMean
 from server.checkpoints import checkpoint_path
 from server.cohort import Order
 from server.coordinator import Coordinator
 from server.model import ModelShop, read_checkpoint
-from server.records import RoundRecord, RunState
+from server.records import AuditRecord, RoundRecord, RunState, SignedUploadRecord
 from simulation.serial import run_serially
 from tests.client.sites import CPU, until_joined
 from tests.loopback import run_in_state, serving
@@ -112,9 +114,44 @@ class Federation:
         """Return the names of those in a round's sum."""
         return self.names_of([part.client_id for part in record.contributions])
 
+    def signers(self, record: RoundRecord) -> list[list[str]]:
+        """Return who has signed a vector in each audited session of a round, once each signature and each client's copy is checked."""
+        for audit in record.audits:
+            for upload in audit.uploads:
+                assert is_statement(audit, upload)
+                assert upload.client_id == client_id_of(bytes.fromhex(upload.public_key))
+                [name] = self.names_of([upload.client_id])
+                assert kept_by_client(self.folder / name, audit.session_id) == statement(audit, upload)
+        return [self.names_of([upload.client_id for upload in audit.uploads]) for audit in record.audits]
+
     def model(self, coordinator: Coordinator, run_id: str, spec: RunSpec, number: int) -> Vector:
         path = checkpoint_path(coordinator.runs.folder(run_id), number)
         return read_checkpoint(path, ModelShop(spec).initial().layout).vector
+
+
+def is_statement(audit: AuditRecord, upload: SignedUploadRecord) -> bool:
+    """Tell, from a round's record alone, whether a client has signed what the record says."""
+    parts = map(bytes.fromhex, (audit.parameters, audit.nonce, audit.roster_hash, audit.sharers))
+    parameters, nonce, roster_hash, sharers = parts
+    terms = UploadTerms(parameters, nonce, roster_hash, sharers, audit.byte_count)
+    public_key, sha256, signature = map(bytes.fromhex, (upload.public_key, upload.sha256, upload.signature))
+    return terms.session_id.hex() == audit.session_id and terms.is_signed(public_key, sha256, signature)
+
+
+def statement(audit: AuditRecord, upload: SignedUploadRecord) -> tuple[object, ...]:
+    """Return what a client has signed, with its signature, as the client keeps it."""
+    terms = (audit.parameters, audit.nonce, audit.roster_hash, audit.sharers, audit.byte_count)
+    return (*terms, upload.sha256, upload.signature)
+
+
+def kept_by_client(folder: Path, session_id: str) -> tuple[object, ...]:
+    """Return what a client has kept of what it signed in a session."""
+    query = (
+        "SELECT parameters, nonce, roster_hash, sharers, byte_count, sha256, signature FROM uploads WHERE session = ?"
+    )
+    with contextlib.closing(sqlite3.connect(folder / "sessions.sqlite")) as journal:
+        [row] = journal.execute(query, [session_id])
+    return tuple(row)
 
 
 @contextlib.asynccontextmanager

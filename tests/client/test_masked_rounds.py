@@ -50,7 +50,7 @@ def serial(tmp_path: Path) -> Path:
 async def test_masked_run_equals_the_serial_simulation_to_the_bit(
     federation: Federation, coordinator: Coordinator, serial: Path
 ) -> None:
-    spec = masked_spec(rounds=2, evaluate={"every": 1})
+    spec = masked_spec({"audit": True}, rounds=2, evaluate={"every": 1})
     async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
         run_id, rounds = await played(coordinator, spec)
     expected = await serial_model(spec, federation.sites(), serial)
@@ -62,6 +62,8 @@ async def test_masked_run_equals_the_serial_simulation_to_the_bit(
         assert record.example_count == sum(len(data.training) for data in federation.sites().values())
         assert {"loss", "accuracy", "train_loss"} <= record.metrics.keys()
         assert record.session_count == 2
+        assert [audit.kind for audit in record.audits] == ["train", "evaluate"]
+        assert federation.signers(record) == [sorted(NAMES)] * 2
 
 
 # --- Connections that break ---
@@ -121,7 +123,7 @@ async def test_client_whose_connection_breaks_goes_on_when_it_is_back(
     stage: str,
 ) -> None:
     # Nobody is given up: whoever comes back within this time is in the sum.
-    spec = masked_spec(cohort={"quorum": 5, "return_seconds": 25})
+    spec = masked_spec({"audit": True}, cohort={"quorum": 5, "return_seconds": 25})
     async with relaying(coordinator.address) as relay:
         agents = [federation.agent(name, coordinator.address) for name in NAMES[:4]]
         unlucky = federation.agent("eli", relay.address)
@@ -137,6 +139,7 @@ async def test_client_whose_connection_breaks_goes_on_when_it_is_back(
     assert "did not deliver" not in caplog.text
     assert federation.contributors(record) == sorted(NAMES)
     assert (record.refusals, record.session_count) == ([], 1)
+    assert federation.signers(record) == [sorted(NAMES)]
     expected = await serial_model(spec, federation.sites(), serial)
     assert np.array_equal(federation.model(coordinator, run_id, spec, 1), expected)
 
@@ -175,7 +178,7 @@ def kill_at(
 async def test_client_that_loses_its_process_costs_its_own_vector_at_most(
     federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, stage: str, is_lost: bool
 ) -> None:
-    spec = masked_spec()
+    spec = masked_spec({"audit": True})
     async with contextlib.AsyncExitStack() as stack:
         agents = [federation.agent(name, coordinator.address) for name in NAMES]
         tasks = await stack.enter_async_context(joined(coordinator, agents))
@@ -190,6 +193,7 @@ async def test_client_that_loses_its_process_costs_its_own_vector_at_most(
     left = [other for other in NAMES if not is_lost or other != name]
     assert federation.contributors(record) == left
     assert (record.session_count, record.refusals) == (1, [])
+    assert federation.signers(record) == [left]
     assert np.array_equal(federation.model(coordinator, run_id, spec, 1), mean_of(federation, spec, left))
 
 

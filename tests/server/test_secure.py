@@ -1,6 +1,8 @@
 """Sessions of secure aggregation with clients whose messages are false: those are left out or not heard, and the rest go on."""
 
 import asyncio
+import hashlib
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,71 @@ async def test_client_with_a_false_upload_is_left_out_of_the_sum(
     assert (refusal.client_id, refusal.reason) == (liar, reason)
     assert refusal.detail.startswith(rule)
     assert (federation.contributors(record), record.session_count) == (HONEST, 1)
+    assert np.array_equal(federation.model(coordinator, run_id, spec, 1), mean_of(federation, spec, HONEST))
+
+
+def with_no_signature(header: pb.UploadHeader, other: pb.UploadHeader, data: bytes) -> bytes:
+    header.ClearField("signature")
+    return data
+
+
+def with_the_signature_of_another(header: pb.UploadHeader, other: pb.UploadHeader, data: bytes) -> bytes:
+    header.signature = other.signature
+    return data
+
+
+def with_another_vector_than_signed(header: pb.UploadHeader, other: pb.UploadHeader, data: bytes) -> bytes:
+    data = corrupted(header, data)
+    header.sha256 = hashlib.sha256(data).digest()
+    return data
+
+
+def with_another_digest(header: pb.UploadHeader, other: pb.UploadHeader, data: bytes) -> bytes:
+    header.sha256 = other.sha256
+    header.signature = other.signature
+    return data
+
+
+@pytest.mark.parametrize(
+    ("forge", "reason", "detail"),
+    [
+        (with_no_signature, "malformed", r"signature must be the client's, over the masked vector .*, got none"),
+        (
+            with_the_signature_of_another,
+            "malformed",
+            r"signature must be .* with SHA-256 [0-9a-f]{16} in .* got another",
+        ),
+        (with_another_vector_than_signed, "malformed", r"signature must be the client's, .*, got another"),
+        (with_another_digest, "corrupted", r"Payload: SHA-256 must be .*"),
+    ],
+)
+async def test_upload_that_its_client_has_not_signed_is_left_out_of_the_sum(
+    federation: Federation,
+    coordinator: Coordinator,
+    monkeypatch: pytest.MonkeyPatch,
+    forge: Callable[[pb.UploadHeader, pb.UploadHeader, bytes], bytes],
+    reason: str,
+    detail: str,
+) -> None:
+    liar, upload = federation.client_id("eli"), Connection.upload
+    seen: asyncio.Queue[pb.UploadHeader] = asyncio.Queue()
+
+    async def forged(self: Connection, header: pb.UploadHeader, data: memoryview, *rest: Any) -> pb.UploadVerdict:
+        if self.client_id == liar:
+            data = memoryview(forge(header, await seen.get(), bytes(data)))
+        else:
+            seen.put_nowait(header)
+        return await upload(self, header, data, *rest)
+
+    monkeypatch.setattr(Connection, "upload", forged)
+    spec = masked_spec({"audit": True})
+    async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
+        run_id, [record] = await played(coordinator, spec)
+    [refusal] = record.refusals
+    assert (refusal.client_id, refusal.reason) == (liar, reason)
+    assert re.fullmatch(detail, refusal.detail)
+    assert (federation.contributors(record), record.session_count) == (HONEST, 1)
+    assert federation.signers(record) == [HONEST]
     assert np.array_equal(federation.model(coordinator, run_id, spec, 1), mean_of(federation, spec, HONEST))
 
 

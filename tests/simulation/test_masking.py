@@ -24,6 +24,7 @@ from simulation.play import play
 from simulation.resources import Resources
 from simulation.serial import SerialCohort
 from simulation.simulate import simulate
+from tests.client.masked import is_statement
 from tests.server.cohorts import DIGITS, blocks, opened
 from tests.simulation.federations import made
 from wire.spec import RunSpec, validate_spec
@@ -206,11 +207,15 @@ async def test_evaluation_is_summed_in_a_session_of_its_own(tmp_path: Path, monk
         prepare(self, order, kind, number, body_size, setting)
 
     monkeypatch.setattr(SecureSession, "__init__", note)
-    configured = masked(evaluate={"every": 2})
+    configured = masked({"audit": True}, evaluate={"every": 2})
     _, rounds = await played(configured, tmp_path / "masked")
     size = ModelShop(configured).initial().layout.size
     assert held == [("train", 0, size), ("train", 0, size), ("evaluate", 1, 0)]
     assert ["accuracy" in record.metrics for record in rounds] == [False, True]
+    assert [[audit.kind for audit in record.audits] for record in rounds] == [["train"], ["train", "evaluate"]]
+    for audit in (audit for record in rounds for audit in record.audits):
+        assert len(audit.uploads) == COUNT
+        assert all(is_statement(audit, upload) for upload in audit.uploads)
 
 
 class Cut(Exception):

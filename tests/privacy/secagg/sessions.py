@@ -1,5 +1,6 @@
 """Sessions of secure aggregation in memory: an authority, clients, and a driver that plays every message and may lose some."""
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import Message
 
 from privacy.errors import MemberExcludedError, SessionAbortedError
+from privacy.secagg.audit import SignedUpload
 from privacy.secagg.client import ClientSession
 from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.head import HeadSum
@@ -16,6 +18,7 @@ from privacy.secagg.labels import sign
 from privacy.secagg.masks import RING_TYPES, RingVector
 from privacy.secagg.party import Floor, Identity, Party, Trust
 from privacy.secagg.session import Purpose, SessionParameters
+from wire import federation_pb2 as pb
 from wire.identity import client_id_of
 from wire.secure import SecureAggregationSpec
 
@@ -29,12 +32,16 @@ class Memory:
     def __init__(self) -> None:
         self.begun: list[tuple[int, int]] = []
         self.revealed: list[int] = []
+        self.signed: list[SignedUpload] = []
 
     def begin(self, parameters: SessionParameters) -> None:
         self.begun.append((parameters.purpose.round_number, parameters.purpose.attempt))
 
     def reveal(self, parameters: SessionParameters) -> None:
         self.revealed.append(parameters.purpose.round_number)
+
+    def note_upload(self, parameters: SessionParameters, upload: SignedUpload) -> None:
+        self.signed.append(upload)
 
 
 @dataclass
@@ -152,6 +159,9 @@ class Play:
             vector = client.vector.copy()
             client.session.mask(vector)
             self.received.append(("upload", client.client_id, vector.tobytes()))
+            header = pb.UploadHeader(sha256=hashlib.sha256(vector.data).digest())
+            header.signature = client.session.sign_upload(header.sha256)
+            self.received.append(("header", client.client_id, header))
             self.total += vector
             self.uploaded.append(client.client_id)
 

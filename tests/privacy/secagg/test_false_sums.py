@@ -54,7 +54,7 @@ def test_false_shares_that_cannot_be_passed_over_end_the_session(liars: list[int
     assert session.ordered[min(gone)].client_id in str(abort.value)
     assert session.coordinator.false_holders == set()
     assert session.coordinator.state is CoordinatorState.DONE
-    assert not session.coordinator._unmasks
+    assert not session.coordinator._recovery.unmasks
 
 
 def test_dealer_of_false_shares_who_goes_is_blamed() -> None:

@@ -87,9 +87,11 @@ def next_attempt(session: Play, **spec: object) -> Play:
     ],
 )
 def test_transcript_of_a_session_says_nothing(lost: set[tuple[str, int]], late: set[int], ring_bits: int) -> None:
-    session = small_inputs(ring_bits=ring_bits)
+    session = small_inputs(ring_bits=ring_bits, audit=True)
     record = played(session, lost, late)
     assert problems([record], ids(session)) == []
+    signed = [message for _, _, message in record.received if isinstance(message, pb.UploadHeader)]
+    assert len({message.signature for message in signed}) == len(list(record.uploads()))
     kind, in_sum = RING_TYPES[ring_bits], session.coordinator.survivors
     came = [np.frombuffer(m, kind) for _, name, m in record.received if isinstance(m, bytes) and name in in_sum]
     session.coordinator.open(sum_of(came))

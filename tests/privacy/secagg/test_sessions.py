@@ -214,6 +214,7 @@ def test_parameters_are_the_bytes_of_the_vectors() -> None:
         {"metrics": ["loss"]},
         {"quorum": 4},
         {"cipher": "chacha20"},
+        {"audit": True},
     ],
 )
 def test_every_parameter_changes_the_session(changes: dict[str, object]) -> None:
