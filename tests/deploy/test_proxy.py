@@ -5,7 +5,6 @@ import contextlib
 import re
 import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -65,18 +64,21 @@ async def proxied(folder: Path) -> AsyncIterator[tuple[Coordinator, str, ssl.SSL
     async with serving(folder / "coordinator", tls=TLS(*authority.sign_server())) as coordinator:
         text, address = configuration(folder, coordinator, authority)
         (folder / "nginx.conf").write_text(text, encoding="utf-8")
-        process = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf")], stderr=subprocess.PIPE, text=True)
+        process = await asyncio.create_subprocess_exec(
+            "nginx", "-c", folder / "nginx.conf", stderr=asyncio.subprocess.PIPE
+        )
         try:
             await listening(process, address)
             yield coordinator, f"https://{address}/api/v1", ssl.create_default_context(cafile=str(authority.path))
         finally:
             process.terminate()
-            await asyncio.to_thread(process.communicate, timeout=WAIT_SECONDS)
+            async with asyncio.timeout(WAIT_SECONDS):
+                await process.communicate()
 
 
-async def listening(process: "subprocess.Popen[str]", address: str) -> None:
+async def listening(process: asyncio.subprocess.Process, address: str) -> None:
     async def is_open() -> bool:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.returncode is None, (await process.communicate())[1]
         with contextlib.suppress(ConnectionRefusedError):
             _, writer = await asyncio.open_connection(*address.split(":"))
             writer.close()
