@@ -156,7 +156,7 @@ class _RemoteExchange(Exchange):
 
     def _assign(self, messages: Mapping[str, pb.JoinResponse], take_reply: Callable[[str, Reply], None]) -> None:
         for client_id, message in messages.items():
-            self._sessions.assign(client_id, Assignment(self._task.task_id, message, take_reply, self._session_id))
+            self._sessions.assign(client_id, Assignment(self._task, message, take_reply, self._session_id))
 
 
 async def _until_settled(replies: Inbox | Ballot | Replies, task_id: str, sessions: Sessions) -> None:

@@ -217,7 +217,6 @@ class FederationService(FederationServiceServicer):
             case "task_failed":
                 reply = message.task_failed
                 reply.detail = printable(reply.detail, TEXT_LENGTH)
-                log.warning("client %s: did not deliver: %s", session.client.client_id, reply.detail)
                 self._sessions.take_reply(session, reply)
             case "evaluate_result" | "advertise" | "shares" | "survivor_ack" | "unmask" as kind:
                 self._sessions.take_reply(session, getattr(message, kind))

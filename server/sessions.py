@@ -31,21 +31,26 @@ class Assignment:
     """What one client is asked for, in a task or a later message of its session of secure aggregation, and who takes its replies.
 
     Attributes:
-        task_id: Names the task.
+        task: Its part of the run.
         message: What the client is sent, again whenever it comes back.
         take_reply: A function of client and reply.
         session_id: That of the session, if there is one: replies of others are ignored.
     """
 
-    task_id: str
+    task: pb.Task
     message: pb.JoinResponse
     take_reply: Callable[[str, Reply], None]
     session_id: bytes = b""
 
+    @property
+    def task_id(self) -> str:
+        """Name the task."""
+        return self.task.task_id
+
     @classmethod
     def of(cls, task: pb.Task, take_reply: Callable[[str, Reply], None]) -> "Assignment":
         """Ask for a task."""
-        return cls(task.task_id, pb.JoinResponse(task=task), take_reply)
+        return cls(task, pb.JoinResponse(task=task), take_reply)
 
     def is_answered_by(self, reply: Reply) -> bool:
         """Tell whether a reply is to this."""
@@ -262,9 +267,14 @@ class Sessions:
 
     def take_reply(self, session: Session, reply: Reply) -> None:
         """Hand a reply to whoever asked. A reply to a task that is not the client's is ignored: it crossed its cancellation."""
-        assignment = self._assignments.get(session.client.client_id)
-        if assignment is not None and assignment.is_answered_by(reply):
-            assignment.take_reply(session.client.client_id, reply)
+        client_id = session.client.client_id
+        assignment = self._assignments.get(client_id)
+        if assignment is None or not assignment.is_answered_by(reply):
+            return
+        if isinstance(reply, pb.TaskFailed):
+            with about(run_id=assignment.task.run_id, round_number=assignment.task.round):
+                log.warning("client %s: did not deliver: %s", client_id, reply.detail)
+        assignment.take_reply(client_id, reply)
 
     def end_all(self) -> None:
         """Say goodbye to every client, because the coordinator shuts down. It is said once: those who come later are not let in."""

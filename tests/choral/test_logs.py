@@ -79,6 +79,11 @@ def test_every_line_of_a_federation_is_an_object_with_what_it_is_about(tmp_path:
         assert "run_id" not in line
     started = one(of_coordinator, "started after round 0")
     assert (started["run_id"], "round" in started, "client_id" in started) == (run_id, False, False)
+    declined = [line for line in of_coordinator if ": did not deliver: " in line["message"]]
+    assert {(line["run_id"], line["client_id"], line["level"]) for line in declined} == {
+        (run_id, ids["ben"], "WARNING")
+    }
+    assert declined[0]["round"] == 1
     delivered = [line for line in of_ana if ": delivered, " in line["message"]]
     assert [(line["run_id"], line["round"], line["client_id"]) for line in delivered] == [
         (run_id, number, ids["ana"]) for number in (1, 2)

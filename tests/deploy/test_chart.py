@@ -9,6 +9,7 @@ import pytest
 
 from tests.deploy.manifests import helm, read_yaml
 
+MLFLOW = {"ports": [{"port": 5000, "protocol": "TCP"}], "to": [{"podSelector": {"matchLabels": {"app": "mlflow"}}}]}
 INGRESS = {
     "grpc": {"enabled": True, "host": "fed.example.org"},
     "http": {"enabled": True, "host": "choral.example.org", "tlsSecretName": "public"},
@@ -18,9 +19,13 @@ CASES: dict[str, dict[str, Any]] = {
     "everything": {
         "image": {"tag": "sha256:" + "0" * 64},
         "imagePullSecrets": [{"name": "registry"}],
-        "ingress": INGRESS,
+        "ingress": INGRESS | {"proxies": ["10.244.0.0/16", "192.0.2.7"]},
         "service": {"type": "LoadBalancer", "annotations": {"example.org/a": "b"}},
-        "networkPolicy": {"grpcFrom": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "httpFrom": [{"podSelector": {}}]},
+        "networkPolicy": {
+            "grpcFrom": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+            "httpFrom": [{"podSelector": {}}],
+            "egress": [MLFLOW],
+        },
         "coordinator": {
             "extraArgs": ["--concurrent-runs=2"],
             "nodeSelector": {"disk": "fast"},
@@ -108,6 +113,22 @@ def test_redis_is_reached_by_the_coordinator_alone() -> None:
     assert "egress" not in redis
     assert redis["policyTypes"] == ["Ingress", "Egress"]
     assert [port["port"] for rule in coordinator["egress"] for port in rule["ports"]] == [53, 53, 6379]
+
+
+def test_coordinator_goes_where_a_value_lets_it() -> None:
+    before, after = (
+        of_kind(rendered(CASES[name]), "NetworkPolicy")["fed"]["spec"]["egress"] for name in ("defaults", "everything")
+    )
+    assert after == [*before, MLFLOW]
+
+
+def test_coordinator_believes_the_proxies_that_a_value_names() -> None:
+    found = {}
+    for name in ("defaults", "everything"):
+        (container,) = of_kind(rendered(CASES[name]), "StatefulSet")["fed"]["spec"]["template"]["spec"]["containers"]
+        found[name] = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert "FORWARDED_ALLOW_IPS" not in found["defaults"]
+    assert found["everything"]["FORWARDED_ALLOW_IPS"] == "10.244.0.0/16,192.0.2.7"
 
 
 def test_password_stands_in_a_secret_alone() -> None:

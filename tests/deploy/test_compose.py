@@ -97,7 +97,7 @@ def test_keys_lie_only_where_they_are_needed() -> None:
 def test_no_secret_stands_in_the_files() -> None:
     for service in services().values():
         for name in service.get("environment", {}):
-            assert name in {"CHORAL_STORE", "CHORAL_URL", "CHORAL_TLS_CA"}
+            assert name in {"CHORAL_STORE", "CHORAL_URL", "CHORAL_TLS_CA", "FORWARDED_ALLOW_IPS"}
         assert "redis://" not in json.dumps([service.get("environment"), service.get("healthcheck")])
 
 
