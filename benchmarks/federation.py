@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from choral.rest import Rest, RestError
 
+COORDINATOR = "coordinator"
+
 START_SECONDS = 180.0
 """Time that all processes together have until every client has a session."""
 
@@ -27,17 +29,22 @@ class FederationFailedError(RuntimeError):
 
 
 class Federation:
-    """One coordinator with clients, in a folder. Use as a context manager: it ends whatever it has started."""
+    """One coordinator with clients, in a folder. Use as a context manager: it ends whatever it has started.
+
+    Attributes:
+        http_address: Host and port of the REST API.
+        rest: The REST API.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Start the coordinator. Raises `FederationFailedError`."""
+        """Start the coordinator, whose own folder is `folder / COORDINATOR`. Raises `FederationFailedError`."""
         self._folder = folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._address, http_address = _free_addresses(2)
-        self._rest = Rest(f"http://{http_address}")
-        place = ["--folder", str(folder / "coordinator"), "--listen", self._address, "--http", http_address]
+        self._address, self.http_address = _free_addresses(2)
+        self.rest = Rest(f"http://{self.http_address}")
+        place = ["--folder", str(folder / COORDINATOR), "--listen", self._address, "--http", self.http_address]
         try:
-            self._start("coordinator", "choral", "serve", *place)
+            self._start(COORDINATOR, "choral", "serve", *place)
             self._wait(lambda: bool(self.health()), START_SECONDS, "the coordinator must answer")
         except BaseException:
             self.close()
@@ -72,16 +79,29 @@ class Federation:
         Raises:
             FederationFailedError: The run paused or failed, a process ended, or `RUN_SECONDS` have passed.
         """
-        path = f"/runs/{self._rest.post('/runs', spec)['run_id']}"
+        path = f"/runs/{self.rest.post('/runs', spec)['run_id']}"
         self._wait(lambda: self._state(path) not in ("queued", "running"), RUN_SECONDS, "the run must end")
         if self._state(path) != "finished":
-            raise self._failure(f"the run must finish, got: {self._rest.get(path)['status']}")
-        return list(self._rest.get(f"{path}/rounds", limit=1000))
+            raise self._failure(f"the run must finish, got: {self.rest.get(path)['status']}")
+        return list(self.rest.get(f"{path}/rounds", limit=1000))
+
+    def begin(self, spec: dict[str, Any]) -> str:
+        """Submit a run, wait until a round of it is committed, and return its identity. Raises as `play`."""
+        run_id = str(self.rest.post("/runs", spec)["run_id"])
+        self._wait(
+            lambda: self.rest.get(f"/runs/{run_id}")["round_number"] > 0, RUN_SECONDS, "a round must be committed"
+        )
+        return run_id
+
+    @property
+    def coordinator_pid(self) -> int:
+        """Number of the coordinator's process."""
+        return self._processes[COORDINATOR].pid
 
     def health(self) -> dict[str, Any]:
         """Return the coordinator's health, or nothing while it does not answer."""
         with contextlib.suppress(RestError):
-            return dict(self._rest.get("/health"))
+            return dict(self.rest.get("/health"))
         return {}
 
     def close(self) -> None:
@@ -108,7 +128,7 @@ class Federation:
             )
 
     def _state(self, path: str) -> str:
-        return str(self._rest.get(path)["state"])
+        return str(self.rest.get(path)["state"])
 
     def _wait(self, is_done: Callable[[], bool], seconds: float, rule: str) -> None:
         """Look now and then, seldom enough not to be measured, whether something is done."""
@@ -117,7 +137,7 @@ class Federation:
             if time.monotonic() > deadline:
                 raise self._failure(f"{rule} within {seconds:g} s, got no end")
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._processes["coordinator"].wait(_LOOK_SECONDS)
+                self._processes[COORDINATOR].wait(_LOOK_SECONDS)
             for name, process in self._processes.items():
                 if process.poll() is not None:
                     raise self._failure(f"{name} must go on, got exit status {process.returncode}")

@@ -31,8 +31,11 @@ log = logging.getLogger(__name__)
 STATUS_SECONDS = 0.5
 """Time between two looks at what goes on."""
 
-GATHER_SECONDS = 0.2
-"""Time in which events gather before viewers are woken again."""
+GATHER_SECONDS = 0.1
+"""Time in which events gather before the store is asked for them again."""
+
+TELL_SECONDS = 0.25
+"""Time in which news gather before viewers are woken again: to wake them all is what they cost."""
 
 HEARTBEAT_SECONDS = 15.0
 FOLLOW_SECONDS = 10.0
@@ -63,6 +66,7 @@ class Broadcast:
         self._store = store
         self._desk = desk
         self._changed = Signal()
+        self._has_news = asyncio.Event()
         self._frames: deque[_Frame] = deque(maxlen=KEPT_COUNT)
         self._kept_after = self._last_id = 0
         self._pictures = _Pictures()
@@ -76,6 +80,7 @@ class Broadcast:
         async with task_group() as group:
             group.create_task(self._follow())
             group.create_task(self._look_again())
+            group.create_task(self._tell())
 
     def close(self) -> None:
         """End every view: the process shuts down."""
@@ -166,7 +171,14 @@ class Broadcast:
                 self._kept_after = self._frames[0].event_id
             self._frames.append(frame)
         self._last_id = events[-1].event_id
-        self._changed.notify()
+        self._has_news.set()
+
+    async def _tell(self) -> None:
+        while True:
+            await self._has_news.wait()
+            self._has_news.clear()
+            self._changed.notify()
+            await asyncio.sleep(TELL_SECONDS)
 
     async def _look_again(self) -> None:
         while True:
@@ -186,7 +198,7 @@ class Broadcast:
                 log.warning("what goes on cannot be seen, trying again: %s", error)
                 return
         if self._pictures.take(now, changes):
-            self._changed.notify()
+            self._has_news.set()
 
     async def _changes(self, now: Now) -> Now:
         """Return what has changed since the last picture, with what became of runs and clients that are not named any more."""

@@ -289,11 +289,14 @@ def _web_config(config: CoordinatorConfig, app: FastAPI) -> uvicorn.Config:
 def _bound_socket(name: str, address: str) -> socket.socket:
     host, port = _host_and_port(name, address)
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        bound = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ConfigurationError(
             f"{name} address: must be free and of this machine, got {address}: {error.strerror}."
         ) from error
+    # Its connections inherit it. Without, an answer's body waits 40 ms for the browser's receipt of its head.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return bound
 
 
 def _host_and_port(name: str, address: str) -> tuple[str, int]:

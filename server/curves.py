@@ -4,7 +4,9 @@ A committed round does not change. So the numbers of the runs that were asked fo
 """
 
 import asyncio
-from collections import OrderedDict, defaultdict
+import math
+from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,8 +17,8 @@ from server.history import summaries
 from server.records import RoundSummary, RunRecord
 from server.store import Store
 
-MOST_RUNS = 32
-"""Runs whose numbers are kept, each a few bytes a round and metric."""
+MOST_RUNS = 64
+"""Runs whose numbers are kept, 24 bytes for each round and metric."""
 
 PAGE_ROUNDS = 500
 
@@ -48,50 +50,53 @@ class Curves:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._columns: OrderedDict[str, _Columns] = OrderedDict()
-        self._reading = asyncio.Lock()
 
     async def of(self, run: RunRecord, names: Sequence[str], point_count: int) -> MetricCurves:
         """Return metrics of a run in at most `point_count` buckets; all of them without `names`, those that there are with."""
-        async with self._reading:
-            columns = self._columns.setdefault(run.run_id, _Columns())
-            self._columns.move_to_end(run.run_id)
-            if len(self._columns) > MOST_RUNS:
-                self._columns.popitem(last=False)
-            while new := await summaries(self._store, run, columns.last_number, PAGE_ROUNDS):
+        columns = self._columns.setdefault(run.run_id, _Columns())
+        self._columns.move_to_end(run.run_id)
+        if len(self._columns) > MOST_RUNS:
+            self._columns.popitem(last=False)
+        async with columns.reading:
+            while columns.last_number < run.round_number:
+                new = await summaries(self._store, run, columns.last_number, PAGE_ROUNDS)
+                if not new:
+                    break
                 await asyncio.to_thread(columns.add, new)
             return await asyncio.to_thread(columns.curves, names, point_count)
 
 
 class _Columns:
-    """The numbers of one run's rounds."""
+    """The numbers of one run's rounds, read and added to by one at a time, who holds `reading`."""
 
     def __init__(self) -> None:
+        self.reading = asyncio.Lock()
         self.last_number = 0
-        self._numbers: list[int] = []
-        self._values: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-        """By metric, its mean, low and high in each round."""
+        self._numbers = array("q")
+        self._values: dict[str, array[float]] = {}
+        """By metric, its mean, low and high in the first round, those in the second, and so on."""
 
     def add(self, new: Sequence[RoundSummary]) -> None:
         """Add rounds, which follow those that are here."""
         none = (np.nan, np.nan, np.nan)
         for summary in new:
             for name in summary.metrics.keys() - self._values.keys():
-                self._values[name] = [none] * len(self._numbers)
+                self._values[name] = array("d", none * len(self._numbers))
             for name, values in self._values.items():
                 spread = summary.spread.get(name, none)
-                values.append((summary.metrics.get(name, np.nan), spread[0], spread[-1]))
+                values.extend((summary.metrics.get(name, np.nan), spread[0], spread[-1]))
             self._numbers.append(summary.number)
         self.last_number = new[-1].number
 
     def curves(self, names: Sequence[str], point_count: int) -> MetricCurves:
         """Return metrics in at most so many buckets of equally many rounds."""
-        numbers = np.array(self._numbers, dtype=np.int64)
+        numbers = np.frombuffer(self._numbers, dtype=np.int64)
         width = max(1, -(-self.last_number // point_count))
         buckets = (numbers - 1) // width
         starts = np.flatnonzero(np.diff(buckets, prepend=-1))
         ends = np.append(starts[1:], len(numbers)) - 1
         wanted = [name for name in (names or sorted(self._values)) if name in self._values]
-        series = {name: _curve(np.array(self._values[name][: len(numbers)]), starts) for name in wanted}
+        series = {name: _curve(np.frombuffer(self._values[name]).reshape(-1, 3), starts) for name in wanted}
         return MetricCurves(rounds=numbers[ends].tolist() if len(numbers) else [], series=series)
 
 
@@ -107,4 +112,4 @@ def _curve(values: Column, starts: npt.NDArray[np.int64]) -> Curve:
 
 
 def _listed(values: Column) -> list[float | None]:
-    return [value if np.isfinite(value) else None for value in values.tolist()]
+    return [value if math.isfinite(value) else None for value in values.tolist()]

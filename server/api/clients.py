@@ -69,13 +69,13 @@ class ClientDetail(ClientView):
 class ClientFilter:
     """Which clients are asked for."""
 
-    state: Annotated[ClientState | None, Query(description="Where they stand; default: anywhere.")] = None
-    search: Annotated[str, Query(description="Part of a name, or the beginning of an identity.")] = ""
+    state: ClientState | None
+    text: str
+    """Of a name, or the beginning of an identity; in lower case."""
 
     def takes(self, client: ClientRecord, now: ClientNow) -> bool:
         """Tell whether a client is asked for."""
-        text = self.search.lower()
-        if text not in client.name.lower() and not client.client_id.startswith(text):
+        if self.text not in client.name.lower() and not client.client_id.startswith(self.text):
             return False
         match self.state:
             case None:
@@ -88,6 +88,13 @@ class ClientFilter:
                 return not client.is_connected
 
 
+async def _client_filter(
+    state: Annotated[ClientState | None, Query(description="Where they stand; default: anywhere.")] = None,
+    search: Annotated[str, Query(description="Part of a name, or the beginning of an identity.")] = "",
+) -> ClientFilter:
+    return ClientFilter(state, search.lower())
+
+
 def client_routes(sources: Sources) -> APIRouter:
     """Return the routes of clients."""
     router = APIRouter(tags=["clients"])
@@ -98,7 +105,9 @@ def client_routes(sources: Sources) -> APIRouter:
         response_model=list[ClientView],
         responses=PAGED,
     )
-    async def clients(request: Request, page: OfPage, wanted: Annotated[ClientFilter, Depends()]) -> Response:
+    async def clients(
+        request: Request, page: OfPage, wanted: Annotated[ClientFilter, Depends(_client_filter)]
+    ) -> Response:
         doing = (await sources.desk.now()).clients
         pairs = [(client, doing.get(client.client_id, ClientNow())) for client in await sources.desk.clients()]
         found = [pair for pair in pairs if wanted.takes(*pair)]

@@ -13,8 +13,8 @@ Item = TypeVar("Item")
 class Page:
     """Which part of a list is asked for."""
 
-    offset: Annotated[int, Query(ge=0, le=1 << 53, description="How many to leave out at the beginning.")] = 0
-    limit: Annotated[int, Query(ge=1, le=1000, description="How many to return at most.")] = 50
+    offset: int
+    limit: int
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this part of a list."""
@@ -29,7 +29,15 @@ class Page:
         return response
 
 
-OfPage = Annotated[Page, Depends()]
+async def _page(
+    offset: Annotated[int, Query(ge=0, le=1 << 53, description="How many to leave out at the beginning.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many to return at most.")] = 50,
+) -> Page:
+    # A coroutine: for anything else the framework would go through a thread.
+    return Page(offset, limit)
+
+
+OfPage = Annotated[Page, Depends(_page)]
 
 PAGED: dict[int | str, dict[str, Any]] = {
     200: {

@@ -40,19 +40,28 @@ class RunView(RunRecord):
 class RunFilter:
     """Which runs are asked for, and in which order."""
 
-    state: Annotated[tuple[RunState, ...], Query(description="Runs in one of these states; default: all.")] = ()
-    search: Annotated[str, Query(description="Part of a name, or the beginning of an identity.")] = ""
-    learner: Annotated[str, Query(description="Name of a learner.")] = ""
-    order: Annotated[Literal["newest", "oldest"], Query(description="Which come first.")] = "newest"
+    states: tuple[RunState, ...]
+    text: str
+    """Of a name, or the beginning of an identity; in lower case."""
+    learner: str
+    order: Literal["newest", "oldest"]
 
     def takes(self, run: RunRecord) -> bool:
         """Tell whether a run is asked for."""
-        text = self.search.lower()
         return (
-            (not self.state or run.state in self.state)
+            (not self.states or run.state in self.states)
             and (not self.learner or run.spec.learner.name == self.learner)
-            and (text in run.spec.name.lower() or run.run_id.startswith(text))
+            and (self.text in run.spec.name.lower() or run.run_id.startswith(self.text))
         )
+
+
+async def _run_filter(
+    state: Annotated[tuple[RunState, ...], Query(description="Runs in one of these states; default: all.")] = (),
+    search: Annotated[str, Query(description="Part of a name, or the beginning of an identity.")] = "",
+    learner: Annotated[str, Query(description="Name of a learner.")] = "",
+    order: Annotated[Literal["newest", "oldest"], Query(description="Which come first.")] = "newest",
+) -> RunFilter:
+    return RunFilter(state, search.lower(), learner, order)
 
 
 class Sound(BaseModel):
@@ -80,7 +89,7 @@ def run_routes(sources: Sources) -> APIRouter:
         return Sound()
 
     @router.get("/runs", summary="List runs", response_model=list[RunView], responses=PAGED)
-    async def list_runs(request: Request, page: OfPage, wanted: Annotated[RunFilter, Depends()]) -> Response:
+    async def list_runs(request: Request, page: OfPage, wanted: Annotated[RunFilter, Depends(_run_filter)]) -> Response:
         now = await desk.now()
         found = [run for run in await store.runs() if wanted.takes(run)]
         if wanted.order == "newest":

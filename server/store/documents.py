@@ -1,6 +1,8 @@
 """Records as JSON documents, the form in which every store keeps them, and what every store says of them."""
 
-from typing import TypeVar
+import asyncio
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -8,6 +10,9 @@ from server.errors import ConflictError, NotFoundError, StoreError
 from server.records import Record
 
 R = TypeVar("R", bound=Record)
+
+SHORT_LENGTH = 1 << 14
+"""Documents that are together no longer are read at once: a thread would take longer to begin."""
 
 
 def to_document(record: Record) -> str:
@@ -26,6 +31,31 @@ def from_document(kind: type[R], document: str) -> R:
             f"Stored {kind.__name__}: {key} must be readable by this release, got: {problem['msg']}. "
             "Start the release of Choral that wrote it, or a newer one."
         ) from error
+
+
+async def from_documents(kind: type[R], documents: Sequence[str]) -> list[R]:
+    """Read documents, in a thread where that takes long. Raises as `from_document`."""
+    if sum(map(len, documents)) <= SHORT_LENGTH:
+        return [from_document(kind, document) for document in documents]
+    return await asyncio.to_thread(lambda: [from_document(kind, document) for document in documents])
+
+
+class KeptRecords(Generic[R]):
+    """The records of a list as it was read last, so that the next reading parses only what has changed.
+
+    They are kept by their stored text, which is read every time: what another process has written has another text.
+    """
+
+    def __init__(self, kind: type[R]) -> None:
+        self._kind = kind
+        self._records: dict[str, R] = {}
+
+    def read(self, documents: Sequence[str]) -> list[R]:
+        """Return the records of a whole list. Raises as `from_document`. Safe in several threads at a time."""
+        known = self._records
+        records = [known.get(document) or from_document(self._kind, document) for document in documents]
+        self._records = dict(zip(documents, records, strict=True))
+        return records
 
 
 def token_exists(name: str) -> ConflictError:

@@ -40,7 +40,14 @@ from server.records import (
     RunRecord,
     TokenRecord,
 )
-from server.store.documents import R, from_document, no_such_token, to_document, token_exists
+from server.store.documents import (
+    KeptRecords,
+    from_document,
+    from_documents,
+    no_such_token,
+    to_document,
+    token_exists,
+)
 from server.tallies import summarized, takers, tallied
 
 logger = logging.getLogger(__name__)
@@ -110,6 +117,7 @@ class RedisStore:
     def __init__(self, client: Redis, address: str) -> None:
         self._client: Any = client  # redis-py types every reply as str or bytes or more; ours are decoded
         self._address = address
+        self._runs = KeptRecords(RunRecord)
 
     @classmethod
     async def open(cls, url: str) -> "RedisStore":
@@ -159,7 +167,7 @@ class RedisStore:
         async with self._call():  # not in MULTI, which a server without memory left refuses; no run is ever removed
             order = await self._client.lrange(PREFIX + "run_order", 0, -1)
             documents = await self._client.hmget(PREFIX + "runs", order) if order else []
-        return await _read(RunRecord, documents)
+        return await asyncio.to_thread(self._runs.read, documents)
 
     async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
         """Insert or replace a round that is open, and append events."""
@@ -181,7 +189,7 @@ class RedisStore:
         """Return up to `limit` rounds with a number above `after`, ascending."""
         async with self._call():
             documents = await self._client.zrangebyscore(PREFIX + "rounds:" + run_id, f"({after}", "+inf", 0, limit)
-        return await _read(RoundRecord, documents)
+        return await from_documents(RoundRecord, documents)
 
     async def summaries(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundSummary]:
         """Return the summaries of up to `limit` rounds from number `after` + 1 on, ascending."""
@@ -190,7 +198,7 @@ class RedisStore:
         async with self._call():
             numbers = range(after + 1, after + limit + 1)
             documents = await self._client.hmget(PREFIX + "summary:" + run_id, numbers)
-        return await _read(RoundSummary, [document for document in documents if document is not None])
+        return await from_documents(RoundSummary, [document for document in documents if document is not None])
 
     async def summarized_numbers(self, run_id: str) -> Set[int]:
         """Return the numbers of the rounds that have a summary."""
@@ -201,7 +209,7 @@ class RedisStore:
         """Return what the clients of one run have done, by identity."""
         async with self._call():
             documents = await self._client.hgetall(PREFIX + "participation:" + run_id)
-        return await _read(Participation, [documents[client_id] for client_id in sorted(documents)])
+        return await from_documents(Participation, [documents[client_id] for client_id in sorted(documents)])
 
     async def participations_of(self, client_id: str) -> Sequence[Participation]:
         """Return what one client has done, by run in the order of their submission."""
@@ -210,7 +218,7 @@ class RedisStore:
             for run_id in await self._client.lrange(PREFIX + "run_order", 0, -1):
                 pipeline.hget(PREFIX + "participation:" + run_id, client_id)
             documents = await pipeline.execute()
-        return await _read(Participation, [document for document in documents if document is not None])
+        return await from_documents(Participation, [document for document in documents if document is not None])
 
     async def append_event(self, event: EventRecord) -> EventRecord:
         """Append an event and return it with its number."""
@@ -251,7 +259,7 @@ class RedisStore:
         """Return all clients, by identity."""
         async with self._call():
             documents = await self._client.hgetall(PREFIX + "clients")
-        return await _read(ClientRecord, [documents[client_id] for client_id in sorted(documents)])
+        return await from_documents(ClientRecord, [documents[client_id] for client_id in sorted(documents)])
 
     async def add_token(self, token: TokenRecord) -> None:
         """Insert a token. Raises `ConflictError` when there is one of that name."""
@@ -382,11 +390,6 @@ def _event(event: EventRecord) -> Change:
 
 
 async def _read_events(entries: Sequence[tuple[str, dict[str, str]]]) -> list[EventRecord]:
-    events = await _read(EventRecord, [fields["document"] for _, fields in entries])
+    events = await from_documents(EventRecord, [fields["document"] for _, fields in entries])
     numbers = [int(entry_id.partition("-")[0]) for entry_id, _ in entries]
     return [event.with_(event_id=number) for event, number in zip(events, numbers, strict=True)]
-
-
-async def _read(kind: type[R], documents: Sequence[str]) -> list[R]:
-    # A page of rounds with large cohorts takes long to parse, and the event loop must go on.
-    return await asyncio.to_thread(lambda: [from_document(kind, document) for document in documents])

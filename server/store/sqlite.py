@@ -26,7 +26,15 @@ from server.records import (
     TokenRecord,
 )
 from server.signal import Signal
-from server.store.documents import R, from_document, no_such_token, to_document, token_exists
+from server.store.documents import (
+    KeptRecords,
+    R,
+    from_document,
+    from_documents,
+    no_such_token,
+    to_document,
+    token_exists,
+)
 from server.tallies import summarized, takers, tallied
 
 T = TypeVar("T")
@@ -66,6 +74,7 @@ class SqliteStore:
         self._is_synced = is_synced
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="choral-sqlite")
         self._connection: sqlite3.Connection
+        self._runs = KeptRecords(RunRecord)
         self._written = Signal()
         self._written_count = 0
 
@@ -103,7 +112,8 @@ class SqliteStore:
 
     async def runs(self) -> Sequence[RunRecord]:
         """Return all runs, in the order of their first `put_run`."""
-        return await self._read(RunRecord, "SELECT document FROM runs ORDER BY position")
+        rows = await self._rows("SELECT document FROM runs ORDER BY position")
+        return await asyncio.to_thread(lambda: self._runs.read([document for (document,) in rows]))
 
     async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
         """Insert or replace a round that is open, and append events."""
@@ -166,9 +176,8 @@ class SqliteStore:
         order = "DESC" if is_newest_first else "ASC"
         query = f"SELECT event_id, document FROM events WHERE {where}event_id > ? ORDER BY event_id {order} LIMIT ?"
         rows = await self._rows(query, *parameters, after, limit)
-        return await asyncio.to_thread(
-            lambda: [from_document(EventRecord, document).with_(event_id=event_id) for event_id, document in rows]
-        )
+        found = await from_documents(EventRecord, [document for _, document in rows])
+        return [event.with_(event_id=event_id) for event, (event_id, _) in zip(found, rows, strict=True)]
 
     async def last_event_id(self) -> int:
         """Return the number of the last event; 0 if there is none."""
@@ -259,7 +268,7 @@ class SqliteStore:
     async def _read(self, kind: type[R], query: str, *parameters: object) -> list[R]:
         rows = await self._rows(query, *parameters)
         # Not on the connection's thread: a page of rounds with large cohorts takes long to parse, and commits must go on.
-        return await asyncio.to_thread(lambda: [from_document(kind, document) for (document,) in rows])
+        return await from_documents(kind, [document for (document,) in rows])
 
     async def _rows(self, query: str, *parameters: object) -> list[Any]:
         return await self._on_thread(lambda: self._connection.execute(query, parameters).fetchall())

@@ -244,6 +244,27 @@ async def test_nothing_but_time_passing_is_no_news(coordinator: Coordinator, api
         assert [block for block in blocks if block.kind == "status"] == []
 
 
+async def test_viewers_are_woken_seldom_however_much_happens(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
+    count, clock = 40, asyncio.get_running_loop().time
+    pieces: list[bytes] = []
+    async with api.stream("GET", "/events/stream") as response:
+        incoming = response.aiter_raw()
+        assert b"retry:" in await anext(incoming)
+        began = clock()
+
+        async def happen() -> None:
+            for _ in range(count):
+                await append(coordinator.store, 1)
+                await asyncio.sleep(0.02)
+
+        happening = asyncio.create_task(happen())
+        while b"".join(pieces).count(b"event: tested") < count:
+            pieces.append(await anext(incoming))
+        # Each wait between two pieces is at least as long; the first does not wait, and may be two: events and picture.
+        assert len(pieces) <= (clock() - began) / broadcast.TELL_SECONDS + 2
+        await happening
+
+
 async def test_quiet_stream_says_that_it_is_still_there(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

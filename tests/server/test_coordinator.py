@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from server.coordinator import SHUTDOWN_SECONDS, TLS, CoordinatorConfig, check_exposure, serve
+from server.coordinator import SHUTDOWN_SECONDS, TLS, CoordinatorConfig, _bound_socket, check_exposure, serve
 from server.errors import ConfigurationError, LeaseTakenError, StoreError
 from server.store import open_store
 from tests.federation import Federation
@@ -49,6 +49,14 @@ def taken() -> Iterator[str]:
 
 
 # Addresses.
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_connection_sends_small_pieces_at_once(host: str) -> None:
+    with _bound_socket("REST", f"{host}:0") as listening, socket.create_connection(listening.getsockname()[:2]):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 @pytest.mark.parametrize(("key", "name"), [("address", "gRPC"), ("http_address", "REST")])

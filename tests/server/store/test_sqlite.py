@@ -11,7 +11,7 @@ import pytest
 
 from server.errors import LeaseTakenError, StoreError
 from server.records import EventRecord, Record, RoundRecord, RoundState
-from server.store import open_store, sqlite
+from server.store import documents, open_store
 from server.store.documents import from_document
 from server.store.sqlite import SqliteStore
 from tests.server.store.samples import make_event, make_round, make_run, make_token, run_python
@@ -89,7 +89,8 @@ async def test_commit_takes_place_while_a_page_is_parsed(
         assert committed.wait(10), "the commit waits for the page"
         return from_document(wanted, document)
 
-    monkeypatch.setattr(sqlite, "from_document", held_up)
+    monkeypatch.setattr(documents, "from_document", held_up)
+    monkeypatch.setattr(documents, "SHORT_LENGTH", 0)
     reading: asyncio.Future[Sequence[Record]] = asyncio.ensure_future(
         store.rounds("run-1") if kind is RoundRecord else store.events()
     )

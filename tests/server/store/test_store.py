@@ -325,6 +325,43 @@ async def test_commit_round_survives_kill_right_after(backend: Backend) -> None:
     await store.close()
 
 
+PUT_RUNS = """
+import asyncio, sys
+from server.records import RunRecord
+from server.store import open_store
+
+async def main():
+    store = await open_store(sys.argv[1])
+    for document in sys.argv[2:]:
+        await store.put_run(RunRecord.model_validate_json(document))
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_runs_that_another_process_changes_are_listed_at_once_and_others_not_parsed_again(
+    backend: Backend,
+) -> None:
+    store = await open_store(backend.address)
+    old, other = make_run(), make_run("run-2")
+    await store.put_run(old)
+    await store.put_run(other)
+    before = await store.runs()
+    assert before == [old, other]
+
+    changed, new = old.with_(state=RunState.PAUSED, metrics={"loss": 0.5}), make_run("run-3")
+    written = run_python(PUT_RUNS, backend.address, changed.model_dump_json(), new.model_dump_json())
+    assert written.returncode == 0, written.stderr
+    after = await store.runs()
+    assert after == [changed, other, new]
+    assert after[1] is before[1]
+    # What it was before is what it may become again.
+    await store.put_run(old)
+    assert await store.runs() == [old, other, new]
+    await store.close()
+
+
 async def test_lease_has_one_holder_at_a_time(backend: Backend) -> None:
     ours, theirs = await open_store(backend.address), await open_store(backend.address)
     outcomes = await asyncio.gather(ours.acquire_lease("a", 60), theirs.acquire_lease("b", 60), return_exceptions=True)
