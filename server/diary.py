@@ -57,15 +57,14 @@ class Diary:
         if (entry := self._entry(client_id, task_id)) is None:
             return
         if phase == pb.PHASE_TRAINING or phase in TRAINED:
-            self._note(entry, "downloaded")
+            self._note_model(entry)
         if phase in TRAINED:
             self._note(entry, "trained")
 
     def bring(self, client_id: str, run_id: str) -> None:
-        """Note that a client's upload begins: it has trained. One that was sent no model had it."""
+        """Note that a client's upload begins: it has trained."""
         if (entry := self._pages.get(run_id, {}).get(client_id)) is not None:
-            if entry.moments.downloaded is None:
-                entry.moments = entry.moments.with_(downloaded=entry.moments.asked)
+            self._note_model(entry)
             self._note(entry, "trained")
 
     def arrive(self, client_id: str, run_id: str) -> None:
@@ -104,6 +103,11 @@ class Diary:
     def _entry(self, client_id: str, task_id: str) -> Entry | None:
         entry = self._pages.get(task_id.partition("/")[0], {}).get(client_id)
         return entry if entry is not None and entry.task_id == task_id else None
+
+    def _note_model(self, entry: Entry) -> None:
+        """Note that a client has the model: one that was sent none had it."""
+        if entry.moments.downloaded is None:
+            entry.moments = entry.moments.with_(downloaded=entry.moments.asked)
 
     def _note(self, entry: Entry, moment: str) -> None:
         if getattr(entry.moments, moment) is None:

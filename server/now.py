@@ -35,7 +35,7 @@ class RunNow(Value):
     round_number: int
     """Last committed round; 0 before the first."""
     phase: str = ""
-    """Such as "train"; empty where the run is not played."""
+    """Of the round after the last committed one, such as "train"; empty where no round is played."""
     status: str
     """One line; of a wait it says for what, how much is missing and how long it may still take."""
     waiting: Waiting | None = None
@@ -119,10 +119,11 @@ def playing(status: Status, now: float) -> RunNow:
         waiting = Waiting(
             purpose=wait.purpose, have=wait.have(), need=wait.want, seconds_left=left, until_time=wait.until_time
         )
+    is_between = 0 < status.round_number <= status.committed_number
     return RunNow(
         state=RunState.RUNNING,
         round_number=status.committed_number,
-        phase=status.phase,
+        phase="" if is_between else status.phase,
         status=status.sentence(),
         waiting=waiting,
     )

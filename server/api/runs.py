@@ -31,6 +31,8 @@ PatchBody = Annotated[
 class RunView(RunRecord):
     """A run and what it is doing now."""
 
+    phase: str = ""
+    """Of the round after the last committed one, such as "train"; empty where no round is played."""
     status: str
     """One line; of a wait it says for what, how much is missing and how long it may still take."""
     waiting: Waiting | None = None
@@ -125,7 +127,9 @@ def run_routes(sources: Sources) -> APIRouter:
 def run_view(run: RunRecord, now: Now) -> RunView:
     """Return a run and what it is doing."""
     doing = now.run(run)
-    return RunView(**dict(run), status=doing.status, waiting=doing.waiting)
+    # The store is a moment ahead of what goes on when it has a round's commit.
+    phase = doing.phase if doing.round_number == run.round_number else ""
+    return RunView(**dict(run), phase=phase, status=doing.status, waiting=doing.waiting)
 
 
 def merged(target: Any, patch: Any) -> Any:

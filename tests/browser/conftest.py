@@ -1,9 +1,10 @@
-"""A browser, and a federation of real processes for it to show."""
+"""A browser, and a federation of real processes for it to show. Tests of a module share them, and an event loop."""
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, async_playwright, expect
 
 from tests.browser.dashboard import Dashboard
@@ -15,7 +16,7 @@ WAIT_MILLISECONDS = 30_000
 expect.set_options(timeout=WAIT_MILLISECONDS)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     if (path := shutil.which(PROGRAM)) is None:
         pytest.skip(f"{PROGRAM} is not installed: apt-get install {PROGRAM}")
@@ -26,7 +27,7 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def dashboard(browser: Browser) -> AsyncIterator[Dashboard]:
     """A page on which nothing may go wrong that a test does not expect."""
     page = await browser.new_page(viewport={"width": 1280, "height": 900})

@@ -2,12 +2,19 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from playwright.async_api import ConsoleMessage, Locator, Page, Request
 
 from server.coordinator import Coordinator
 
+AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
+VIOLATIONS = """async () => {
+    const { violations } = await axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"] });
+    return violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html.slice(0, 200)} ${node.failureSummary}`));
+}"""
 UNTOUCHED = "window.isUntouched"
 """A variable that a page has until it is loaded again."""
 
@@ -48,6 +55,16 @@ class Dashboard:
     async def is_untouched(self) -> bool:
         """Tell whether the page was not loaded again since `open`."""
         return bool(await self.page.evaluate(f"{UNTOUCHED} === true"))
+
+    async def violations(self) -> list[str]:
+        """Return what on the page, as it is now, breaks a rule of WCAG 2.2 A or AA in light or in dark, as far as axe-core can tell."""
+        await self.page.evaluate(AXE.read_text())
+        found = []
+        schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+        for scheme in schemes:
+            await self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            found += [f"{scheme}: {violation}" for violation in await self.page.evaluate(VIOLATIONS)]
+        return found
 
     def complaints(self) -> list[str]:
         """Return the faults but those that a test brought about."""

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from playwright.async_api import expect
 
 from server.records import Role, RunState
 from tests.browser.dashboard import Dashboard, address_of
 from tests.loopback import serving
 from tests.server.rest import new_token, stored_run
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WRONG = "chrl_none"
 RUN_ID = "0123456789ab"
@@ -30,6 +33,7 @@ async def test_token_that_is_wrong_is_refused_in_words_and_a_right_one_lets_in(
             "The token was refused. A valid bearer token must be given"
         )
         await expect(page.get_by_role("heading", name="Runs")).to_have_count(0)
+        assert await dashboard.violations() == []
         await page.get_by_label("Token").fill(secret)
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.get_by_role("heading", name="Runs")).to_be_visible()

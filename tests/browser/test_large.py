@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from playwright.async_api import expect
 
 from tests.browser.dashboard import Dashboard, address_of
 from tests.browser.seeding import add_clients, add_run, store_in
 from tests.loopback import serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROUND_COUNT = 10_000
 MOST_BYTES = 2_000_000

@@ -1,35 +1,38 @@
-"""Every page: names of others stay text, nothing is wider than a phone, and a part that a coordinator lacks is told in words."""
+"""Every page: names of others stay text, everybody can read it, it fits a phone, and what is not known is told in words."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Literal
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import expect
 
 from server.coordinator import Coordinator
-from server.records import RefusalRecord, RunState
+from server.records import Moments, RefusalRecord, RoundState, RunState
 from tests.browser.dashboard import Dashboard, address_of, card
 from tests.browser.seeding import store_in
 from tests.loopback import serving
 from tests.server.rest import stored_run
 from tests.server.store.samples import make_client, make_event, make_round
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 HOSTILE = "<img src=x onerror=window.hostile=1><script>window.hostile=1</script>"
 RUN_ID = "0123456789ab"
+OTHER_ID = "ba9876543210"
 CLIENT_ID = "c" * 64
 PHONE_WIDTH = 360
 
-PLACES = (
-    "runs",
-    f"runs/{RUN_ID}",
-    f"compare?runs={RUN_ID}",
-    "clients",
-    f"clients/{CLIENT_ID}",
-    "submit",
-    "system",
-    "nowhere",
-)
+PLACES = {
+    "runs": 2,
+    f"runs/{RUN_ID}": 5,
+    f"compare?runs={RUN_ID}": 1,
+    "clients": 1,
+    f"clients/{CLIENT_ID}": 4,
+    "submit": 0,
+    "system": 1,
+    "nowhere": 0,
+}
+"""Pages, and how often at least each shows a hostile text."""
 WIDE = """() => {
     if (document.documentElement.scrollWidth <= innerWidth) return "";
     const wide = [...document.body.querySelectorAll("*")].filter((part) => part.getBoundingClientRect().right > innerWidth + 1);
@@ -38,15 +41,16 @@ WIDE = """() => {
 """What makes a page wider than its window."""
 
 
-@pytest.fixture
-async def hostile(tmp_path: Path) -> AsyncIterator[Coordinator]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hostile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Coordinator]:
     """A coordinator whose every text from others would like to be markup."""
-    before = await store_in(tmp_path)
+    folder = tmp_path_factory.mktemp("hostile")
+    before = await store_in(folder)
     await before.put_client(
         make_client(CLIENT_ID, HOSTILE).with_(device=HOSTILE, data_kind=HOSTILE, learners=[HOSTILE])
     )
     await before.close()
-    async with serving(tmp_path) as coordinator:
+    async with serving(folder) as coordinator:
         store = coordinator.store
         await stored_run(
             coordinator,
@@ -66,31 +70,38 @@ async def hostile(tmp_path: Path) -> AsyncIterator[Coordinator]:
         yield coordinator
 
 
-async def test_names_and_errors_of_others_stay_text(dashboard: Dashboard, hostile: Coordinator) -> None:
-    shown = 0
-    for place in PLACES:
-        page = await dashboard.open(address_of(hostile), place)
-        await expect(
-            page.get_by_role("heading", level=1).or_(page.locator(".empty-title")).or_(page.get_by_role("alert")).first
-        ).to_be_visible()
-        await expect(page.get_by_label("Loading")).to_have_count(0)
-        shown += await page.get_by_text(HOSTILE).count()
-        assert await page.locator("img[src=x]").count() == 0
-        assert await page.evaluate("window.hostile === undefined")
-    assert shown >= len(("reason in the list", "reason", "event", "name in the list", "name", "event of all"))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_no_page_is_wider_than_a_phone(
-    dashboard: Dashboard, hostile: Coordinator, scheme: Literal["light", "dark"]
+@pytest.mark.parametrize("place", PLACES)
+async def test_page_keeps_texts_of_others_as_text_is_accessible_and_fits_a_phone(
+    dashboard: Dashboard, hostile: Coordinator, place: str
 ) -> None:
-    await dashboard.page.set_viewport_size({"width": PHONE_WIDTH, "height": 740})
-    await dashboard.page.emulate_media(color_scheme=scheme)
-    for place in PLACES:
-        page = await dashboard.open(address_of(hostile), place)
-        await expect(page.get_by_label("Loading")).to_have_count(0)
-        wide = await page.evaluate(WIDE)
-        assert not wide, f"{place}: {wide}"
+    page = await dashboard.open(address_of(hostile), place)
+    await expect(page.get_by_role("heading", level=1)).to_be_visible()
+    await expect(page.get_by_label("Loading")).to_have_count(0)
+    assert await page.get_by_text(HOSTILE).count() >= PLACES[place]
+    assert await page.locator("img[src=x]").count() == 0
+    assert await page.evaluate("window.hostile === undefined")
+    assert await dashboard.violations() == []
+    await page.set_viewport_size({"width": PHONE_WIDTH, "height": 740})
+    assert await page.evaluate(WIDE) == ""
+
+
+async def test_round_whose_moments_are_not_known_says_so(dashboard: Dashboard, hostile: Coordinator) -> None:
+    # As of a simulation, and as of a round in which the coordinator was started again.
+    await stored_run(hostile, OTHER_ID, RunState.PAUSED, round_number=2)
+    contribution = make_round(1).contributions[0].model_copy(update={"client_id": CLIENT_ID})
+    for number, moments in ((1, {}), (2, {CLIENT_ID: Moments(asked=1090.0, downloaded=1091.0, ended=1094.0)})):
+        record = make_round(number, OTHER_ID, RoundState.COMMITTED).with_(
+            attempt=0, selected=[CLIENT_ID], contributions=[contribution], refusals=[], moments=moments
+        )
+        await hostile.store.put_round(record.with_(started_time=1000.0, phase_seconds={"select": 30.0}))
+    page = await dashboard.open(address_of(hostile), f"runs/{OTHER_ID}?round=1")
+    timeline = card(page, "Round, client by client")
+    await expect(timeline).to_contain_text("When the clients did what is not known of this round: it was simulated")
+    await expect(timeline).to_contain_text("Accepted")
+    await expect(timeline.locator(".track")).to_have_count(0)
+    await timeline.get_by_role("button", name="Latest").click()
+    await expect(timeline).to_contain_text("The clients were asked anew 1 min after the round had begun")
+    await expect(timeline.locator(".track")).to_have_count(1)
 
 
 async def test_part_that_a_coordinator_lacks_is_told_and_the_rest_works(

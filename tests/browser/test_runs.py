@@ -1,12 +1,16 @@
 """Runs in the browser: submitted, watched, compared, downloaded, paused and resumed, with real client processes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.async_api import Page, expect
 
 from tests.browser.dashboard import Dashboard, card, run_of
 from tests.federation import Federation, tensor_bytes
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MOST_STOPS = 150
 """Presses of the tab key within which everything on a page must be reached."""
@@ -18,6 +22,9 @@ SPEC: dict[str, Any] = {
     "rounds": 3,
     "cohort": {"size": 2},
 }
+BETWEEN = (1 << 53) + 1
+"""A seed that a Number of JavaScript would round."""
+LARGEST = (1 << 63) - 1
 LONG = {**SPEC, "name": "long", "rounds": 5_000}
 
 
@@ -46,6 +53,7 @@ async def test_run_submitted_in_the_form_is_watched_to_its_end(dashboard: Dashbo
     for name in ("accuracy", "loss"):
         await expect(card(page, "Learning")).to_contain_text(shown(run["metrics"][name]))
     await expect(card(page, "Model")).to_contain_text(run["model_sha256"])
+    assert await dashboard.violations() == []
     assert await dashboard.is_untouched()
 
 
@@ -67,6 +75,31 @@ async def test_run_is_submitted_with_the_keyboard_alone(dashboard: Dashboard, fe
     assert federation.run(run_of(page))["spec"]["name"] == "by-keyboard"
 
 
+async def test_run_is_cloned_with_changes_and_a_seed_of_any_size(dashboard: Dashboard, federation: Federation) -> None:
+    dashboard.tolerated.append("422 (Unprocessable Entity)")
+    run_id = federation.submit({**SPEC, "name": "original", "seed": BETWEEN})
+    spec = federation.wait_for_end(run_id)["spec"]
+    page = await dashboard.open(federation.http_address, f"runs/{run_id}")
+    await expect(card(page, "Settings")).to_contain_text(str(BETWEEN))
+    await page.get_by_role("button", name="Clone").click()
+    await page.get_by_role("dialog").get_by_role("link", name="Change the spec").click()
+    seed, text = page.locator("#seed"), page.get_by_label("The spec as text")
+    await expect(page.locator("#name")).to_have_value("original")
+    await expect(seed).to_have_value(str(BETWEEN))
+    await expect(text).to_have_value(re.compile(rf"^seed: {BETWEEN}$", re.MULTILINE))
+    await page.locator("#rounds").fill("1")
+    await seed.fill(str(LARGEST - 1))
+    written = await text.input_value()
+    assert f"seed: {LARGEST - 1}\n" in written
+    await text.fill(written.replace(str(LARGEST - 1), str(LARGEST)))
+    await expect(seed).to_have_value(str(LARGEST))
+    await page.get_by_role("button", name="Submit run").click()
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("Finished")
+    clone = run_of(page)
+    assert clone != run_id
+    assert federation.run(clone)["spec"] == {**spec, "rounds": 1, "seed": LARGEST}
+
+
 async def test_two_runs_are_compared_in_one_chart(dashboard: Dashboard, federation: Federation) -> None:
     first = federation.submit({**SPEC, "name": "first"})
     second = federation.submit({**SPEC, "name": "second", "seed": 8})
@@ -82,6 +115,7 @@ async def test_two_runs_are_compared_in_one_chart(dashboard: Dashboard, federati
         assert f"{run['spec']['name']} {run['run_id'][:4]} from " in label
         assert f" to {shown(run['metrics']['accuracy'])}" in label
         await expect(card(page, "What they reached")).to_contain_text(run["run_id"])
+    assert await dashboard.violations() == []
     differences = card(page, "Where their specs differ").get_by_role("row")
     assert [await row.inner_text() for row in await differences.all()] == ["Setting\tfirst\tsecond", "seed\t7\t8"]
 
@@ -105,6 +139,7 @@ async def test_run_is_paused_resumed_and_stopped(dashboard: Dashboard, federatio
     page = await dashboard.open(federation.http_address, f"runs/{run_id}")
     heading = page.get_by_role("heading", level=1)
     await page.get_by_role("button", name="Pause", exact=True).click()
+    assert await dashboard.violations() == []
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("dialog")).to_have_count(0)
     assert federation.run(run_id)["state"] in ("queued", "running")

@@ -65,6 +65,8 @@ async def test_timeline_of_an_open_round_grows_and_stays_when_it_is_committed(
         assert (await coordinator.store.run(run.run_id)).round_number == 0
         assert [open_rows[name]["outcome"] for name in names] == ["accepted", "refused", "pending"]
         assert known_moments(open_rows["slow"]) == ["asked", "downloaded"]
+        # It trains without a download: it had the model.
+        assert open_rows["slow"]["downloaded"] == open_rows["slow"]["asked"]
         await slow.call.done_writing()
 
     await committed_round(coordinator, run.run_id, 1)

@@ -1,5 +1,7 @@
 // Calls of the REST API. Every failure is a Problem with the sentence that the command line would print.
 
+import { read as parse, write } from "./exact.js";
+
 const ROOT = new URL("api/v1/", document.baseURI);
 const TOKEN = "choral.token";
 // What is said of a run or a client that is not there; any other 404 is of a path.
@@ -32,7 +34,7 @@ export async function call(method, path, { query = {}, body, signal, headers = {
   const all = { Accept: "application/json", ...headers };
   if (token()) all.Authorization = `Bearer ${token()}`;
   if (body !== undefined) all["Content-Type"] = "application/json";
-  const response = await answered(fetch(url, { method, headers: all, body: body && JSON.stringify(body), signal, cache: "no-store" }));
+  const response = await answered(fetch(url, { method, headers: all, body: body && write(body), signal, cache: "no-store" }));
   if (!response.ok) throw await problemOf(response);
   return response;
 }
@@ -47,7 +49,7 @@ async function answered(promise) {
   }
 }
 
-const read = (response) => answered(response.json());
+const read = async (response) => parse(await answered(response.text()));
 
 export const get = async (path, query, signal) => read(await call("GET", path, { query, signal }));
 export const post = async (path, body) => read(await call("POST", path, { body }));

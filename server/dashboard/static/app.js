@@ -10,7 +10,7 @@ import { RunsPage } from "./pages/runs.js";
 import { SignIn } from "./pages/sign_in.js";
 import { SubmitPage } from "./pages/submit.js";
 import { SystemPage } from "./pages/system.js";
-import { Empty, Failure, Loading } from "./parts.js";
+import { Failure, Loading, NotFound } from "./parts.js";
 import { usePlace } from "./routing.js";
 import { connection, follow, unfollow } from "./stream.js";
 import { ThemeButton } from "./theme.js";
@@ -92,7 +92,7 @@ function Page({ here, first, isOperator, me }) {
   if (first === "clients") return html`<${ClientsPage} query=${here.query} />`;
   if (first === "submit" && isOperator) return html`<${SubmitPage} query=${here.query} />`;
   if (first === "system") return html`<${SystemPage} me=${me} />`;
-  return html`<${Empty} title="There is no such page."><a href="#/runs">To the runs</a><//>`;
+  return html`<${NotFound} title="There is no such page."><a href="#/runs">To the runs</a><//>`;
 }
 
 function Connection() {

@@ -12,10 +12,10 @@ export const MARKS = [[], [6, 3], [2, 3], [9, 3, 2, 3], [12, 4], [4, 2, 1, 2]].m
 /**
  * Draw lines, or stacked bars, over rounds.
  *
- * `lines` are {name, values, low, high, tint, dash}: `low` and `high` give a band. `show` turns a value into text. Zoom by dragging; a
- * double click shows everything again.
+ * `lines` are {name, values, low, high, tint, dash}: `low` and `high` give a band. `show` turns a value into text, `ticks` the numbers
+ * beside the axis. Zoom by dragging; a double click shows everything again.
  */
-export function Chart({ label, rounds, lines, areBars = false, show = plain, summary }) {
+export function Chart({ label, rounds, lines, areBars = false, show = plain, ticks = (numbers) => numbers.map(tick) }) {
   const place = useRef(null);
   const plot = useRef(null);
   const shape = lines.map((line) => `${line.name}/${line.tint}/${Boolean(line.low)}`).join("|");
@@ -26,7 +26,7 @@ export function Chart({ label, rounds, lines, areBars = false, show = plain, sum
   useEffect(() => {
     const draw = () => {
       plot.current?.destroy();
-      const options = optionsOf(place.current.clientWidth, lines, areBars, show, latest);
+      const options = optionsOf(place.current.clientWidth, { lines, areBars, show, ticks, latest });
       plot.current = new globalThis.uPlot(options, latest.current.data, place.current);
     };
     draw();
@@ -53,7 +53,7 @@ export function Chart({ label, rounds, lines, areBars = false, show = plain, sum
   }, [data]);
 
   return html`<figure class="chart">
-    <div ref=${place} role="img" aria-label=${`${label}. ${summary ?? words(rounds, lines, show)}`}></div>
+    <div ref=${place} role="img" aria-label=${`${label}. ${words(rounds, lines, show)}`}></div>
     <${Numbers} label=${label} rounds=${rounds} lines=${lines} show=${show} />
   </figure>`;
 }
@@ -95,16 +95,16 @@ function dataOf(rounds, lines, areBars) {
   return [rounds, ...sums.reverse()];
 }
 
-function optionsOf(width, lines, areBars, show, latest) {
-  // Where nobody points at a round, the last one is told.
-  const pointed = (place) => place ?? latest.current.data[0].length - 1;
-  const series = [{ label: "Round", value: (_, __, ___, place) => count(latest.current.data[0][pointed(place)]) }];
+function optionsOf(width, { lines, areBars, show, ticks, latest }) {
+  // Where nobody points at a round, the last value of each line is told.
+  const pointed = (values, place) => (place == null ? values.findLast((one) => one != null) : values[place]);
+  const series = [{ label: "Round", value: (_, __, ___, place) => (place == null ? "latest" : count(latest.current.data[0][place])) }];
   const bands = [];
   const ordered = areBars ? lines.toReversed() : lines;
   for (const [index, line] of ordered.entries()) {
     const stroke = colour(line.tint);
     const at = areBars ? lines.length - 1 - index : index;
-    const shown = (_, __, ___, place) => show(latest.current.lines[at]?.values[pointed(place)]);
+    const shown = (_, __, ___, place) => show(pointed(latest.current.lines[at]?.values ?? [], place));
     series.push({
       label: line.name,
       stroke,
@@ -132,12 +132,12 @@ function optionsOf(width, lines, areBars, show, latest) {
     height: HEIGHT,
     series,
     bands,
-    padding: [12, 12, 0, 0],
+    padding: [12, 24, 0, 0],
     cursor: { points: { size: 7 }, y: false },
     scales: { x: { time: false, ...(areBars && { range: (_, low, high) => [low - 0.6, high + 0.6] }) }, y: areBars ? { range: (_, __, high) => [0, (high || 1) * 1.05] } : {} },
     axes: [
       { ...axis, incrs: STEPS, size: 34, values: (_, splits) => splits.map((split) => (Number.isInteger(split) ? count(split) : "")) },
-      { ...axis, size: 64, values: (_, splits) => splits.map(show === plain ? tick : show) },
+      { ...axis, size: 64, values: (_, splits) => ticks(splits) },
     ],
   };
 }

@@ -1,7 +1,10 @@
 // Numbers, times and words as people read them.
 
 const WHOLE = new Intl.NumberFormat("en-GB");
-const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit" };
+const MOMENT = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric", ...CLOCK, timeZoneName: "short" });
+const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
+const TIME = new Intl.DateTimeFormat("en-GB", CLOCK);
 const AGO = new Intl.RelativeTimeFormat("en-GB", { numeric: "auto" });
 const NONE = "–";
 
@@ -27,12 +30,13 @@ export function bytes(number) {
   if (number == null) return NONE;
   const units = ["B", "kB", "MB", "GB", "TB"];
   const step = Math.min(units.length - 1, number < 1000 ? 0 : Math.floor(Math.log10(number) / 3));
-  return `${step ? (number / 1000 ** step).toPrecision(3) : number} ${units[step]}`;
+  return `${Number((number / 1000 ** step).toPrecision(3))} ${units[step]}`;
 }
 
 export function seconds(number) {
   if (number == null || !Number.isFinite(number)) return NONE;
-  if (number < 0.001) return "0 s";
+  if (number === 0) return "0 s";
+  if (number < 0.001) return "under 1 ms";
   if (number < 1) return `${Math.round(1000 * number)} ms`;
   if (number < 60) return `${number.toFixed(number < 10 ? 1 : 0)} s`;
   for (const [size, name, below, rest] of [[86_400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]]) {
@@ -43,8 +47,21 @@ export function seconds(number) {
   return NONE;
 }
 
-/** A moment in seconds since the epoch, in this browser's time zone. */
+/** Seconds beside an axis, all in one unit. */
+export function secondsTicks(numbers) {
+  const most = Math.max(...numbers);
+  if (most < 1) return numbers.map((one) => `${Number((1000 * one).toPrecision(3))} ms`);
+  return numbers.map((one) => (most < 120 ? `${Number(one.toPrecision(3))} s` : seconds(one)));
+}
+
+/** A moment in seconds since the epoch, in this browser's time zone, which it names. */
 export const moment = (time) => (time == null ? NONE : MOMENT.format(1000 * time));
+
+/** The same, short: the time of today, or the day of another. */
+export function clock(time, now = Date.now() / 1000) {
+  const [day, today] = [time, now].map((one) => DAY.format(1000 * one));
+  return day === today ? TIME.format(1000 * time) : day;
+}
 
 export function ago(time, now = Date.now() / 1000) {
   if (time == null) return NONE;

@@ -30,26 +30,38 @@ export function useLoaded(load, key) {
   return { data: mine.data, error: mine.error, isLoading: !mine.data && !mine.error, reload };
 }
 
-/** Call `act` when a message comes that `concerns` it, at once, and then at most every `gap` milliseconds. */
+/**
+ * Call `act` when a message comes that `concerns` it: at once, but no sooner than `gap` milliseconds after it was last done with, so that
+ * a slow answer is not given up for a newer one for ever.
+ */
 export function useNews(concerns, act, gap = 500) {
   const latest = useRef(null);
   latest.current = { concerns, act };
   useEffect(() => {
-    let last = 0;
+    let done = 0;
     let timer = 0;
-    const run = () => {
+    let isBusy = false;
+    let isDue = false;
+    const run = async () => {
       timer = 0;
-      last = performance.now();
-      latest.current.act();
+      [isBusy, isDue] = [true, false];
+      await latest.current.act();
+      [isBusy, done] = [false, performance.now()];
+      if (isDue) wait();
+    };
+    const wait = () => {
+      isDue = true;
+      if (!isBusy && !timer) timer = setTimeout(run, Math.max(0, done + gap - performance.now()));
     };
     const end = listen((message) => {
       const isBack = message.event === "connection" && message.state === "live";
-      if (timer || !(isBack || latest.current.concerns(message))) return;
-      timer = setTimeout(run, Math.max(0, last + gap - performance.now()));
+      if (isBack || latest.current.concerns(message)) wait();
     });
     return () => {
       end();
       clearTimeout(timer);
+      // Nothing is due any more to what still runs.
+      timer = -1;
     };
   }, []);
 }

@@ -1,12 +1,19 @@
 // Parts that several pages are made of.
 
-import { capital, count, percent, seconds, words } from "./format.js";
+import { ago, capital, count, moment, percent, seconds, words } from "./format.js";
 import { useNow } from "./loading.js";
+import { useTitle } from "./routing.js";
 import { html, useEffect, useRef, useState } from "./view.js";
 
 /** A state in a word with a mark of its own shape, so that colour is not all that tells. */
 export function State({ state }) {
   return html`<span class="state" data-state=${state}><span class="state-mark" aria-hidden="true"></span>${capital(state)}</span>`;
+}
+
+/** How long ago something was, as time passes, and when on pointing at it. */
+export function Ago({ time }) {
+  const now = useNow(10);
+  return html`<time title=${moment(time)}>${ago(time, now)}</time>`;
 }
 
 export function Loading({ what, lines = 3 }) {
@@ -17,6 +24,12 @@ export function Loading({ what, lines = 3 }) {
 
 export function Empty({ title, children }) {
   return html`<div class="empty"><p class="empty-title">${title}</p>${children && html`<div class="empty-text">${children}</div>`}</div>`;
+}
+
+/** A page in the place of one that is not there. */
+export function NotFound({ title, children }) {
+  useTitle("Not found");
+  return html`<div class="empty"><h1 class="empty-title">${title}</h1><div class="empty-text">${children}</div></div>`;
 }
 
 export function Failure({ error, retry }) {

@@ -24,6 +24,11 @@ export function current() {
   return { path, parts: path.split("/").filter(Boolean).map(decodeURIComponent), query: Object.fromEntries(new URLSearchParams(text)) };
 }
 
+/** Name the page in the window's title. */
+export function useTitle(title) {
+  useEffect(() => void (document.title = `${title} · Choral`), [title]);
+}
+
 export function usePlace() {
   const [here, setHere] = useState(current);
   useEffect(() => {

@@ -1,5 +1,8 @@
 // What a form needs to know of a JSON Schema, and changes of a document by path. No markup in here.
 
+import { exactly, read, write } from "./exact.js";
+import { count } from "./format.js";
+
 /** Follow "$ref", and take `null` out of "anyOf": {schema, isNullable}. */
 export function resolve(schema, root) {
   let isNullable = false;
@@ -42,8 +45,9 @@ export function ruleOf(schema) {
 }
 
 function bound(number) {
-  const power = Math.log2(number);
-  return Number.isInteger(power) && Math.abs(power) > 20 ? `2^${power}` : String(number);
+  const power = Math.log2(Number(number));
+  if (Number.isInteger(power) && Math.abs(power) > 20) return `2^${power}`;
+  return Number.isInteger(number) ? count(number) : String(number);
 }
 
 /** Return the value at a path of keys, or undefined. */
@@ -65,7 +69,7 @@ export function readNumber(text) {
   const trimmed = text.trim();
   if (trimmed === "") return undefined;
   const number = Number(trimmed);
-  return Number.isFinite(number) ? number : trimmed;
+  return Number.isFinite(number) ? exactly(number, trimmed) : trimmed;
 }
 
 /** Read what was typed as JSON, or else as text: "[16, 32]", "true", "adam". */
@@ -73,7 +77,7 @@ export function readAny(text) {
   const trimmed = text.trim();
   if (trimmed === "") return undefined;
   try {
-    return JSON.parse(trimmed);
+    return exactly(read(trimmed), trimmed);
   } catch {
     return trimmed;
   }
@@ -86,14 +90,7 @@ export function readList(text) {
   return text.split(",").map(readAny).filter((item) => item !== undefined);
 }
 
-export const shown = (value) => (value === undefined ? "" : typeof value === "string" ? value : Array.isArray(value) ? value.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ") : JSON.stringify(value));
-
-/** Return the paths of numbers that a browser cannot hold exactly. */
-export function inexact(value, path = "") {
-  if (typeof value === "number") return Number.isInteger(value) && !Number.isSafeInteger(value) ? [path] : [];
-  if (value === null || typeof value !== "object") return [];
-  return Object.entries(value).flatMap(([key, inner]) => inexact(inner, path ? `${path}.${key}` : key));
-}
+export const shown = (value) => (value === undefined ? "" : typeof value === "string" ? value : Array.isArray(value) ? value.map((one) => (typeof one === "object" ? write(one) : one)).join(", ") : write(value));
 
 /** Return the JSON merge patch (RFC 7396) that turns one document into another. */
 export function mergePatch(from, to) {
@@ -103,7 +100,7 @@ export function mergePatch(from, to) {
     else if (isMapping(from[key]) && isMapping(to[key])) {
       const inner = mergePatch(from[key], to[key]);
       if (Object.keys(inner).length) patch[key] = inner;
-    } else if (JSON.stringify(from[key]) !== JSON.stringify(to[key])) patch[key] = to[key];
+    } else if (write(from[key]) !== write(to[key])) patch[key] = to[key];
   }
   return patch;
 }

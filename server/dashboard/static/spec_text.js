@@ -1,8 +1,10 @@
 // The spec as YAML or JSON, to read, to paste and to change. What is typed here shows in the form as soon as it can be read.
 
+import { exactly, write } from "./exact.js";
 import { html, useEffect, useState } from "./view.js";
 
 let yaml = null;
+let schema = null;
 
 export function SpecText({ document, onChange }) {
   const [language, setLanguage] = useState("yaml");
@@ -13,6 +15,7 @@ export function SpecText({ document, onChange }) {
     // Loaded here alone: no other page needs it.
     import("./vendor/js-yaml/js-yaml.min.js").then(() => {
       yaml = globalThis.jsyaml;
+      schema = exactSchema();
       setReady(true);
     });
   }, []);
@@ -21,7 +24,7 @@ export function SpecText({ document, onChange }) {
   const type = (event) => {
     const given = event.target.value;
     try {
-      const read = yaml.load(given, { schema: yaml.CORE_SCHEMA });
+      const read = yaml.load(given, { schema });
       if (read === null || typeof read !== "object" || Array.isArray(read)) throw new Error("The spec must be a mapping of keys to values.");
       setProblem("");
       setTyped({ document: read, text: given });
@@ -48,5 +51,12 @@ export function SpecText({ document, onChange }) {
 }
 
 function written(document, language) {
-  return language === "json" ? JSON.stringify(document, null, 2) : yaml.dump(document, { flowLevel: 2, lineWidth: 100 });
+  return language === "json" ? write(document, 2) : yaml.dump(document, { schema, flowLevel: 2, lineWidth: 100 });
+}
+
+/** YAML's core schema, with whole numbers of any size. */
+function exactSchema() {
+  const { int } = yaml.types;
+  const construct = (text) => exactly(int.construct(text), text.replaceAll("_", ""));
+  return yaml.CORE_SCHEMA.extend({ implicit: [new yaml.Type(int.tag, { kind: "scalar", resolve: int.resolve, construct, predicate: (value) => typeof value === "bigint" || int.predicate(value), represent: String })] });
 }

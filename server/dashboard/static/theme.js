@@ -17,8 +17,15 @@ export function onTheme(hear) {
   };
 }
 
-/** Return the present value of a colour of the style sheet. */
-export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+/** Return the present value of a colour of the style sheet, as a canvas takes it. */
+export function colour(name) {
+  const probe = document.createElement("span");
+  probe.style.color = `var(--${name})`;
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
 
 export function ThemeButton() {
   const [dark, setDark] = useState(isDark());

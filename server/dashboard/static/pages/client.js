@@ -1,10 +1,10 @@
 // One client: what it is and does, and how its latest contributions fared.
 
 import { get } from "../api.js";
-import { ago, bytes, count, moment, seconds, words } from "../format.js";
+import { bytes, count, moment, seconds, words } from "../format.js";
 import { useLoaded, useMessages, useNews } from "../loading.js";
-import { Card, Empty, Facts, Loaded, State, Table } from "../parts.js";
-import { place } from "../routing.js";
+import { Ago, Card, Empty, Facts, Loaded, NotFound, State, Table } from "../parts.js";
+import { place, useTitle } from "../routing.js";
 import { html, useState } from "../view.js";
 import { Doing, stateOf } from "./clients.js";
 
@@ -16,7 +16,7 @@ const CONTRIBUTIONS = [
   ROUND,
   { title: "Examples", isNumber: true, cell: (row) => count(row.example_count) },
   { title: "Sent", isNumber: true, cell: (row) => bytes(row.byte_count) },
-  { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds) },
+  { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds || null) },
 ];
 
 const REFUSALS = [RUN, ROUND, { title: "Reason", cell: (row) => words(row.reason) }, { title: "Detail", cell: (row) => row.detail }];
@@ -29,6 +29,8 @@ export function ClientPage({ clientId }) {
     const news = message.event === "status" && message.data.clients?.[clientId];
     if (news) setLive(news);
   });
+  useTitle(loaded.data?.name || "Client");
+  if (loaded.error?.status === 404) return html`<${NotFound} title="There is no such client."><p>${loaded.error.message}</p><a href="#/clients">To the clients</a><//>`;
   return html`
     <nav class="trail" aria-label="Where this is"><a href="#/clients">Clients</a> / <span aria-current="page">${loaded.data?.name || clientId}</span></nav>
     <${Loaded} from=${loaded} what="the client" lines=${8}>${(stored) => html`<${Client} client=${{ ...stored, ...live }} />`}<//>
@@ -46,7 +48,7 @@ function Client({ client }) {
         ["Examples", `${count(client.example_count)} to train on, ${count(client.held_out_count)} held out`],
         ["Release", client.release],
         ["First seen", moment(client.first_seen_time)],
-        ["Last seen", client.is_connected ? "now" : `${ago(client.last_seen_time)} (${moment(client.last_seen_time)})`],
+        ["Last seen", client.is_connected ? "now" : html`<${Ago} time=${client.last_seen_time} /> (${moment(client.last_seen_time)})`],
       ]} /><//>
       <${Card} title="Learners it allows">${client.learners.length ? html`<ul class="chips">${client.learners.map((name) => html`<li key=${name}>${name}</li>`)}</ul>` : html`<${Empty} title="None are known." />`}<//>
       <${List} title="Latest contributions" columns=${CONTRIBUTIONS} rows=${client.contributions} none="It has contributed nothing yet." />

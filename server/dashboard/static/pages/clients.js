@@ -1,10 +1,10 @@
 // The clients: who is here, what each does now, and what data it has.
 
 import { getPage } from "../api.js";
-import { ago, capital, count, moment, percent } from "../format.js";
+import { capital, count, percent } from "../format.js";
 import { useLoaded, useMessages, useNews } from "../loading.js";
-import { Choice, Empty, Loaded, Pager, Progress, Search, State, Table } from "../parts.js";
-import { amend, place } from "../routing.js";
+import { Ago, Choice, Empty, Loaded, Pager, Progress, Search, State, Table } from "../parts.js";
+import { amend, place, useTitle } from "../routing.js";
 import { html, useState } from "../view.js";
 
 const LIMIT = 50;
@@ -20,7 +20,7 @@ const COLUMNS = [
   { title: "Device", cell: (row) => row.device || "–" },
   { title: "Data", cell: (row) => row.data_kind || "–" },
   { title: "Examples", isNumber: true, cell: (row) => count(row.example_count) },
-  { title: "Last seen", cell: (row) => (row.is_connected ? "now" : html`<span title=${moment(row.last_seen_time)}>${ago(row.last_seen_time)}</span>`) },
+  { title: "Last seen", cell: (row) => (row.is_connected ? "now" : html`<${Ago} time=${row.last_seen_time} />`) },
 ];
 
 export function Doing({ client }) {
@@ -31,6 +31,7 @@ export function Doing({ client }) {
 }
 
 export function ClientsPage({ query }) {
+  useTitle("Clients");
   const offset = Number(query.offset) || 0;
   const filter = { state: query.state, search: query.search };
   const clients = useLoaded((signal) => getPage("clients", { ...filter, offset, limit: LIMIT }, signal), JSON.stringify([filter, offset]));
@@ -49,7 +50,7 @@ export function ClientsPage({ query }) {
       </div>
     </div>
     <${Loaded} from=${clients} what="clients" lines=${8}>${({ items, total }) => items.length
-      ? html`<p class="quiet">${count(total)} ${query.state || query.search ? "fit the filters" : "have joined at least once"}.</p>
+      ? html`<p class="quiet list-note">${count(total)} ${query.state || query.search ? "fit the filters" : "have joined at least once"}.</p>
         <div class="card"><${Table} caption="Clients" columns=${COLUMNS} rows=${items.map((client) => ({ ...client, ...live[client.client_id] }))} keyOf=${(row) => row.client_id} /></div>
         <${Pager} what="clients" offset=${offset} limit=${LIMIT} total=${total} onMove=${(next) => amend({ offset: next || "" })} />`
       : html`<${NoClients} isFiltered=${query.state || query.search} />`}<//>
@@ -58,5 +59,5 @@ export function ClientsPage({ query }) {
 
 function NoClients({ isFiltered }) {
   if (isFiltered) return html`<${Empty} title="No client fits these filters."><button type="button" class="button" onClick=${() => amend({ search: "", state: "", offset: "" })}>Show all clients</button><//>`;
-  return html`<${Empty} title="No client has joined yet."><p>On each site: <code>choral join ${location.hostname}:7070 --data …</code></p><//>`;
+  return html`<${Empty} title="No client has joined yet."><p>On each site, with the port of this coordinator's <code>--listen</code>, 7070 unless it was given:</p><code>choral join ${location.hostname}:7070 --data …</code><//>`;
 }

@@ -5,7 +5,8 @@ import { Chart, MARKS } from "../chart.js";
 import { capital, count, seconds, value, words } from "../format.js";
 import { useLoaded, useNews, useSettled } from "../loading.js";
 import { Card, Choice, Empty, Failure, Loaded, State, Table } from "../parts.js";
-import { amend, place } from "../routing.js";
+import { amend, place, useTitle } from "../routing.js";
+import { shown } from "../schema.js";
 import { html, useEffect, useMemo, useState } from "../view.js";
 
 const MOST = 6;
@@ -13,6 +14,7 @@ const POINTS = 400;
 const FIRST = ["accuracy", "loss"];
 
 export function ComparePage({ query }) {
+  useTitle("Compare");
   const ids = (query.runs ?? "").split(",").filter(Boolean).slice(0, MOST);
   const runs = useLoaded((signal) => Promise.all(ids.map((id) => get(`runs/${id}`, {}, signal))), ids.join());
   useNews((message) => ids.includes(message.data?.run_id) && message.event !== "status", runs.reload, 1000);
@@ -31,7 +33,7 @@ function Picker({ ids, onAdd }) {
   const search = useSettled(text);
   const found = useLoaded((signal) => getPage("runs", { search, limit: 8 + MOST, order: "newest" }, signal), search);
   const [isOpen, setOpen] = useState(false);
-  if (ids.length >= MOST) return html`<p class="quiet">Six runs are the most for one chart. Remove one to add another.</p>`;
+  if (ids.length >= MOST) return html`<p class="quiet list-note">Six runs are the most for one chart. Remove one to add another.</p>`;
   const left = (found.data?.items ?? []).filter((run) => !ids.includes(run.run_id)).slice(0, 8);
   return html`<details class="picker" open=${isOpen} onToggle=${(event) => setOpen(event.target.open)}>
     <summary class="button">Add a run</summary>
@@ -102,11 +104,11 @@ function Reached({ runs, names }) {
 function Differences({ runs }) {
   const rows = useMemo(() => differences(runs.map((run) => run.spec)), [runs]);
   const columns = [
-    { title: "Setting", isHead: true, cell: (row) => html`<code>${row.path}</code>` },
-    ...runs.map((run, index) => ({ title: run.spec.name, cell: (row) => (row.values[index] === undefined ? "–" : String(row.values[index])) })),
+    { title: "Setting", isHead: true, cell: (row) => html`<code>${row.path.replaceAll(/[._]/g, "$&\u200b")}</code>` },
+    ...runs.map((run, index) => ({ title: run.spec.name, cell: (row) => row.values[index] ?? "–" })),
   ];
   return html`<${Card} title="Where their specs differ" wide>${rows.length
-    ? html`<${Table} caption="Settings that differ" columns=${columns} rows=${rows} keyOf=${(row) => row.path} isDense />`
+    ? html`<div class="settings"><${Table} caption="Settings that differ" columns=${columns} rows=${rows} keyOf=${(row) => row.path} isDense /></div>`
     : html`<${Empty} title=${runs.length > 1 ? "Nowhere: their specs are the same." : "One run alone differs from none."} />`}<//>`;
 }
 
@@ -120,5 +122,5 @@ export function differences(specs) {
 function* leaves(part, path = "") {
   if (part !== null && typeof part === "object" && !Array.isArray(part)) {
     for (const [key, inner] of Object.entries(part)) yield* leaves(inner, path ? `${path}.${key}` : key);
-  } else yield [path, typeof part === "string" ? part : JSON.stringify(part)];
+  } else if (part !== null) yield [path, shown(part)];
 }

@@ -1,7 +1,7 @@
 // The latest events, of one run or of all, as they come. What repeats itself takes one line, which opens.
 
 import { get } from "../api.js";
-import { ago, count, eventName, moment } from "../format.js";
+import { clock, count, eventName, moment } from "../format.js";
 import { useLoaded, useMessages } from "../loading.js";
 import { Card, Empty, Loaded } from "../parts.js";
 import { place } from "../routing.js";
@@ -23,7 +23,9 @@ export function Events({ runId = "", title }) {
       const all = new Map([...stored, ...fresh].map((event) => [event.event_id, event]));
       const groups = folded([...all.values()].sort((a, b) => b.event_id - a.event_id)).slice(0, SHOWN);
       if (!groups.length) return html`<${Empty} title="Nothing has happened yet." />`;
-      return html`<ol class="events">${groups.map((group) => html`<li key=${group.at(-1).event_id}><${Group} events=${group} isOfRun=${Boolean(runId)} /></li>`)}</ol>`;
+      // Of the oldest events there may be more than were loaded.
+      const isCut = (group) => group.at(-1).event_id === stored.at(-1)?.event_id && stored.length === KEPT;
+      return html`<ol class="events">${groups.map((group) => html`<li key=${group.at(-1).event_id}><${Group} events=${group} isCut=${isCut(group)} isOfRun=${Boolean(runId)} /></li>`)}</ol>`;
     }}<//>
   <//>`;
 }
@@ -39,17 +41,17 @@ export function folded(events) {
   return groups;
 }
 
-function Group({ events, isOfRun }) {
+function Group({ events, isCut, isOfRun }) {
   const [newest, ...older] = events;
   if (!older.length) return html`<${Event} event=${newest} isOfRun=${isOfRun} />`;
   return html`<${Event} event=${newest} isOfRun=${isOfRun} />
-    <details class="events-more"><summary>and ${count(older.length)} more like it, since ${ago(older.at(-1).time)}</summary>
+    <details class="events-more"><summary>and ${count(older.length)}${isCut ? " or more" : ""} like it, since ${clock(older.at(-1).time)}${isCut ? " or before" : ""}</summary>
       <ol class="events">${older.map((event) => html`<li key=${event.event_id}><${Event} event=${event} isOfRun=${isOfRun} /></li>`)}</ol></details>`;
 }
 
 function Event({ event, isOfRun }) {
   return html`<div class="event">
-    <time class="quiet number" title=${moment(event.time)}>${ago(event.time)}</time>
+    <time class="quiet number" title=${moment(event.time)}>${clock(event.time)}</time>
     <span><strong>${eventName(event.kind)}</strong>${event.detail && ` · ${event.detail}`}
       ${!isOfRun && event.run_id && html` <a href=${place(`runs/${event.run_id}`)}><code>${event.run_id}</code></a>`}
       ${event.client_id && html` <a href=${place(`clients/${event.client_id}`)}><code>${event.client_id.slice(0, 12)}</code></a>`}</span>

@@ -1,13 +1,13 @@
 // One run: what it does now, how it learns, its rounds client by client, what it costs, and what may be done with it.
 
 import { download, get, post } from "../api.js";
-import { ago, count, moment, seconds } from "../format.js";
+import { capital, count, moment, plural, seconds } from "../format.js";
 import { latest, useLiveStatus, useLoaded, useNews, useNow } from "../loading.js";
-import { Confirmation, Dialog, Facts, Failure, Loaded, Progress, State, Waiting } from "../parts.js";
-import { go, place } from "../routing.js";
+import { Ago, Confirmation, Dialog, Facts, Failure, Loaded, NotFound, Progress, State, Waiting } from "../parts.js";
+import { go, place, useTitle } from "../routing.js";
 import { html, useState } from "../view.js";
 import { Costs, Curves } from "./run_charts.js";
-import { Participation } from "./run_clients.js";
+import { Participation, Refused } from "./run_clients.js";
 import { Events } from "./events.js";
 import { Model, Privacy, Settings } from "./run_facts.js";
 import { Timeline } from "./run_timeline.js";
@@ -19,6 +19,8 @@ export function RunPage({ runId, query, isOperator }) {
   const run = useLoaded(async (signal) => ({ ...(await get(path, {}, signal)), since: Date.now() / 1000 }), runId);
   const live = useLiveStatus()[runId];
   useNews((message) => message.data?.run_id === runId && message.event !== "status", run.reload);
+  useTitle(run.data?.spec.name ?? "Run");
+  if (run.error?.status === 404) return html`<${NotFound} title="There is no such run."><p>${run.error.message}</p><a href="#/runs">To the runs</a><//>`;
   return html`
     <nav class="trail" aria-label="Where this is"><a href="#/runs">Runs</a> / <span aria-current="page">${run.data?.spec.name ?? runId}</span></nav>
     <${Loaded} from=${run} what="the run" lines=${10}>${(stored) => html`<${Run} run=${latest(stored, live)} query=${query} isOperator=${isOperator} reload=${run.reload} />`}<//>
@@ -29,11 +31,12 @@ function Run({ run, query, isOperator, reload }) {
   return html`
     <div class="page-head">
       <div><h1>${run.spec.name} <${State} state=${run.state} /></h1>
-        <p class="quiet small"><code>${run.run_id}</code> · <span title=${moment(run.submitted_time)}>submitted ${ago(run.submitted_time)}</span></p></div>
+        <p class="quiet small"><code>${run.run_id}</code> · submitted <${Ago} time=${run.submitted_time} /></p></div>
       <${Actions} run=${run} isOperator=${isOperator} reload=${reload} />
     </div>
     <${Now} run=${run} />
     <div class="cards">
+      ${["paused", "failed"].includes(run.state) && html`<${Refused} run=${run} />`}
       <${Curves} run=${run} />
       <${Timeline} run=${run} picked=${query.round} />
       <${Costs} run=${run} last=${query.rounds_to} />
@@ -49,14 +52,19 @@ function Run({ run, query, isOperator, reload }) {
 function Now({ run }) {
   return html`<section class="now" aria-label="State of the run" data-state=${run.state}>
     <div class="now-words">
-      <p class="now-status">${run.waiting ? html`<${Waiting} waiting=${run.waiting} since=${run.since} />` : run.reason || run.status}</p>
-      <p class="quiet small">${run.waiting ? run.status.split(":").slice(0, 2).join(":") : html`<${Span} run=${run} />`}</p>
+      <p class="now-status">${run.waiting ? html`<${Waiting} waiting=${run.waiting} since=${run.since} />` : sentenceOf(run)}</p>
+      <p class="quiet small">${run.waiting && `Round ${count(run.round_number + 1)}, ${run.phase} · `}<${Span} run=${run} /></p>
     </div>
     <div class="now-rounds">
       <span class="number"><strong>${count(run.round_number)}</strong> of ${count(run.spec.rounds)} rounds</span>
       <${Progress} label="Rounds committed" done=${run.round_number} of=${run.spec.rounds} />
     </div>
   </section>`;
+}
+
+function sentenceOf(run) {
+  if (run.state === "finished" && !run.reason) return `All ${plural(run.spec.rounds, "round")} are done`;
+  return capital(run.reason || run.status);
 }
 
 function Span({ run }) {

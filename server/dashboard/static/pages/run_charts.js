@@ -1,8 +1,8 @@
 // A run's curves over its rounds, with their spread over the clients, and what its rounds cost.
 
 import { get } from "../api.js";
-import { Chart, MARKS } from "../chart.js";
-import { bytes, capital, count, seconds, value, words } from "../format.js";
+import { Chart } from "../chart.js";
+import { bytes, capital, count, seconds, secondsTicks, value, words } from "../format.js";
 import { useLoaded, useNews } from "../loading.js";
 import { Card, Choice, Empty, Loaded } from "../parts.js";
 import { amend } from "../routing.js";
@@ -11,6 +11,8 @@ import { html, useMemo, useState } from "../view.js";
 const POINTS = 400;
 const ROUNDS_SHOWN = 50;
 const FIRST = ["accuracy", "loss"];
+// Training has the colour that it has in the timeline.
+const PHASES = { select: "line-6", train: "line-1", apply: "line-3", evaluate: "line-4", commit: "line-2" };
 
 /** Tell whether a message says that a round of the run is committed, or that the run has ended. */
 export const isRoundOf = (runId) => (message) => message.data?.run_id === runId && /^(round_|run_)/.test(message.event);
@@ -26,13 +28,14 @@ export function Curves({ run }) {
   const choose = (at, name) => setChosen(shown.map((one, index) => (index === at ? name : one)));
   return html`<${Card} title="Learning" wide>
     <div class="curves">${shown.map((name, at) => html`<${Curve} key=${at} run=${run} name=${name} names=${names} onChoose=${(next) => choose(at, next)} />`)}</div>
-    <p class="quiet small">Line: mean over the clients, weighted by examples. Band: from the lowest to the highest client${
-      run.spec.privacy?.secure_aggregation ? "; there is none, because secure aggregation shows sums alone" : ""
-    }. Drag to zoom, double-click to see everything.</p>
+    <p class="quiet small note">Line: mean over the clients, weighted by examples. ${run.spec.privacy?.secure_aggregation
+      ? "Secure aggregation shows sums alone: there is no band from the lowest to the highest client."
+      : "Band: from the lowest to the highest client."} ${run.round_number > POINTS ? `A point is the mean of ${count(Math.ceil(run.round_number / POINTS))} rounds. ` : ""}Drag to zoom, double-click to see everything.</p>
   <//>`;
 }
 
-function metricNames(run) {
+/** Names of a run's metrics, those that tell most first. */
+export function metricNames(run) {
   const names = Object.keys(run.metrics ?? {}).filter((name) => !name.startsWith("refused_"));
   const rank = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : name.startsWith("train_") ? 20 : 10);
   return names.sort((one, other) => rank(one) - rank(other) || one.localeCompare(other));
@@ -83,16 +86,16 @@ function CostCharts({ rounds }) {
     const phases = [...new Set(rounds.flatMap((round) => Object.keys(round.phase_seconds)))];
     return {
       numbers: rounds.map((round) => round.number),
-      seconds: phases.map((phase, index) => ({
+      seconds: phases.map((phase) => ({
         name: phase,
         values: rounds.map((round) => round.phase_seconds[phase] ?? 0),
-        tint: MARKS[index % MARKS.length].tint,
+        tint: PHASES[phase] ?? "line-5",
       })),
       bytes: [{ name: "bytes", values: rounds.map((round) => round.bytes), tint: "accent" }],
     };
   }, [rounds]);
   return html`<div class="curves">
-    <div><h3>Seconds by phase</h3><${Chart} label="Seconds of a round by phase" rounds=${made.numbers} lines=${made.seconds} areBars show=${seconds} /></div>
-    <div><h3>Bytes received from clients</h3><${Chart} label="Bytes of a round" rounds=${made.numbers} lines=${made.bytes} areBars show=${bytes} /></div>
+    <div><h3>Seconds by phase</h3><${Chart} label="Seconds of a round by phase" rounds=${made.numbers} lines=${made.seconds} areBars show=${seconds} ticks=${secondsTicks} /></div>
+    <div><h3>Bytes received from clients</h3><${Chart} label="Bytes of a round" rounds=${made.numbers} lines=${made.bytes} areBars show=${bytes} ticks=${(numbers) => numbers.map(bytes)} /></div>
   </div>`;
 }

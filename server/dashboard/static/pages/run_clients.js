@@ -1,7 +1,7 @@
 // Who took part in a run, and with what.
 
-import { getPage } from "../api.js";
-import { bytes, count, seconds } from "../format.js";
+import { get, getPage } from "../api.js";
+import { bytes, count, seconds, words } from "../format.js";
 import { useLoaded, useNews } from "../loading.js";
 import { Card, Empty, Loaded, Pager, reasons, share, Table } from "../parts.js";
 import { place } from "../routing.js";
@@ -15,7 +15,8 @@ const COLUMNS = [
   { title: "Contributed", isNumber: true, cell: (row) => share(row.contributed, row.asked) },
   { title: "Refused", cell: (row) => reasons(row.refused) || html`<span class="quiet">none</span>` },
   { title: "Sent", isNumber: true, cell: (row) => bytes(row.bytes) },
-  { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds) },
+  // A masked contribution does not tell it.
+  { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds || null) },
   { title: "Last round", isNumber: true, cell: (row) => count(row.last_round) },
 ];
 
@@ -29,5 +30,22 @@ export function Participation({ run }) {
       ? html`<${Table} caption="Participation of clients in this run" columns=${COLUMNS} rows=${items} keyOf=${(row) => row.client_id} />
         <${Pager} what="clients of this run" offset=${offset} limit=${LIMIT} total=${total} onMove=${setOffset} />`
       : html`<${Empty} title="Nobody has taken part yet."><p>Clients are listed once a round has asked them.</p><//>`}<//>
+  <//>`;
+}
+
+const REFUSALS = [
+  { title: "Client", isHead: true, cell: (row) => html`<a href=${place(`clients/${row.client_id}`)}><code>${row.client_id.slice(0, 12)}</code></a>` },
+  { title: "Reason", cell: (row) => words(row.reason) },
+  { title: "Detail", cell: (row) => row.detail || "–" },
+];
+
+/** Whom the round refused in which a run stands still; nothing where it refused nobody. */
+export function Refused({ run }) {
+  const path = `runs/${run.run_id}/rounds`;
+  const loaded = useLoaded((signal) => get(path, { after: run.round_number, limit: 1 }, signal), `${run.run_id}/${run.round_number}`);
+  const refusals = loaded.data?.[0]?.refusals ?? [];
+  if (!refusals.length) return null;
+  return html`<${Card} title=${`Refused in round ${count(run.round_number + 1)}`} wide>
+    <div class="scroll" tabindex="0" role="region" aria-label="Refusals"><${Table} caption="Refusals of the round in which the run stands still" columns=${REFUSALS} rows=${refusals} keyOf=${(row) => `${row.client_id}/${row.reason}/${row.detail}`} isDense /></div>
   <//>`;
 }

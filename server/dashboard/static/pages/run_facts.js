@@ -1,10 +1,13 @@
 // What a run is: its settings, what protects the clients, in words, and the model that it has made.
 
 import { download, get } from "../api.js";
-import { count, plural, seconds, value } from "../format.js";
+import { write } from "../exact.js";
+import { capital, count, plural, seconds, value, words } from "../format.js";
 import { Card, Dialog, Empty, Facts, Loaded, Table } from "../parts.js";
 import { useLoaded } from "../loading.js";
+import { shown } from "../schema.js";
 import { html, useState } from "../view.js";
+import { metricNames } from "./run_charts.js";
 
 /** Return the privacy settings of a spec as sentences. */
 export function privacySentences(spec) {
@@ -36,9 +39,9 @@ export function Settings({ spec }) {
   const asked = cohort.size ? plural(cohort.size, "client") : `${part(cohort.fraction)} of the clients present`;
   const goal = spec.stop_when;
   const facts = [
-    ["Learner", `${learner.name}${parameters.length ? `, ${parameters.map(([name, set]) => `${name} ${JSON.stringify(set)}`).join(", ")}` : ""}`],
+    ["Learner", `${learner.name}${parameters.length ? `, ${parameters.map(([name, set]) => `${words(name)} ${Array.isArray(set) ? `[${shown(set)}]` : shown(set)}`).join(", ")}` : ""}`],
     ["Rounds", goal ? `up to ${count(spec.rounds)}, until ${goal.metric} is ${goal.at_least != null ? `at least ${goal.at_least}` : `at most ${goal.at_most}`}` : count(spec.rounds)],
-    ["Cohort", `${asked}, quorum ${count(cohort.quorum ?? cohort.size ?? 1)}, closes after ${seconds(cohort.deadline_seconds)}`],
+    ["Cohort", `${asked}, quorum ${count(cohort.quorum ?? cohort.size ?? 1)}, closes after ${seconds(cohort.deadline_seconds)} at the latest`],
     ["On a client", `${plural(local.epochs, "epoch")}, batches of ${count(local.batch_size)}, ${optimizer(local.optimizer)}`],
     ["On the coordinator", optimizer(server.optimizer)],
     ["Weighted by", spec.weight_by],
@@ -46,7 +49,7 @@ export function Settings({ spec }) {
     ["Seed", String(spec.seed)],
   ];
   return html`<${Card} title="Settings" wide><${Facts} facts=${facts} />
-    <details class="numbers"><summary>The whole spec</summary><pre class="scroll" tabindex="0">${JSON.stringify(spec, null, 2)}</pre></details><//>`;
+    <details class="numbers"><summary>The whole spec</summary><pre class="scroll" tabindex="0">${write(spec, 2)}</pre></details><//>`;
 }
 
 function optimizer({ name, ...rest }) {
@@ -56,9 +59,8 @@ function optimizer({ name, ...rest }) {
 export function Model({ run }) {
   const [isOpen, setOpen] = useState(false);
   if (run.round_number === 0) return html`<${Card} title="Model"><${Empty} title="No model yet."><p>There is one after the first committed round.</p><//><//>`;
-  const metrics = Object.entries(run.metrics ?? {}).filter(([name]) => !name.startsWith("refused_"));
   return html`<${Card} title="Model">
-    <${Facts} facts=${[["After round", count(run.round_number)], ...metrics.map(([name, mean]) => [name, value(mean)]), ["SHA-256", html`<code class="hash">${run.model_sha256}</code>`]]} />
+    <${Facts} facts=${[["After round", count(run.round_number)], ...metricNames(run).map((name) => [capital(words(name)), value(run.metrics[name])]), ["SHA-256", html`<code class="hash">${run.model_sha256}</code>`]]} />
     <div class="actions actions-start">
       <button type="button" class="button" onClick=${() => setOpen(true)}>Model card</button>
     </div>

@@ -1,7 +1,7 @@
 // A round, client by client: when each downloaded, trained and uploaded, was refused or fell out.
 
 import { get } from "../api.js";
-import { capital, count, seconds, words } from "../format.js";
+import { capital, count, percent, seconds, words } from "../format.js";
 import { useLoaded, useMessages, useNews, useNow } from "../loading.js";
 import { Card, Choice, Empty, Loaded, Pager } from "../parts.js";
 import { amend, place } from "../routing.js";
@@ -12,9 +12,13 @@ const PARTS = [["download", "asked", "downloaded"], ["train", "downloaded", "tra
 const OUTCOMES = { accepted: "Accepted", refused: "Refused", lost: "Fell out", pending: "Under way" };
 const ORDERS = [["slowest", "Slowest first"], ["trouble", "Trouble first"], ["name", "By name"]];
 
+// Phases in which clients have been asked.
+const ASKED = ["train", "apply", "evaluate", "commit"];
+// What lies between two notes of one moment.
+const CLOSE_SECONDS = 2;
+
 export function Timeline({ run, picked }) {
-  // Of a round in progress there is something to tell once its clients are selected.
-  const open = /^round \d+: (?!select)/.test(run.status) ? run.round_number + 1 : run.round_number;
+  const open = ASKED.includes(run.phase) ? run.round_number + 1 : run.round_number;
   const number = Math.min(Math.max(1, Number(picked) || open), Math.max(1, open));
   const isLatest = number === open;
   const move = (to) => amend({ round: to >= open ? "" : to });
@@ -27,42 +31,70 @@ export function Timeline({ run, picked }) {
   return html`<${Card} title="Round, client by client" aside=${open > 0 && pick} wide>
     ${open > 0
       ? html`<${Round} key=${isLatest ? "latest" : number} run=${run} number=${number} isOpen=${number > run.round_number} />`
-      : html`<${Empty} title="No round has begun."><p>Each client's download, training and upload appear here.</p><//>`}
+      : html`<${Empty} title="No round is under way."><p>Each client's download, training and upload appear here.</p><//>`}
   <//>`;
 }
 
 function Round({ run, number, isOpen }) {
   const [order, setOrder] = useState("slowest");
   const [offset, setOffset] = useState(0);
-  const path = `runs/${run.run_id}/rounds/${number}/timeline`;
-  const loaded = useLoaded((signal) => get(path, {}, signal), run.run_id);
+  const loaded = useLoaded((signal) => load(run.run_id, number, isOpen, signal), run.run_id);
   const concerns = (message) =>
     message.event === "status" ? isOpen && Boolean(message.data.clients || message.data.runs?.[run.run_id]) : message.data?.run_id === run.run_id;
   useNews(concerns, loaded.reload, 1000);
   useEffect(() => void loaded.reload(), [number, isOpen]);
   const progress = useProgress(isOpen);
   const now = useNow(isOpen ? 1 : 3600);
-  const rows = useMemo(() => sorted(loaded.data ?? [], order), [loaded.data, order]);
-  return html`<${Loaded} from=${loaded} what="the round" lines=${6}>${() => {
+  const rows = useMemo(() => sorted(loaded.data?.rows ?? [], order), [loaded.data, order]);
+  return html`<${Loaded} from=${loaded} what="the round" lines=${6}>${({ about }) => {
     if (!rows.length) return html`<${Empty} title="No client has been asked yet." />`;
-    const known = Math.max(...rows.flatMap((row) => [row.asked, row.downloaded, row.trained, row.uploaded, row.ended]).filter((one) => one != null), 0.001);
-    const first = Math.min(...rows.map((row) => row.asked).filter((one) => one != null), known);
+    const known = rows.flatMap(momentsOf);
+    const first = Math.min(...known);
     // Who is waited for is waited for until now.
-    const last = isOpen && rows.some((row) => row.outcome === "pending" && row.asked != null) ? Math.max(known, now) : known;
+    const last = isOpen && rows.some((row) => row.outcome === "pending" && row.asked != null) ? Math.max(now, ...known) : Math.max(...known);
+    const scale = known.length > 0 && { first, last };
     return html`
       <div class="timeline-head">
         <p>${summary(rows)}</p>
         <${Choice} label="Order of clients" value=${order} options=${ORDERS} onChange=${setOrder} />
       </div>
-      <ul class="legend">${PARTS.map(([part]) => html`<li key=${part}><span class="swatch" data-part=${part} aria-hidden="true"></span>${capital(part)}</li>`)}
-        <li><span class="swatch" data-part="wait" aria-hidden="true"></span>Until refused, lost or closed</li></ul>
+      ${notes(about, scale, isOpen).map((note) => html`<p class="quiet small note" key=${note}>${note}</p>`)}
+      ${scale && html`<ul class="legend">${PARTS.map(([part]) => html`<li key=${part}><span class="swatch" data-part=${part} aria-hidden="true"></span>${capital(part)}</li>`)}
+        <li><span class="swatch" data-part="wait" aria-hidden="true"></span>Waiting, or nothing heard</li></ul>`}
       <table class="timeline">
         <caption class="unseen">Round ${number}, client by client</caption>
-        <thead><tr><th scope="col">Client</th><th scope="col"><span class="scale"><span>0 s</span><span>${seconds(last - first)}</span></span></th><th scope="col">Outcome</th></tr></thead>
-        <tbody>${rows.slice(offset, offset + LIMIT).map((row) => html`<${Line} key=${row.client_id} row=${row} first=${first} last=${last} progress=${progress[row.client_id]} />`)}</tbody>
+        <thead><tr><th scope="col">Client</th><th scope="col">${scale ? html`<span class="scale"><span>0 s</span><span>${seconds(last - first)}</span></span>` : html`<span class="unseen">Times</span>`}</th><th scope="col">Outcome</th></tr></thead>
+        <tbody>${rows.slice(offset, offset + LIMIT).map((row) => html`<${Line} key=${row.client_id} row=${row} scale=${scale} progress=${progress[row.client_id]} />`)}</tbody>
       </table>
       <${Pager} what="clients of this round" offset=${offset} limit=${LIMIT} total=${rows.length} onMove=${setOffset} />`;
   }}<//>`;
+}
+
+/** Load a round's rows, and the round itself or what is told of it: {rows, about}. */
+async function load(runId, number, isOpen, signal) {
+  const path = `runs/${runId}`;
+  const told = isOpen ? get(`${path}/rounds/${number}`, {}, signal) : get(`${path}/summaries`, { after: number - 1, limit: 1 }, signal).then(([found]) => found);
+  try {
+    // Without what is told of the round there are no notes, and the rows all the same.
+    const [rows, about] = await Promise.all([get(`${path}/rounds/${number}/timeline`, {}, signal), told.catch(() => undefined)]);
+    return { rows, about };
+  } catch (problem) {
+    // Between two rounds there is none that is open.
+    if (isOpen && problem.status === 404) return { rows: [] };
+    throw problem;
+  }
+}
+
+const momentsOf = (row) => [row.asked, row.downloaded, row.trained, row.uploaded, row.ended].filter((one) => one != null);
+
+/** What has to be said of moments that are not those of the whole round. */
+function notes(about, scale, isOpen) {
+  if (!scale) return [isOpen ? "The clients are being asked." : "When the clients did what is not known of this round: it was simulated, or played by an earlier release."];
+  if (!about) return [];
+  if (about.attempt) return [`Shown is attempt ${count(about.attempt + 1)}: what was brought before did not make a quorum.`];
+  const late = scale.first - about.started_time - (about.phase_seconds.select ?? 0);
+  if (late < CLOSE_SECONDS) return [];
+  return [`The clients were asked anew ${seconds(late)} after the round had begun, because the coordinator was restarted or the run paused. What they did before that is not known.`];
 }
 
 /** What the stream says of the clients' progress, while the round is open. */
@@ -74,25 +106,31 @@ function useProgress(isOpen) {
   return isOpen ? progress : {};
 }
 
-function Line({ row, first, last, progress }) {
-  const at = (time) => (100 * (time - first)) / Math.max(last - first, 0.001);
-  const end = row.ended ?? (row.outcome === "pending" ? last : null);
-  const known = Math.max(...[row.asked, row.downloaded, row.trained, row.uploaded].filter((one) => one != null));
-  const parts = PARTS.filter(([, from, to]) => row[from] != null && row[to] != null);
+function Line({ row, scale, progress }) {
   return html`<tr>
     <th scope="row"><a href=${place(`clients/${row.client_id}`)} title=${row.client_id}>${row.name || row.client_id.slice(0, 12)}</a></th>
-    <td class="track-cell"><div class="track" aria-hidden="true">
-      ${parts.map(([part, from, to]) => html`<span key=${part} class="stretch" data-part=${part} title=${`${capital(part)}: ${seconds(row[to] - row[from])}`} style=${{ left: `${at(row[from])}%`, width: `${at(row[to]) - at(row[from])}%` }}></span>`)}
-      ${end != null && end > known && html`<span class="stretch" data-part="wait" style=${{ left: `${at(known)}%`, width: `${at(end) - at(known)}%` }}></span>`}
-      ${row.outcome === "refused" || row.outcome === "lost" ? html`<span class="stretch-end" data-outcome=${row.outcome} style=${{ left: `${at(end ?? known)}%` }}></span>` : ""}
-    </div><span class="unseen">${parts.map(([part, from, to]) => `${part} ${seconds(row[to] - row[from])}`).join(", ") || "nothing yet"}</span></td>
+    <td class="track-cell">${scale && html`<${Track} row=${row} ...${scale} />`}</td>
     <td class="outcome" data-outcome=${row.outcome}>${outcome(row, progress)}</td>
   </tr>`;
 }
 
+function Track({ row, first, last }) {
+  const at = (time) => (100 * (time - first)) / Math.max(last - first, 0.001);
+  const end = row.ended ?? (row.outcome === "pending" && row.asked != null ? last : null);
+  const known = Math.max(...[row.asked, row.downloaded, row.trained, row.uploaded].filter((one) => one != null));
+  const parts = PARTS.filter(([, from, to]) => row[from] != null && row[to] != null);
+  const [going] = row.outcome === "pending" && row.downloaded != null ? PARTS.findLast(([, from, to]) => row[from] != null && row[to] == null) ?? [] : [];
+  return html`<div class="track" aria-hidden="true">
+      ${parts.map(([part, from, to]) => html`<span key=${part} class="stretch" data-part=${part} title=${`${capital(part)}: ${seconds(row[to] - row[from])}`} style=${{ left: `${at(row[from])}%`, width: `${at(row[to]) - at(row[from])}%` }}></span>`)}
+      ${end != null && end > known && html`<span class=${`stretch${going ? " stretch-going" : ""}`} data-part=${going ?? "wait"} style=${{ left: `${at(known)}%`, width: `${at(end) - at(known)}%` }}></span>`}
+      ${row.outcome === "refused" || row.outcome === "lost" ? html`<span class="stretch-end" data-outcome=${row.outcome} style=${{ left: `${at(end ?? known)}%` }}></span>` : ""}
+    </div><span class="unseen">${parts.map(([part, from, to]) => `${part} ${seconds(row[to] - row[from])}`).join(", ") || "nothing yet"}</span>`;
+}
+
 function outcome(row, progress) {
-  if (row.outcome === "pending" && progress?.phase) return `${capital(words(progress.phase))} ${Math.round(100 * progress.fraction)} %`;
-  const name = OUTCOMES[row.outcome] ?? capital(row.outcome);
+  if (row.outcome === "pending" && progress?.phase) return `${capital(words(progress.phase))}${progress.fraction ? ` ${percent(progress.fraction)}` : ""}`;
+  const isAsked = row.outcome !== "pending" || row.asked != null;
+  const name = isAsked ? (OUTCOMES[row.outcome] ?? capital(row.outcome)) : "To be asked";
   return row.reason ? html`${name}: ${words(row.reason)}${row.detail && html`<span class="quiet small detail">${row.detail}</span>`}` : name;
 }
 

@@ -2,10 +2,10 @@
 
 import { get, getPage } from "../api.js";
 import { Sparkline } from "../chart.js";
-import { ago, count, moment, plural, value } from "../format.js";
+import { capital, count, plural, value, words } from "../format.js";
 import { latest, useLiveStatus, useLoaded, useNews } from "../loading.js";
-import { Choice, Empty, Loaded, Pager, Progress, Search, State, Waiting } from "../parts.js";
-import { amend, place } from "../routing.js";
+import { Ago, Choice, Empty, Loaded, Pager, Progress, Search, State, Waiting } from "../parts.js";
+import { amend, place, useTitle } from "../routing.js";
 import { html, useEffect, useState } from "../view.js";
 
 const LIMIT = 25;
@@ -17,6 +17,7 @@ const LED = ["accuracy", "loss", "train_accuracy", "train_loss"];
 const curves = new Map();
 
 export function RunsPage({ query, isOperator }) {
+  useTitle("Runs");
   const offset = Number(query.offset) || 0;
   const [picked, setPicked] = useState([]);
   const filter = { state: query.state, search: query.search, order: query.order ?? "newest" };
@@ -63,7 +64,7 @@ function Row({ run, since, live, isPicked, isFull, onPick }) {
     <label class="run-pick"><input type="checkbox" checked=${isPicked} disabled=${isFull && !isPicked} onChange=${onPick} aria-label=${`Pick ${run.spec.name} to compare`} /></label>
     <div class="run-main">
       <a class="run-name" href=${place(`runs/${run.run_id}`)}>${run.spec.name}</a>
-      <span class="quiet small"><code>${run.run_id}</code> · ${run.spec.learner.name} · <span title=${moment(run.submitted_time)}>${ago(run.submitted_time)}</span></span>
+      <span class="quiet small"><code>${run.run_id}</code> · ${run.spec.learner.name} · <${Ago} time=${run.submitted_time} /></span>
     </div>
     <${State} state=${now.state} />
     <div class="run-rounds">
@@ -76,8 +77,8 @@ function Row({ run, since, live, isPicked, isFull, onPick }) {
 }
 
 function statusWords(run) {
-  const words = run.reason || run.status || "";
-  return words === run.state ? "" : words;
+  const said = run.reason || run.status || "";
+  return said === run.state ? "" : capital(said);
 }
 
 function Curve({ run }) {
@@ -98,7 +99,7 @@ function Curve({ run }) {
   }, [key]);
   if (!name || run.round_number === 0) return html`<div class="run-metric quiet"><span>No metrics yet</span></div>`;
   return html`<div class="run-metric">
-    ${values && html`<${Sparkline} values=${values} label=${`${name} over the rounds`} />`}
-    <span class="number"><span class="quiet">${name}</span> ${value(metrics[name])}</span>
+    ${values && html`<${Sparkline} values=${values} label=${`${capital(words(name))} over the rounds`} />`}
+    <span class="number"><span class="quiet">${words(name)}</span> ${value(metrics[name])}</span>
   </div>`;
 }

@@ -1,8 +1,10 @@
 // Asks for a bearer token, and says so when one was refused.
 
+import { useTitle } from "../routing.js";
 import { html, useState } from "../view.js";
 
 export function SignIn({ refusal, onToken }) {
+  useTitle("Sign in");
   const [given, setGiven] = useState("");
   const submit = (event) => {
     event.preventDefault();

@@ -5,14 +5,15 @@ import { Fields } from "../form.js";
 import { count } from "../format.js";
 import { useLoaded, useSettled } from "../loading.js";
 import { Failure, Loaded } from "../parts.js";
-import { go } from "../routing.js";
-import { inexact, mergePatch, withValue } from "../schema.js";
+import { go, useTitle } from "../routing.js";
+import { mergePatch, withValue } from "../schema.js";
 import { SpecText } from "../spec_text.js";
 import { html, useEffect, useRef, useState } from "../view.js";
 
 const FIRST_LEARNER = "mlp";
 
 export function SubmitPage({ query }) {
+  useTitle("New run");
   const start = useLoaded((signal) => beginning(query.clone, signal), query.clone ?? "");
   return html`
     <div class="page-head"><div><h1>New run</h1>
@@ -96,14 +97,10 @@ function useVerdict(document, setVerdict, setFailure) {
       setVerdict(verdict);
       setChecked(settled);
     };
-    const lost = inexact(settled).map((path) => ({ path, message: "must be a whole number that a browser can hold, up to 9007199254740991. Submit larger ones with choral submit." }));
-    if (lost.length) tell({ valid: false, errors: lost });
-    else {
-      post("runs/validate", settled).then(tell, (problem) => {
-        if (problem.status === 422) tell({ valid: false, errors: problem.errors.length ? problem.errors : [{ path: "", message: problem.message }] });
-        else if (!isOld) setFailure(problem);
-      });
-    }
+    post("runs/validate", settled).then(tell, (problem) => {
+      if (problem.status === 422) tell({ valid: false, errors: problem.errors.length ? problem.errors : [{ path: "", message: problem.message }] });
+      else if (!isOld) setFailure(problem);
+    });
     return () => (isOld = true);
   }, [settled]);
   if (settled !== document) return "typing";

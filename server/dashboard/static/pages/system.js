@@ -4,12 +4,14 @@ import { get } from "../api.js";
 import { bytes, capital, count, seconds } from "../format.js";
 import { useLoaded } from "../loading.js";
 import { Card, Facts, Loaded } from "../parts.js";
+import { useTitle } from "../routing.js";
 import { html, useEffect } from "../view.js";
 import { Events } from "./events.js";
 
 const EVERY_MILLISECONDS = 5_000;
 
 export function SystemPage({ me }) {
+  useTitle("System");
   const health = useLoaded((signal) => get("health", {}, signal), "health");
   useEffect(() => {
     const timer = setInterval(health.reload, EVERY_MILLISECONDS);
@@ -22,9 +24,10 @@ export function SystemPage({ me }) {
         ["Status", known.status === "ok" ? "Well" : capital(known.status)],
         ["Running for", seconds(known.uptime_seconds)],
         ["Clients connected", count(known.client_count)],
-        ["Memory", `${bytes(known.rss_bytes)}, at most ${bytes(known.peak_rss_bytes)}`],
-        ["Longest stall", seconds(known.longest_stall_seconds)],
-        ["Protocol", String(known.protocol_version)],
+        // The system notes a peak a little later than what is there.
+        ["Memory", `${bytes(known.rss_bytes)}, ${bytes(Math.max(known.rss_bytes, known.peak_rss_bytes))} at its peak`],
+        ["Longest stall of its event loop", seconds(known.longest_stall_seconds)],
+        ["Protocol version", String(known.protocol_version)],
       ]} />`}<//><//>
       <${Card} title="You"><${Facts} facts=${[
         ["Name", me.name],
