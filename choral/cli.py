@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from choral.commands import (
+    api,
     attention,
     certificates,
     demo,
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
+app.command("api")(api.api)
 app.command("join")(join.join)
 app.add_typer(enroll.app, name="enroll")
 app.command("certificates")(certificates.certificates)

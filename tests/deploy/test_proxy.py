@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from server.attempts import MOST_FAILURES
-from server.coordinator import TLS, Coordinator
+from server.coordinator import Coordinator
+from server.web import TLS
 from server.records import EventRecord
 from tests.client.certificates import Authority
 from tests.deploy.manifests import ROOT
