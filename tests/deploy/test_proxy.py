@@ -13,8 +13,8 @@ import pytest
 
 from server.attempts import MOST_FAILURES
 from server.coordinator import Coordinator
-from server.web import TLS
 from server.records import EventRecord
+from server.web import TLS
 from tests.client.certificates import Authority
 from tests.deploy.manifests import ROOT
 from tests.federation import free_port
