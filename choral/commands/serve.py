@@ -17,13 +17,13 @@ from choral.commands.listening import (
     tell_of_api,
 )
 from choral.commands.own import Own, add_all
-from choral.loading import load_visibly
 from choral.logs import Format, LogFormat, log_as
 from choral.trackers import MLflowAddress, TensorBoardFolder, chosen
-from models import Examples
 from wire.memory import keep_freed_slices
+from wire.tensors import HAS_TORCH
 
 if TYPE_CHECKING:
+    from models import Examples
     from server.coordinator import CoordinatorConfig
 
 log = logging.getLogger(__name__)
@@ -80,15 +80,25 @@ def serve(
         roster=roster,
         trackers=chosen(tensorboard, mlflow),
     )
-    own_data = load_visibly(data, 0.0, 0).training if data else None
-    asyncio.run(_serve(config, own_data))
+    asyncio.run(_serve(config, _examples(data) if data else None))
 
 
-async def _serve(config: "CoordinatorConfig", own_data: Examples | None) -> None:
+def _examples(data: str) -> "Examples":
+    # Here, because a coordinator without data needs no torch.
+    from choral.loading import load_visibly
+
+    return load_visibly(data, 0.0, 0).training
+
+
+async def _serve(config: "CoordinatorConfig", own_data: "Examples | None") -> None:
     from server.coordinator import serve as serve_coordinator
 
     stop = stop_signal()
     async with serve_coordinator(config, own_data) as coordinator:
+        if not HAS_TORCH:
+            log.info(
+                "torch is not installed: a client draws each first model, and runs that need more of torch here are refused"
+            )
         log.info("clients join at %s", coordinator.address)
         place = "the same --store" if config.store else f"--folder {config.folder}"
         await tell_of_api(coordinator.http_address, config.tls, coordinator.store, place)
