@@ -145,7 +145,9 @@ class Worker:
             log.warning("task %s: put aside, %s", task.task_id, error)
             return False
         except SessionAbortedError as error:
-            reason = pb.REFUSAL_REASON_UNSPECIFIED if error.code is AbortCode.LOST else pb.REFUSAL_REASON_CLIENT_POLICY
+            # Neither is this client's fault: it is welcome in the round's next session.
+            is_dropped = error.code in (AbortCode.LOST, AbortCode.FALSE_PACKET)
+            reason = pb.REFUSAL_REASON_UNSPECIFIED if is_dropped else pb.REFUSAL_REASON_CLIENT_POLICY
             failure = reason, str(error)
         except PolicyError as error:
             failure = pb.REFUSAL_REASON_CLIENT_POLICY, str(error)

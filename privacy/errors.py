@@ -51,6 +51,8 @@ class AbortCode(StrEnum):
     """Not enough members are left."""
     MALFORMED = "malformed"
     """A message breaks the contract, or comes when it must not."""
+    FALSE_PACKET = "false_packet"
+    """A neighbour's part of a pair mask is not there or does not open."""
     BAD_SHARE = "bad_share"
     """Shares do not give what their dealer committed to."""
     CANARY = "canary"
@@ -59,7 +61,7 @@ class AbortCode(StrEnum):
     @property
     def is_alarming(self) -> bool:
         """Whether only a party that breaks the protocol brings this about, so that people should look at it."""
-        return self in (AbortCode.REPLAY, AbortCode.FORGED, AbortCode.EQUIVOCATION)
+        return self in (AbortCode.REPLAY, AbortCode.FORGED, AbortCode.EQUIVOCATION, AbortCode.FALSE_PACKET)
 
 
 class SessionAbortedError(SecureAggregationError):

@@ -252,5 +252,5 @@ class SecureSession:
                 detail = f"shares must open for their holders, {count} could not open theirs"
                 self._refuse(self._names[identity], malformed, detail)
         for identity in sorted(self._session.false_holders):
-            detail = "a share must be what its dealer gave, it does not fit the others"
+            detail = "what opens a sum must fit the others' shares and its giver's own commitment, it does not"
             self._refuse(self._names[identity], malformed, detail)

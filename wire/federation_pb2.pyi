@@ -404,7 +404,7 @@ class SessionOffer(_message.Message):
     def __init__(self, federation: _Optional[str] = ..., attempt: _Optional[int] = ..., nonce: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Advertise(_message.Message):
-    __slots__ = ("session_id", "client_id", "public_key", "certificate", "encryption_key", "mask_key", "seed_commitment", "signature")
+    __slots__ = ("session_id", "client_id", "public_key", "certificate", "encryption_key", "mask_key", "seed_commitment", "signature", "encryption_kem_key", "mask_kem_key")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -413,6 +413,8 @@ class Advertise(_message.Message):
     MASK_KEY_FIELD_NUMBER: _ClassVar[int]
     SEED_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    ENCRYPTION_KEM_KEY_FIELD_NUMBER: _ClassVar[int]
+    MASK_KEM_KEY_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     client_id: bytes
     public_key: bytes
@@ -421,7 +423,9 @@ class Advertise(_message.Message):
     mask_key: bytes
     seed_commitment: bytes
     signature: bytes
-    def __init__(self, session_id: _Optional[bytes] = ..., client_id: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., encryption_key: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ..., seed_commitment: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    encryption_kem_key: bytes
+    mask_kem_key: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., client_id: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., encryption_key: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ..., seed_commitment: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., encryption_kem_key: _Optional[bytes] = ..., mask_kem_key: _Optional[bytes] = ...) -> None: ...
 
 class Roster(_message.Message):
     __slots__ = ("session_id", "members", "signature")
@@ -434,14 +438,22 @@ class Roster(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[Advertise, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Packet(_message.Message):
-    __slots__ = ("index", "nonce", "ciphertext")
+    __slots__ = ("index", "nonce", "ciphertext", "kem_ciphertext", "mask_ciphertext", "mask_secret", "mask_commitment")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     CIPHERTEXT_FIELD_NUMBER: _ClassVar[int]
+    KEM_CIPHERTEXT_FIELD_NUMBER: _ClassVar[int]
+    MASK_CIPHERTEXT_FIELD_NUMBER: _ClassVar[int]
+    MASK_SECRET_FIELD_NUMBER: _ClassVar[int]
+    MASK_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     index: int
     nonce: bytes
     ciphertext: bytes
-    def __init__(self, index: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ciphertext: _Optional[bytes] = ...) -> None: ...
+    kem_ciphertext: bytes
+    mask_ciphertext: bytes
+    mask_secret: bytes
+    mask_commitment: bytes
+    def __init__(self, index: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ciphertext: _Optional[bytes] = ..., kem_ciphertext: _Optional[bytes] = ..., mask_ciphertext: _Optional[bytes] = ..., mask_secret: _Optional[bytes] = ..., mask_commitment: _Optional[bytes] = ...) -> None: ...
 
 class Shares(_message.Message):
     __slots__ = ("session_id", "packets", "signature")
@@ -454,14 +466,16 @@ class Shares(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., packets: _Optional[_Iterable[_Union[Packet, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Delivery(_message.Message):
-    __slots__ = ("session_id", "sharers", "packets")
+    __slots__ = ("session_id", "sharers", "packets", "signature")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SHARERS_FIELD_NUMBER: _ClassVar[int]
     PACKETS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     sharers: bytes
     packets: _containers.RepeatedCompositeFieldContainer[Packet]
-    def __init__(self, session_id: _Optional[bytes] = ..., sharers: _Optional[bytes] = ..., packets: _Optional[_Iterable[_Union[Packet, _Mapping]]] = ...) -> None: ...
+    signature: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., sharers: _Optional[bytes] = ..., packets: _Optional[_Iterable[_Union[Packet, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Survivors(_message.Message):
     __slots__ = ("session_id", "survivors", "signature")

@@ -26,6 +26,8 @@ class SecureAggregationSpec(Strict):
     """Fewest honest clients that a sum must be of. 2 only where the sites' policies say `allow_small_cohort`."""
     cipher: Literal["aes256", "chacha20"] = "aes256"
     """What makes the masks. ChaCha20 is for clients whose processors have no AES; where all have it, AES is faster."""
+    key_agreement: Literal["x25519", "x25519_mlkem768"] = "x25519"
+    """How keys are agreed. With ML-KEM-768 beside X25519, a record of a session stays closed to a large quantum computer."""
     audit: bool = False
     """Whether clients sign the masked vectors that they upload. The signatures are kept with the round."""
     stage_seconds: float = Field(default=60.0, gt=0, le=86_400)

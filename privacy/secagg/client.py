@@ -6,35 +6,29 @@ Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Ma
 CSA-1 (docs/secure-aggregation.md), section "Client". https://eprint.iacr.org/2017/281
 """
 
-import secrets
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NoReturn
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import Message
 
 from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
 from privacy.secagg.audit import SignedUpload, UploadTerms
-from privacy.secagg.labels import derive_key, hashed, is_signed, sign
-from privacy.secagg.masks import RingVector, add_masks, pair_mask, self_mask
+from privacy.secagg.keys import ClientSecrets
+from privacy.secagg.labels import hashed, is_signed, sign
+from privacy.secagg.masks import RingVector, add_masks, self_mask
 from privacy.secagg.members import (
     Members,
     advertised_parts,
     entry_problem,
     packet_parts,
+    session_keys,
     unmask_parts,
 )
 from privacy.secagg.party import Party
 from privacy.secagg.session import SessionParameters
-from privacy.secagg.shamir import SHARE_BYTES, split
+from privacy.secagg.shamir import split
 from wire import federation_pb2 as pb
 from wire.identity import client_id_of
-
-NONCE_BYTES = 12
-_VERSION = b"\x01"
 
 
 class ClientState(StrEnum):
@@ -47,23 +41,6 @@ class ClientState(StrEnum):
     ACKED = "acked"
     DONE = "done"
     ABORTED = "aborted"
-
-
-@dataclass(slots=True)
-class _Secrets:
-    """What must be erased at the end."""
-
-    encryption_key: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, repr=False)
-    mask_key: X25519PrivateKey | None = field(default_factory=X25519PrivateKey.generate, repr=False)
-    seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    held: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
-    """Shares of seed and mask key by their dealer's index."""
-    agreed: dict[int, bytes] = field(default_factory=dict, repr=False)
-    """Secrets agreed with the encryption keys of others, by their index."""
-
-    def erase(self) -> None:
-        """Let go of everything: who still has this object, such as the frames of an error, has nothing."""
-        del self.encryption_key, self.mask_key, self.seed, self.held, self.agreed
 
 
 class ClientSession:
@@ -93,12 +70,13 @@ class ClientSession:
         self._parameters = parameters
         self._identity, self._trust, self._floor = party.identity, party.trust, party.floor
         self._journal = party.journal
-        self._secrets: _Secrets | None = None
+        self._secrets: ClientSecrets | None = None
         self._ack = pb.SurvivorAck()
         self._nonce = offer.nonce
         self.session_id = party.accept(parameters, offer)
         self._journal.begin(parameters)
-        self._secrets = _Secrets()
+        make = ClientSecrets.hybrid if parameters.is_hybrid else ClientSecrets
+        self._secrets = make(self.session_id)
         self.state = ClientState.ADVERTISED
         self.advertisement = self._advertise(self._secrets)
 
@@ -110,17 +88,16 @@ class ClientSession:
             place for place, entry in enumerate(members.entries) if entry.client_id == self.advertisement.client_id
         )
         closed = members.closed(index)
-        assert held.mask_key is not None
         threshold, count = members.graph.threshold, len(closed)
         dealt = zip(
             split(held.seed, threshold, count),
-            split(held.mask_key.private_bytes_raw(), threshold, count),
+            split(held.shared, threshold, count),
             strict=True,
         )
         packets = []
         for holder, shares in zip(closed, dealt, strict=True):
             if holder != index:
-                packets.append(self._sealed(held, holder, _VERSION + b"".join(shares)))
+                packets.append(held.seal(members, index, holder, shares))
         self.state = ClientState.SHARED
         signature = sign(self._identity.key, "shares", self.session_id, members.roster_hash, *packet_parts(packets))
         return pb.Shares(session_id=self.session_id, packets=packets, signature=signature)
@@ -128,6 +105,9 @@ class ClientSession:
     def take_delivery(self, delivery: pb.Delivery) -> None:
         """Check who has shared, and open the shares for this client. One that cannot be opened is noted as missing."""
         held, members = self._in(ClientState.SHARED, delivery), self._members
+        if self._parameters.is_hybrid:
+            said = (delivery.sharers, *packet_parts(delivery.packets))
+            self._check_server(delivery.signature, "delivery-srv", delivery, *said)
         self._sharers = sharers = self._member_set(delivery.sharers, delivery)
         if self._index not in sharers:
             self._abort(AbortCode.TOO_FEW, "this client must be among those who have shared, it is not", delivery)
@@ -136,11 +116,17 @@ class ClientSession:
         packets = {packet.index: packet for packet in delivery.packets}
         self._missing = []
         for dealer in near:
-            shares = self._opened(held, dealer, packets.get(dealer))
+            shares = held.open(members, self._index, dealer, packets.get(dealer))
             if shares is None:
                 self._missing.append(dealer)
             else:
                 held.held[dealer] = shares
+            if not held.can_mask_with(members, self._index, dealer, shares and packets[dealer]):
+                self._abort(
+                    AbortCode.FALSE_PACKET,
+                    f"the packet of member {dealer} must open and have its part of a pair mask, it does not",
+                    delivery,
+                )
         self._check_live(sharers, "sharers", delivery)
         self._near = near
         self.state = ClientState.DELIVERED
@@ -151,16 +137,9 @@ class ClientSession:
         if len(vector) != self._parameters.size or vector.itemsize * 8 != self._parameters.spec.ring_bits:
             raise ValueError("A vector must have the session's size and ring.")
         self.state = ClientState.MASKED
-        own = members.peer(self._index)
-        assert held.mask_key is not None
-        masks = [
-            self_mask(held.seed, self.session_id, members.roster_hash, own.client_id),
-            *(
-                pair_mask(held.mask_key, own, members.peer(other), self.session_id, members.roster_hash)
-                for other in self._near
-            ),
-        ]
-        held.mask_key = None
+        own = self_mask(held.seed, self.session_id, members.roster_hash, self.advertisement.client_id)
+        masks = [own, *(held.pair_mask(members, self._index, other) for other in self._near)]
+        held.mask_key = held.kem = None
         add_masks(vector, masks, self._parameters.spec.cipher)
 
     def sign_upload(self, sha256: bytes) -> bytes:
@@ -246,8 +225,7 @@ class ClientSession:
         if self.state is not ClientState.DONE:
             self._erase(ClientState.ABORTED)
 
-    def _advertise(self, held: _Secrets) -> pb.Advertise:
-        assert held.mask_key is not None
+    def _advertise(self, held: ClientSecrets) -> pb.Advertise:
         public_key = self._identity.public_key
         client_id = bytes.fromhex(client_id_of(public_key))
         entry = pb.Advertise(
@@ -255,10 +233,9 @@ class ClientSession:
             client_id=client_id,
             public_key=public_key,
             certificate=self._identity.certificate,
-            encryption_key=held.encryption_key.public_key().public_bytes_raw(),
-            mask_key=held.mask_key.public_key().public_bytes_raw(),
             seed_commitment=hashed("commit-b", self.session_id, client_id, held.seed),
         )
+        held.advertise(entry)
         entry.signature = sign(self._identity.key, "advertise", self.session_id, *advertised_parts(entry))
         return entry
 
@@ -289,48 +266,18 @@ class ClientSession:
             self._abort(AbortCode.FORGED, "members of a roster must be different and in order", roster)
         if len({entry.public_key for entry in entries}) < len(entries):
             self._abort(AbortCode.FORGED, "each member must have a public_key of its own", roster)
-        if len({key for entry in entries for key in (entry.encryption_key, entry.mask_key)}) < 2 * len(entries):
+        keys = [key for entry in entries for key in session_keys(entry)]
+        if len(set(keys)) < len(keys):
             self._abort(AbortCode.FORGED, "each member must have an encryption_key and a mask_key of its own", roster)
         if self.advertisement not in entries:
             self._abort(AbortCode.FORGED, "this client's own entry must be what it advertised", roster)
         for entry in entries:
             if entry != self.advertisement and (
-                problem := entry_problem(entry, self.session_id, self._trust.problem_with)
+                problem := entry_problem(entry, self.session_id, self._trust.problem_with, self._parameters.is_hybrid)
             ):
                 self._abort(AbortCode.FORGED, f"member {entry.client_id.hex()}: {problem}", roster)
 
-    def _sealed(self, held: _Secrets, holder: int, plaintext: bytes) -> pb.Packet:
-        members = self._members
-        source, target = self.advertisement.client_id, members.entries[holder].client_id
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        key = derive_key(self._agreed(held, holder), self.session_id, "share-key", members.roster_hash, source, target)
-        bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
-        return pb.Packet(index=holder, nonce=nonce, ciphertext=AESGCM(key).encrypt(nonce, plaintext, bound))
-
-    def _agreed(self, held: _Secrets, other: int) -> bytes:
-        """Return the secret agreed with another member: one for what goes there and what comes from there."""
-        if other not in held.agreed:
-            public_key = X25519PublicKey.from_public_bytes(self._members.entries[other].encryption_key)
-            held.agreed[other] = held.encryption_key.exchange(public_key)
-        return held.agreed[other]
-
-    def _opened(self, held: _Secrets, dealer: int, packet: pb.Packet | None) -> tuple[bytes, bytes] | None:
-        """Return the shares in a packet, or None when there is none that can be opened."""
-        if packet is None or len(packet.nonce) != NONCE_BYTES:
-            return None
-        members = self._members
-        source, target = members.entries[dealer].client_id, self.advertisement.client_id
-        key = derive_key(self._agreed(held, dealer), self.session_id, "share-key", members.roster_hash, source, target)
-        bound = hashed("share-aad", self.session_id, members.roster_hash, source, target)
-        try:
-            plaintext = AESGCM(key).decrypt(packet.nonce, packet.ciphertext, bound)
-        except InvalidTag:
-            return None
-        if len(plaintext) != 1 + 2 * SHARE_BYTES or not plaintext.startswith(_VERSION):
-            return None
-        return plaintext[1 : 1 + SHARE_BYTES], plaintext[1 + SHARE_BYTES :]
-
-    def _unmask(self, held: _Secrets) -> pb.Unmask:
+    def _unmask(self, held: ClientSecrets) -> pb.Unmask:
         """Return what opens the sum: of each sharer one kind of share, decided by the one set of survivors."""
         message = pb.Unmask(session_id=self.session_id, own_seed=held.seed, missing=self._missing)
         for dealer, (seed_share, key_share) in sorted(held.held.items()):
@@ -374,7 +321,7 @@ class ClientSession:
         if live < threshold:
             self._abort(AbortCode.TOO_FEW, f"{who} near this client must be at least {threshold}, got {live}", message)
 
-    def _in(self, state: ClientState, *message: Message) -> _Secrets:
+    def _in(self, state: ClientState, *message: Message) -> ClientSecrets:
         """Return the secrets if the session stands where it must."""
         if self.state is not state or self._secrets is None:
             self._abort(

@@ -5,6 +5,7 @@ import math
 from privacy.errors import SecureAggregationError
 from privacy.secagg.head import Head
 from privacy.secagg.parameters import parameters_for
+from privacy.secagg.session import size_problem
 from wire.errors import SpecError
 from wire.secure import SecureAggregationSpec
 from wire.spec import RunSpec
@@ -32,7 +33,8 @@ def check_masking(spec: RunSpec) -> None:
     _check_count(spec.cohort.fewest, secure)
     for count in range(spec.cohort.fewest, min(asked, spec.cohort.fewest + 128) + 1):
         _check_count(count, secure)
-    if problem := Head(secure.ring_bits, asked, secure.weight_cap, tuple(secure.metrics)).problem:
+    problem = Head(secure.ring_bits, asked, secure.weight_cap, tuple(secure.metrics)).problem
+    if problem := problem or size_problem(secure, asked):
         raise SpecError(f"Run spec: privacy.secure_aggregation: {problem}.", KEY)
     if spec.weight_by == "quality" and secure.weight_cap < QUALITY_CAP:
         raise SpecError(

@@ -15,21 +15,17 @@ from collections.abc import Collection
 from enum import StrEnum
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privacy.errors import AbortCode, MemberExcludedError, SessionAbortedError
 from privacy.secagg.audit import UploadTerms
-from privacy.secagg.client import NONCE_BYTES
 from privacy.secagg.head import NUMBER_BITS, HeadSum
 from privacy.secagg.labels import is_signed, sign
-from privacy.secagg.masks import Mask, RingVector, add_masks, pair_mask, self_mask
-from privacy.secagg.members import Members, Problem, entry_problem, packet_parts, unmask_parts
+from privacy.secagg.masks import Mask, RingVector, add_masks, self_mask
+from privacy.secagg.members import Members, Problem, entry_problem, packet_parts, session_keys, unmask_parts
+from privacy.secagg.packets import packet_sizes, sizes_of
 from privacy.secagg.recovery import Recovery
 from privacy.secagg.session import SessionParameters
-from privacy.secagg.shamir import SHARE_BYTES
 from wire import federation_pb2 as pb
-
-CIPHERTEXT_BYTES = 1 + 2 * SHARE_BYTES + 16
 
 
 class CoordinatorState(StrEnum):
@@ -52,7 +48,7 @@ class CoordinatorSession:
         session_id: 32 bytes.
         offer: What opens it for a client.
         complaints: How many members could not open a member's packet, by identity.
-        false_holders: Members that gave a share which does not fit the others, or a seed that is not their own, by identity.
+        false_holders: Members that gave what does not fit the others' shares or their own commitment, by identity.
     """
 
     def __init__(self, parameters: SessionParameters, key: Ed25519PrivateKey, problem_with: Problem) -> None:
@@ -136,10 +132,11 @@ class CoordinatorSession:
             raise MemberExcludedError(f"Clients of a session must be at most {len(self._entries)}.")
         if message.session_id != self.session_id or message.client_id.hex() != client_id:
             raise MemberExcludedError("An advertisement must be for this session and of the client that sends it.")
-        if problem := entry_problem(message, self.session_id, self._problem_with):
+        if problem := entry_problem(message, self.session_id, self._problem_with, self.parameters.is_hybrid):
             raise MemberExcludedError(f"Advertisement: {problem}.")
-        keys = {key for entry in self._entries.values() for key in (entry.encryption_key, entry.mask_key)}
-        if keys & {message.encryption_key, message.mask_key} or message.encryption_key == message.mask_key:
+        keys = {key for entry in self._entries.values() for key in session_keys(entry)}
+        own = session_keys(message)
+        if keys & set(own) or len(set(own)) < len(own):
             raise MemberExcludedError("Advertisement: its keys must be its own, one of them is there already.")
         entry = pb.Advertise()
         entry.CopyFrom(message)
@@ -170,8 +167,10 @@ class CoordinatorSession:
         if [packet.index for packet in message.packets] != list(self._members.neighbours[index]):
             raise MemberExcludedError("Shares: there must be one packet for each neighbour, in order.")
         for packet in message.packets:
-            if len(packet.nonce) != NONCE_BYTES or len(packet.ciphertext) != CIPHERTEXT_BYTES:
-                raise MemberExcludedError(f"Shares: a packet must have {NONCE_BYTES} and {CIPHERTEXT_BYTES} bytes.")
+            expected = packet_sizes(self.parameters.is_hybrid, packet.index > index)
+            if sizes_of(packet) != expected:
+                listed = " and ".join(str(size) for size in expected if size)
+                raise MemberExcludedError(f"Shares: a packet must have {listed} bytes.")
         packets = {packet.index: packet for packet in message.packets}
         if self._packets.setdefault(index, packets) != packets:
             raise MemberExcludedError("Shares: a member must share once.")
@@ -193,7 +192,14 @@ class CoordinatorSession:
             delivery = pb.Delivery(session_id=self.session_id, sharers=bitmap)
             for dealer in members.neighbours[index]:
                 if dealer in sharers and (packet := self._packets[dealer].get(index)) is not None:
-                    delivery.packets.add(index=dealer, nonce=packet.nonce, ciphertext=packet.ciphertext)
+                    copy = delivery.packets.add()
+                    copy.CopyFrom(packet)
+                    copy.index = dealer
+                    # What is not signed goes to nobody.
+                    copy.DiscardUnknownFields()
+            if self.parameters.is_hybrid:
+                parts = (self.session_id, members.roster_hash, bitmap, *packet_parts(delivery.packets))
+                delivery.signature = sign(self._key, "delivery-srv", *parts)
             deliveries[self.clients[index]] = delivery
         return deliveries
 
@@ -304,13 +310,8 @@ class CoordinatorSession:
             mask = self_mask(recovery.seed_of(index), self.session_id, roster_hash, members.entries[index].client_id)
             masks.append(Mask(mask.key, is_negative=True))
         for index in sorted(self._packets.keys() - self._alive):
-            secret = X25519PrivateKey.from_private_bytes(recovery.key_of(index))
-            # As the one who is gone would have added them: the opposite of what its neighbours did.
-            masks += [
-                pair_mask(secret, members.peer(index), members.peer(other), self.session_id, roster_hash)
-                for other in members.neighbours[index]
-                if other in self._alive
-            ]
+            near = [other for other in members.neighbours[index] if other in self._alive]
+            masks += recovery.pair_masks_of(index, near, self._packets)
         return masks
 
     def _signed(self, client_id: str, signature: bytes, label: str, *parts: bytes) -> int:

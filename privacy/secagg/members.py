@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from privacy.secagg.graph import neighbourhoods
+from privacy.secagg.kem import is_kem_key
 from privacy.secagg.labels import hashed, is_signed
 from privacy.secagg.masks import Peer
 from privacy.secagg.parameters import Parameters
@@ -34,7 +35,8 @@ Problem = Callable[[bytes, bytes], str]
 
 
 def advertised_parts(entry: pb.Advertise) -> tuple[bytes, ...]:
-    """Return the six fields of an advertisement that are signed and hashed."""
+    """Return the fields of an advertisement that are signed and hashed: six, and two keys of ML-KEM-768 where it has any."""
+    kem_keys = (entry.encryption_kem_key, entry.mask_kem_key)
     return (
         entry.client_id,
         entry.public_key,
@@ -42,7 +44,13 @@ def advertised_parts(entry: pb.Advertise) -> tuple[bytes, ...]:
         entry.encryption_key,
         entry.mask_key,
         entry.seed_commitment,
+        *(kem_keys if any(kem_keys) else ()),
     )
+
+
+def session_keys(entry: pb.Advertise) -> tuple[bytes, ...]:
+    """Return the keys of an advertisement that no other may have."""
+    return (entry.encryption_key, entry.mask_key, *advertised_parts(entry)[6:])
 
 
 def _is_usable(key: bytes) -> bool:
@@ -51,13 +59,16 @@ def _is_usable(key: bytes) -> bool:
     return number < _FIELD and number not in _LOW_ORDER
 
 
-def entry_problem(entry: pb.Advertise, session_id: bytes, problem_with: Problem) -> str:
-    """Return what is wrong with one advertisement, or nothing."""
+def entry_problem(entry: pb.Advertise, session_id: bytes, problem_with: Problem, is_hybrid: bool) -> str:
+    """Return what is wrong with one advertisement, or nothing. In a session of suite 2 it has keys of ML-KEM-768."""
     parts = (entry.public_key, entry.encryption_key, entry.mask_key, entry.seed_commitment)
     if any(len(part) != KEY_BYTES for part in parts):
         return "its keys and its commitment must have 32 bytes"
     if not (_is_usable(entry.encryption_key) and _is_usable(entry.mask_key)):
         return "its keys must be such that others can agree on a secret with them"
+    kem_keys = (entry.encryption_kem_key, entry.mask_kem_key)
+    if not (all(map(is_kem_key, kem_keys)) if is_hybrid else not any(kem_keys)):
+        return "its keys must be those of the session's key agreement"
     if entry.client_id.hex() != client_id_of(entry.public_key):
         return "its identity must be that of its key"
     if problem := problem_with(entry.public_key, entry.certificate):
@@ -127,10 +138,13 @@ class Members:
 
 
 def packet_parts(packets: Iterable[pb.Packet]) -> list[bytes]:
-    """Return what a sender signs of its packets."""
-    return [
-        part for packet in packets for part in (packet.index.to_bytes(4, "little"), packet.nonce, packet.ciphertext)
-    ]
+    """Return what is signed of packets: of each three fields, and four more in suite 2."""
+    parts = []
+    for packet in packets:
+        parts += [packet.index.to_bytes(4, "little"), packet.nonce, packet.ciphertext]
+        if packet.kem_ciphertext:
+            parts += [packet.kem_ciphertext, packet.mask_ciphertext, packet.mask_secret, packet.mask_commitment]
+    return parts
 
 
 def unmask_parts(message: pb.Unmask) -> list[bytes]:

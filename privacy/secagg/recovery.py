@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privacy.errors import AbortCode, SessionAbortedError
+from privacy.secagg.hybrid import MaskKeys
 from privacy.secagg.labels import hashed
+from privacy.secagg.masks import Mask, pair_mask
 from privacy.secagg.members import Members
 from privacy.secagg.shamir import combine
 from wire import federation_pb2 as pb
@@ -20,7 +22,7 @@ class Recovery:
 
     Attributes:
         unmasks: What members have given, by their index.
-        false_holders: Members, by index, that gave a share which does not fit the others, or a seed that is not their own.
+        false_holders: Members, by index, that gave what does not fit the others' shares or their own commitment.
     """
 
     def __init__(self, members: Members, session_id: bytes) -> None:
@@ -53,18 +55,46 @@ class Recovery:
             self.false_holders.add(index)
         return seed
 
-    def key_of(self, index: int) -> bytes:
-        """Return the mask key of a member that is gone.
+    def pair_masks_of(
+        self, index: int, others: Iterable[int], packets: Mapping[int, Mapping[int, pb.Packet]]
+    ) -> list[Mask]:
+        """Return the masks of a member that is gone, as it would have added them: the opposite of what its neighbours did.
+
+        Args:
+            index: Who is gone.
+            others: With whom it has masks.
+            packets: All packets by their senders' and receivers' indices.
 
         Raises:
-            SessionAbortedError: It cannot be had.
+            SessionAbortedError: They cannot be had.
         """
-        expected = self._members.entries[index].mask_key
+        members = self._members
+        entry = members.entries[index]
 
         def is_right(secret: bytes) -> bool:
-            return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw() == expected
+            if entry.mask_kem_key:
+                return MaskKeys(secret, self._session_id).are_of(entry)
+            return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw() == entry.mask_key
 
-        return self._recovered(index, lambda message: message.key_shares, is_right, "mask key")
+        secret = self._recovered(index, lambda message: message.key_shares, is_right, "mask key")
+        if entry.mask_kem_key:
+            keys = MaskKeys(secret, self._session_id)
+            return [self._hybrid_mask(keys, index, other, packets) for other in others]
+        own, key = members.peer(index), X25519PrivateKey.from_private_bytes(secret)
+        return [pair_mask(key, own, members.peer(other), self._session_id, members.roster_hash) for other in others]
+
+    def _hybrid_mask(
+        self, keys: MaskKeys, index: int, other: int, packets: Mapping[int, Mapping[int, pb.Packet]]
+    ) -> Mask:
+        low, high = sorted((index, other))
+        try:
+            secret = keys.secret_with(index, other, self._members, packets[low][high])
+        except ValueError as error:
+            self.false_holders.add(low)
+            client_id = self._members.entries[low].client_id.hex()
+            detail = f"a packet of {client_id} must have what it committed to for a pair mask, it does not"
+            raise SessionAbortedError(AbortCode.BAD_SHARE, detail) from error
+        return keys.mask_with(index, other, self._members, secret)
 
     def _recovered(
         self,

@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 from privacy.errors import SecureAggregationError
 from privacy.secagg.head import Head
+from privacy.secagg.hybrid import MOST_MEMBERS
 from privacy.secagg.labels import hashed, prefixed, u32, u64
 from privacy.secagg.parameters import Parameters, parameters_for
 from wire.grid import Grid
 from wire.secure import SecureAggregationSpec
 from wire.spec import RunSpec
 
-SUITES: Mapping[str, int] = {"aes256": 1, "chacha20": 0x81}
-"""By the masks' cipher: X25519, Ed25519, HKDF-SHA256, AES-256-GCM, and AES-256-CTR or, with the highest bit, ChaCha20."""
+SUITES: Mapping[str, int] = {"x25519": 1, "x25519_mlkem768": 2}
+"""By the agreement on keys: X25519, alone or beside ML-KEM-768; Ed25519, HKDF-SHA256, AES-256-GCM, and AES-256-CTR."""
+
+CHACHA20 = 0x80
+"""Added to the suite's number where ChaCha20 makes the masks."""
 
 AUDIT = 0x40
 """Added to the suite's number where clients sign their masked vectors."""
@@ -71,6 +75,17 @@ class SessionParameters:
         return self.head.size + self.purpose.body_size
 
     @property
+    def is_hybrid(self) -> bool:
+        """Whether keys are agreed with ML-KEM-768 too."""
+        return self.spec.key_agreement == "x25519_mlkem768"
+
+    @property
+    def suite(self) -> int:
+        """The suite's number, with what was added to it."""
+        cipher = CHACHA20 if self.spec.cipher == "chacha20" else 0
+        return SUITES[self.spec.key_agreement] | cipher | (AUDIT if self.spec.audit else 0)
+
+    @property
     def byte_count(self) -> int:
         """Length of a vector on the wire."""
         return self.size * self.spec.ring_bits // 8
@@ -92,6 +107,8 @@ class SessionParameters:
         graph = self.graph(self.purpose.client_count)
         if problem := self.head.problem:
             raise SecureAggregationError(f"Secure aggregation: {problem}.")
+        if problem := size_problem(self.spec, self.purpose.client_count):
+            raise SecureAggregationError(f"Secure aggregation: {problem}.")
         spec, bound = self.spec, struct.pack("<d", self.spec.coordinate_bound)
         exponent = struct.pack("<i", self.grid.exponent)
         rest = [
@@ -100,7 +117,7 @@ class SessionParameters:
             u32(self.purpose.quorum),
             bound,
             exponent,
-            bytes([SUITES[spec.cipher] | (AUDIT if spec.audit else 0)]),
+            bytes([self.suite]),
         ]
         metrics = [prefixed(name.encode()) for name in spec.metrics]
         return b"".join([self.base(graph), *rest, u32(len(metrics)), *metrics])
@@ -128,6 +145,13 @@ class SessionParameters:
     def session_id(self, nonce: bytes) -> bytes:
         """Return the session's id, 32 bytes, from its parameters and the coordinator's nonce."""
         return session_id_of(self.canon(), nonce)
+
+
+def size_problem(spec: SecureAggregationSpec, client_count: int) -> str:
+    """Return why so many clients are too many for the messages of a session, or nothing."""
+    if spec.key_agreement == "x25519_mlkem768" and client_count > MOST_MEMBERS:
+        return f"with key_agreement x25519_mlkem768 clients must be at most {MOST_MEMBERS}, got {client_count}"
+    return ""
 
 
 def session_id_of(canon: bytes, nonce: bytes) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 
 from client.connection import Connection
 from client.worker import Worker
+from privacy.secagg.session import SUITES
 from server.coordinator import Coordinator
 from server.records import RunState
 from server.rounds import Rounds
@@ -47,10 +48,11 @@ def serial(tmp_path: Path) -> Path:
 # --- The whole of it ---
 
 
+@pytest.mark.parametrize("key_agreement", SUITES)
 async def test_masked_run_equals_the_serial_simulation_to_the_bit(
-    federation: Federation, coordinator: Coordinator, serial: Path
+    federation: Federation, coordinator: Coordinator, serial: Path, key_agreement: str
 ) -> None:
-    spec = masked_spec({"audit": True}, rounds=2, evaluate={"every": 1})
+    spec = masked_spec({"audit": True, "key_agreement": key_agreement}, rounds=2, evaluate={"every": 1})
     async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
         run_id, rounds = await played(coordinator, spec)
     expected = await serial_model(spec, federation.sites(), serial)

@@ -8,24 +8,26 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from client.journal import Journal
 from client.policy import Policy, SecureAggregationPolicy, read_policy
 from privacy.errors import AbortCode, SecureAggregationError, SessionAbortedError
 from privacy.keys import load_identity
 from privacy.secagg import client as clients
-from privacy.secagg import labels, masks, shamir
+from privacy.secagg import hybrid, labels, masks, packets, shamir
+from privacy.secagg.client import ClientSession
 from privacy.secagg.coordinator import CoordinatorSession
+from privacy.secagg.keys import ClientSecrets
 from privacy.secagg.labels import is_signed, sign
-from privacy.secagg.members import Members
+from privacy.secagg.members import Members, packet_parts
 from privacy.secagg.parameters import parameters_for
-from privacy.secagg.session import Purpose, SessionParameters, session_id_of
+from privacy.secagg.session import SUITES, Purpose, SessionParameters, session_id_of
 from server.coordinator import Coordinator
 from server.records import RefusalRecord, RunState
 from server.secure import SecureSession
-from tests.client.masked import NAMES, Federation, joined, masked_spec, played
+from tests.client.masked import NAMES, Federation, joined, masked_spec, mean_of, played
 from tests.client.sites import digits_spec
 from tests.loopback import run_in_state
 from wire import federation_pb2 as pb
@@ -187,6 +189,44 @@ async def test_equivocation_is_refused_and_its_evidence_kept(
     assert not any((federation.folder / name / "evidence").exists() for name in NAMES if name != "cai")
 
 
+async def test_tampered_packet_costs_the_client_this_session_and_its_evidence_is_kept(
+    federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victims: list[str] = []
+    deliver = CoordinatorSession.deliver
+
+    def deliver_falsely(self: CoordinatorSession) -> dict[str, pb.Delivery]:
+        deliveries = deliver(self)
+        victims.append(self.clients[-1])
+        delivery = deliveries[victims[0]]
+        delivery.packets[0].mask_secret = bytes(32)
+        said = (self.session_id, self._members.roster_hash, delivery.sharers, *packet_parts(delivery.packets))
+        delivery.signature = sign(self._key, "delivery-srv", *said)
+        return deliveries
+
+    monkeypatch.setattr(CoordinatorSession, "deliver", deliver_falsely)
+    spec = masked_spec({"key_agreement": "x25519_mlkem768"})
+    async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
+        run_id, [record] = await played(coordinator, spec)
+    [victim] = federation.names_of(victims)
+    left = [name for name in NAMES if name != victim]
+    # It falls out as if its connection had broken, and is not refused.
+    assert (federation.contributors(record), record.refusals, record.session_count) == (left, [], 1)
+    assert np.array_equal(federation.model(coordinator, run_id, spec, 1), mean_of(federation, spec, left))
+    [path] = (federation.folder / victim / "evidence").iterdir()
+    evidence = json.loads(path.read_bytes())
+    assert (evidence["code"], [message["message"] for message in evidence["messages"]]) == (
+        "false_packet",
+        ["Delivery"],
+    )
+    delivery = pb.Delivery.FromString(b64decode(evidence["messages"][0]["base64"]))
+    roster = pb.Roster.FromString(b64decode(evidence["context"][1]["base64"]))
+    session_id = bytes.fromhex(evidence["session"])
+    members = Members.of(list(roster.members), session_id, parameters_for(len(roster.members), 0, 0))
+    said = (session_id, members.roster_hash, delivery.sharers, *packet_parts(delivery.packets))
+    assert is_signed(coordinator.signing_key.public_key().public_bytes_raw(), delivery.signature, "delivery-srv", *said)
+
+
 async def test_replay_of_an_earlier_round_is_refused_and_its_offer_kept(
     federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,19 +369,25 @@ async def test_client_that_cannot_note_an_opening_does_not_open(
 # --- Secrets ---
 
 
+@pytest.mark.parametrize("key_agreement", SUITES)
 async def test_no_secret_is_ever_logged(
-    federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    federation: Federation,
+    coordinator: Coordinator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    key_agreement: str,
 ) -> None:
     found: dict[str, list[bytes]] = {"seed": [], "exchange key": [], "share": [], "derived": [], "signing key": []}
-    begin, split, derive_key = clients._Secrets, shamir.split, labels.derive_key
+    advertise, split, derive_key = ClientSession._advertise, shamir.split, labels.derive_key
 
-    def begin_noted() -> Any:
-        held = begin()
-        assert isinstance(held.mask_key, X25519PrivateKey)
+    def advertise_noted(self: ClientSession, held: ClientSecrets) -> pb.Advertise:
+        assert held.mask_key is not None
         found["seed"].append(held.seed)
-        found["exchange key"] += [held.mask_key.private_bytes_raw(), held.encryption_key.private_bytes_raw()]
+        found["exchange key"] += [held.shared, held.encryption_key.private_bytes_raw()]
+        found["derived"] += [held.mask_key.private_bytes_raw()]
         assert held.seed.hex() not in repr(held)
-        return held
+        assert held.shared.hex() not in repr(held)
+        return advertise(self, held)
 
     def split_noted(*arguments: Any) -> list[bytes]:
         shares = split(*arguments)
@@ -353,16 +399,16 @@ async def test_no_secret_is_ever_logged(
         found["derived"].append(key)
         return key
 
-    monkeypatch.setattr(clients, "_Secrets", begin_noted)
+    monkeypatch.setattr(ClientSession, "_advertise", advertise_noted)
     monkeypatch.setattr(clients, "split", split_noted)
-    monkeypatch.setattr(clients, "derive_key", derive_noted)
-    monkeypatch.setattr(masks, "derive_key", derive_noted)
+    for module in (hybrid, masks, packets):
+        monkeypatch.setattr(module, "derive_key", derive_noted)
     for name in NAMES:
         found["signing key"].append(load_identity(federation.folder / name / "identity.pem").private_bytes_raw())
     found["signing key"].append(coordinator.signing_key.private_bytes_raw())
     caplog.set_level(logging.DEBUG)
     async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
-        await played(coordinator, masked_spec(evaluate={"every": 1}))
+        await played(coordinator, masked_spec({"key_agreement": key_agreement}, evaluate={"every": 1}))
     assert [len(found[kind]) for kind in ("seed", "exchange key", "share", "signing key")] == [10, 20, 100, 6]
     assert len(found["derived"]) >= 50
     text = "\n".join(f"{entry.getMessage()} {entry.args!r} {entry.exc_text}" for entry in caplog.records)

@@ -28,7 +28,7 @@ from privacy.secagg.parameters import (
     Parameters,
     parameters_for,
 )
-from privacy.secagg.session import SUITES, Purpose, SessionParameters
+from privacy.secagg.session import AUDIT, CHACHA20, SUITES, Purpose, SessionParameters
 from wire import federation_pb2 as pb
 from wire.document import parse_document
 from wire.grid import Grid
@@ -96,12 +96,12 @@ def test_examples_of_the_page_are_sound() -> None:
 
 
 def test_labels_are_those_of_the_code() -> None:
-    listed = {codes_in(label)[0] for (label,) in columns(table("label | of"), 0)}
+    listed = {label for (cell,) in columns(table("label | of"), 0) for label in codes_in(cell)}
     assert listed == set(labels_in_code())
 
 
 def labels_in_code() -> Iterator[str]:
-    takers = {"hashed": 0, "sign": 1, "is_signed": 2, "derive_key": 2, "_check_server": 1, "_signed": 2}
+    takers = {"hashed": 0, "sign": 1, "is_signed": 2, "derive_key": 2, "_check_server": 1, "_signed": 2, "_key": 1}
     # What costs.py signs is for its clock.
     for path in {*(ROOT / "privacy").rglob("*.py")} - {ROOT / "privacy/secagg/costs.py"}:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -138,7 +138,7 @@ def test_parameters_are_encoded_in_the_order_of_the_table() -> None:
         "quorum": u32(9),
         "coordinate_bound": struct.pack("<d", 4.0),
         "exponent": struct.pack("<i", parameters.grid.exponent),
-        "suite": bytes([SUITES["aes256"]]),
+        "suite": bytes([SUITES["x25519"]]),
         "metric_count": u32(2),
         "metrics": prefixed(b"loss") + prefixed(b"accuracy"),
     }
@@ -147,6 +147,14 @@ def test_parameters_are_encoded_in_the_order_of_the_table() -> None:
     for field, kind in rows:
         assert kind.startswith("LP") or len(encoded[field]) == sizes[kind.split(":")[0]], field
     assert b"".join(encoded[field] for (field,) in columns(rows, 0)) == parameters.canon()
+
+
+def test_suites_are_numbered_as_the_table_says() -> None:
+    [number] = [kind for field, kind in table("field | bytes") if field == "suite"]
+    assert number == (
+        f"u8: {SUITES['x25519']}, or {SUITES['x25519_mlkem768']} with `key_agreement: x25519_mlkem768`; "
+        f"{CHACHA20} more with `cipher: chacha20`, {AUDIT} more with `audit: true`"
+    )
 
 
 def test_messages_have_the_fields_of_the_contract() -> None:

@@ -122,9 +122,18 @@ async def test_masked_mean_equals_the_plain_mean_on_the_same_grid(tmp_path: Path
     assert not np.array_equal(found, base.vector)
 
 
-@pytest.mark.parametrize("changes", [{"weight_by": "quality"}, {"cohort": {"over_selection": 1.6, "size": 3}}])
-async def test_masked_run_equals_the_same_run_in_the_clear(tmp_path: Path, changes: dict[str, Any]) -> None:
-    configured = masked({"weight_cap": 10_000}, **changes)
+@pytest.mark.parametrize(
+    ("secure", "changes"),
+    [
+        ({}, {"weight_by": "quality"}),
+        ({}, {"cohort": {"over_selection": 1.6, "size": 3}}),
+        ({"key_agreement": "x25519_mlkem768"}, {}),
+    ],
+)
+async def test_masked_run_equals_the_same_run_in_the_clear(
+    tmp_path: Path, secure: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    configured = masked({"weight_cap": 10_000, **secure}, **changes)
     found, rounds = await played(configured, tmp_path / "masked")
     expected, plain = await played(configured, tmp_path / "plain", InTheClear)
     assert np.array_equal(found, expected)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from privacy.errors import SessionAbortedError
 from privacy.secagg.client import ClientState
-from privacy.secagg.masks import RING_TYPES, Mask, RingVector, add_masks, pair_mask, self_mask
-from tests.privacy.secagg.hostile import Tale, ack_by, secrets_of, session_of
+from privacy.secagg.masks import RING_TYPES, Mask, RingVector, add_masks, self_mask
+from tests.privacy.secagg.hostile import Tale, ack_by, session_of
 from tests.privacy.secagg.sessions import Client, Play, play, sum_of
 from tests.privacy.secagg.transcript import Conspirator, Known, Record, known
 from wire import federation_pb2 as pb
@@ -118,7 +118,7 @@ class Played:
         return [index for index in range(len(self.inputs)) if index not in self.conspirators]
 
 
-def carry_out(schedule: Schedule) -> Played:
+def carry_out(schedule: Schedule, key_agreement: str = "x25519") -> Played:
     """Play a schedule with real sessions; clients that refuse are not asked again."""
     count = schedule.count
     session, _ = play(
@@ -126,11 +126,12 @@ def carry_out(schedule: Schedule) -> Played:
         size=16,
         corrupt_fraction=schedule.bound / count + 1e-6 if schedule.bound else 0.0,
         dropout_fraction=schedule.missing / count + 1e-6 if schedule.missing else 0.0,
+        key_agreement=key_agreement,
     )
     session.advertise()
     tale = Tale(session)
     clients = sorted(session.clients, key=tale.index)
-    secrets = [secrets_of(session_of(client)) for client in clients]
+    secrets = [seeds_of(client) for client in clients]
     own_masks, pair_masks = streams(session, tale, clients)
     shares: dict[int, pb.Shares] = {}
     for index, client in enumerate(clients):
@@ -146,7 +147,7 @@ def carry_out(schedule: Schedule) -> Played:
         answer(client, "take_delivery", delivery)
         held = session_of(client)._secrets
         if index in schedule.corrupt:
-            seed, _, key = secrets[index]
+            seed, key = secrets[index]
             conspirators[index] = Conspirator(seed, key, {} if held is None else dict(held.held))
         if index not in shares:
             continue
@@ -156,6 +157,7 @@ def carry_out(schedule: Schedule) -> Played:
             session_of(client).mask(vector)
             session.received.append(("upload", client.client_id, vector.tobytes()))
     sent = unmask(schedule, session, tale, clients)
+    session.received += [("shares", clients[index].client_id, message) for index, message in shares.items()]
     sharers = {client_id: delivery.sharers for client_id, delivery in deliveries.items()}
     record = Record(session.parameters, tale.roster, sharers, sent, session.received)
     return Played(record, conspirators, [client.vector for client in clients], own_masks, pair_masks)
@@ -167,6 +169,13 @@ def answer(client: Client, method: str, message: object) -> object:
         return getattr(session_of(client), method)(message)
     except SessionAbortedError:
         return None
+
+
+def seeds_of(client: Client) -> tuple[bytes, bytes]:
+    """Return what a client shares out: the seed of its own mask, and what its mask keys follow from."""
+    held = session_of(client)._secrets
+    assert held is not None
+    return held.seed, held.shared
 
 
 def streams(session: Play, tale: Tale, clients: list[Client]) -> tuple[dict[int, RingVector], dict[Pair, RingVector]]:
@@ -182,11 +191,11 @@ def streams(session: Play, tale: Tale, clients: list[Client]) -> tuple[dict[int,
 
     for index, secrets in enumerate(held):
         assert secrets is not None
-        assert secrets.mask_key is not None
         own[index] = stream(self_mask(secrets.seed, *bound, tale.members.entries[index].client_id))
         for other in range(index + 1, len(clients)):
-            mask = pair_mask(secrets.mask_key, tale.members.peer(index), tale.members.peer(other), *bound)
-            pairs[index, other] = stream(mask)
+            # The lower index needs nothing of the other for it.
+            assert secrets.can_mask_with(tale.members, index, other, None)
+            pairs[index, other] = stream(secrets.pair_mask(tale.members, index, other))
     return own, pairs
 
 

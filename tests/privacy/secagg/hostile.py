@@ -9,13 +9,14 @@ from types import TracebackType
 from typing import NamedTuple
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from google.protobuf.message import Message
 
 from privacy.errors import AbortCode, SessionAbortedError
 from privacy.secagg.client import ClientSession, ClientState
 from privacy.secagg.labels import is_signed, sign
-from privacy.secagg.members import Members
+from privacy.secagg.members import Members, packet_parts
 from privacy.secagg.party import Party
 from privacy.secagg.session import SessionParameters
 from tests.privacy.secagg.sessions import Client, Memory, Play, play
@@ -65,13 +66,20 @@ class Tale:
         """Return a delivery with whatever packets there are for a client, by their dealers."""
         own = self.index(client)
         packets = [
-            pb.Packet(index=dealer, nonce=packet.nonce, ciphertext=packet.ciphertext)
+            addressed(packet, dealer)
             for dealer, message in shares.items()
             for packet in message.packets
             if packet.index == own
         ]
         bitmap = self.members.bitmap(shares if sharers is None else sharers)
-        return pb.Delivery(session_id=self.session_id, sharers=bitmap, packets=packets)
+        return self.delivery_of(bitmap, packets)
+
+    def delivery_of(self, bitmap: bytes, packets: list[pb.Packet]) -> pb.Delivery:
+        """Return a delivery, which is signed in suite 2."""
+        delivery = pb.Delivery(session_id=self.session_id, sharers=bitmap, packets=packets)
+        if self.play.parameters.is_hybrid:
+            delivery.signature = self.signed("delivery-srv", bitmap, *packet_parts(packets))
+        return delivery
 
     def survivors(self, indices: Collection[int]) -> pb.Survivors:
         """Return a set of survivors, signed."""
@@ -90,6 +98,14 @@ class Tale:
         """Return acknowledgements by who gave them."""
         listed = [pb.Ack(index=index, signature=ack.signature) for index, ack in acks.items()]
         return pb.AckBundle(session_id=self.session_id, acks=listed)
+
+
+def addressed(packet: pb.Packet, dealer: int) -> pb.Packet:
+    """Return a packet as its receiver gets it."""
+    copy = pb.Packet()
+    copy.CopyFrom(packet)
+    copy.index = dealer
+    return copy
 
 
 def ack_by(client: Client, tale: Tale, bitmap: bytes) -> pb.SurvivorAck:
@@ -160,9 +176,13 @@ def secrets_of(session: ClientSession) -> list[bytes]:
     held = session._secrets
     if held is None:
         return []
-    keys = [held.encryption_key, held.mask_key]
+    keys: list[X25519PrivateKey | MLKEM768PrivateKey | None] = [held.encryption_key, held.mask_key]
+    more: list[bytes] = []
+    if held.kem is not None:
+        keys += [held.kem.encryption_key, held.kem.mask_keys._mlkem]
+        more = [held.kem.mask_keys.seed, *held.kem.pair_secrets.values()]
     found = [key.private_bytes_raw() for key in keys if key is not None]
-    return [held.seed, *found, *(share for pair in held.held.values() for share in pair)]
+    return [held.seed, *found, *more, *(share for pair in held.held.values() for share in pair)]
 
 
 def refused(session: ClientSession, act: Callable[[], object], code: AbortCode, message: str) -> SessionAbortedError:
@@ -200,7 +220,7 @@ def everything(found: object, seen: set[int] | None = None) -> bytes:
         return found
     if isinstance(found, Message):
         return found.SerializeToString()
-    if isinstance(found, X25519PrivateKey):
+    if isinstance(found, X25519PrivateKey | MLKEM768PrivateKey):
         return found.private_bytes_raw()
     parts: list[object] = []
     if isinstance(found, dict):

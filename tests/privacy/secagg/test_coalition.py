@@ -8,6 +8,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from privacy.secagg.masks import add_masks
+from privacy.secagg.session import SUITES
 from tests.privacy.secagg.coalition import (
     Played,
     Residue,
@@ -29,6 +30,7 @@ def test_coalition_learns_the_sum_and_nothing_else(schedule: Schedule, seed: int
     event(f"vectors: {len(residue.uploads) > 0}, opened: {len(residue.opened) > 0}")
 
 
+@pytest.mark.parametrize("key_agreement", SUITES)
 @pytest.mark.parametrize(
     ("schedule", "opened"),
     [
@@ -41,8 +43,10 @@ def test_coalition_learns_the_sum_and_nothing_else(schedule: Schedule, seed: int
         pytest.param(Schedule(8, frozenset({0}), 1, 2, unheard=frozenset({1, 2})), {1, 2, 3, 4, 5, 6, 7}, id="unheard"),
     ],
 )
-def test_coalition_learns_the_sum_of_all_honest_survivors(schedule: Schedule, opened: set[int]) -> None:
-    residue = check(carry_out(schedule))
+def test_coalition_learns_the_sum_of_all_honest_survivors(
+    schedule: Schedule, opened: set[int], key_agreement: str
+) -> None:
+    residue = check(carry_out(schedule, key_agreement))
     assert residue.opened == [opened]
 
 

@@ -86,7 +86,7 @@ def test_spec_below_the_floor_of_the_site_is_refused(floor: Floor, message: str)
     [
         (pb.SessionOffer, {"federation", "attempt", "nonce", "signature"}),
         (pb.Roster, {"session_id", "members", "signature"}),
-        (pb.Delivery, {"session_id", "sharers", "packets"}),
+        (pb.Delivery, {"session_id", "sharers", "packets", "signature"}),
         (pb.Survivors, {"session_id", "survivors", "signature"}),
         (pb.AckBundle, {"session_id", "acks"}),
     ],

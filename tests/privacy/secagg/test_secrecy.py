@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privacy.errors import SessionAbortedError
 from privacy.secagg import client as client_module
-from privacy.secagg.client import ClientSession, ClientState, _Secrets
+from privacy.secagg.client import ClientSession, ClientState
 from privacy.secagg.coordinator import CoordinatorState
+from privacy.secagg.keys import ClientSecrets
 from privacy.secagg.labels import sign
 from privacy.secagg.masks import RING_TYPES, Mask, RingVector, StreamCipher, add_masks
 from privacy.secagg.members import unmask_parts
@@ -76,7 +77,10 @@ def next_attempt(session: Play, **spec: object) -> Play:
 # --- Clients that keep to the protocol --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ring_bits", [16, 32, 64])
+@pytest.mark.parametrize(
+    ("ring_bits", "key_agreement"),
+    [(16, "x25519"), (32, "x25519"), (64, "x25519"), (32, "x25519_mlkem768")],
+)
 @pytest.mark.parametrize(
     ("lost", "late"),
     [
@@ -86,8 +90,10 @@ def next_attempt(session: Play, **spec: object) -> Play:
         pytest.param(set(), {2, 3}, id="vectors-too-late"),
     ],
 )
-def test_transcript_of_a_session_says_nothing(lost: set[tuple[str, int]], late: set[int], ring_bits: int) -> None:
-    session = small_inputs(ring_bits=ring_bits, audit=True)
+def test_transcript_of_a_session_says_nothing(
+    lost: set[tuple[str, int]], late: set[int], ring_bits: int, key_agreement: str
+) -> None:
+    session = small_inputs(ring_bits=ring_bits, audit=True, key_agreement=key_agreement)
     record = played(session, lost, late)
     assert problems([record], ids(session)) == []
     signed = [message for _, _, message in record.received if isinstance(message, pb.UploadHeader)]
@@ -134,7 +140,7 @@ def test_inputs_themselves_are_far_from_uniform() -> None:
 class GivesBoth(ClientSession):
     """Gives its share of a survivor's key beside that of its seed."""
 
-    def _unmask(self, held: _Secrets) -> pb.Unmask:
+    def _unmask(self, held: ClientSecrets) -> pb.Unmask:
         message = super()._unmask(held)
         dealer = message.seed_shares[0].index
         message.key_shares.add(index=dealer, share=held.held[dealer][1])

@@ -12,9 +12,9 @@ from privacy.secagg.client import ClientState
 from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.parameters import Parameters
 from privacy.secagg.party import Floor
-from privacy.secagg.session import Purpose, SessionParameters, grid_of, session_id_of
+from privacy.secagg.session import SUITES, Purpose, SessionParameters, grid_of, session_id_of
 from server.aggregation import WeightedMean
-from tests.privacy.secagg.hostile import everything
+from tests.privacy.secagg.hostile import everything, secrets_of
 from tests.privacy.secagg.sessions import STAGES, parameters, play, sum_of
 from tests.privacy.secagg.test_primitives import VECTORS
 from wire.secure import SecureAggregationSpec
@@ -214,6 +214,7 @@ def test_parameters_are_the_bytes_of_the_vectors() -> None:
         {"metrics": ["loss"]},
         {"quorum": 4},
         {"cipher": "chacha20"},
+        {"key_agreement": "x25519_mlkem768"},
         {"audit": True},
     ],
 )
@@ -222,17 +223,15 @@ def test_every_parameter_changes_the_session(changes: dict[str, object]) -> None
     assert other.session_id(bytes(32)) != parameters(10).session_id(bytes(32))
 
 
-def test_no_secret_is_left_at_the_end() -> None:
+@pytest.mark.parametrize("key_agreement", SUITES)
+def test_no_secret_is_left_at_the_end(key_agreement: str) -> None:
     """Every 32 bytes that were secret are looked for in whatever the clients and the coordinator still hold."""
-    session, _ = play(5, dropout_fraction=0.2)
+    session, _ = play(5, dropout_fraction=0.2, key_agreement=key_agreement)
     session.advertise()
     secrets = []
     for client in session.clients:
         assert client.session is not None
-        held = client.session._secrets
-        assert held is not None
-        assert held.mask_key is not None
-        secrets += [held.seed, held.mask_key.private_bytes_raw(), held.encryption_key.private_bytes_raw()]
+        secrets += secrets_of(client.session)
     session.share(session.coordinator.freeze())
     session.upload(session.coordinator.deliver(), lambda at, number: number == 2)
     survivors = session.coordinator.close_sum(session.uploaded)

@@ -19,9 +19,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from google.protobuf.message import Message
 
+from privacy.secagg.hybrid import MaskKeys
 from privacy.secagg.labels import hashed, is_signed
 from privacy.secagg.masks import RING_TYPES, Mask, RingVector, add_masks, pair_mask, self_mask
-from privacy.secagg.members import Members
+from privacy.secagg.members import Members, session_keys
 from privacy.secagg.session import SessionParameters
 from privacy.secagg.shamir import combine
 from wire import federation_pb2 as pb
@@ -78,6 +79,23 @@ class Record:
             if isinstance(message, pb.Unmask):
                 yield self.clients.index(client_id), message
 
+    def pair_key(self, key: bytes, owner: int, partner: int) -> bytes:
+        """Return the key of a pair's mask, from what the mask keys of one of the two follow from."""
+        members = self.members
+        if not self.parameters.is_hybrid:
+            secret, ends = X25519PrivateKey.from_private_bytes(key), (members.peer(owner), members.peer(partner))
+            return pair_mask(secret, *ends, self.session_id, members.roster_hash).key
+        low, high = sorted((owner, partner))
+        [packet] = (
+            packet
+            for stage, client_id, message in self.received
+            if isinstance(message, pb.Shares) and client_id == self.clients[low]
+            for packet in message.packets
+            if packet.index == high
+        )
+        keys = MaskKeys(key, self.session_id)
+        return keys.mask_with(owner, partner, members, keys.secret_with(owner, partner, members, packet)).key
+
     def partners(self, index: int) -> list[int]:
         """Return with whom a member shares pair masks, by what it was told."""
         sharers = self.members.members_in(self.sharers[self.clients[index]])
@@ -113,9 +131,7 @@ class Known:
         for other in record.partners(index):
             if self.is_pair_known(index, other):
                 owner, partner = (index, other) if index in self.keys else (other, index)
-                secret = X25519PrivateKey.from_private_bytes(self.keys[owner])
-                key = pair_mask(secret, members.peer(owner), members.peer(partner), *bound).key
-                masks.append(Mask(key, is_negative=index > other))
+                masks.append(Mask(record.pair_key(self.keys[owner], owner, partner), is_negative=index > other))
         return [Mask(mask.key, is_negative=not mask.is_negative) for mask in masks]
 
 
@@ -154,6 +170,8 @@ def is_seed(record: Record, index: int, seed: bytes) -> bool:
 
 def is_key(record: Record, index: int, key: bytes) -> bool:
     """Tell whether a mask key is the one that a member advertised."""
+    if record.parameters.is_hybrid:
+        return MaskKeys(key, record.session_id).are_of(record.roster.members[index])
     public = X25519PrivateKey.from_private_bytes(key).public_key().public_bytes_raw()
     return public == record.roster.members[index].mask_key
 
@@ -237,7 +255,7 @@ def used_twice(records: Sequence[Record]) -> Iterator[str]:
         (entry.client_id.hex(), key)
         for record in records
         for entry in record.roster.members
-        for key in (entry.mask_key, entry.encryption_key, entry.seed_commitment)
+        for key in (*session_keys(entry), entry.seed_commitment)
     )
     yield from sorted({f"client {client_id} used a key twice" for (client_id, _), count in keys.items() if count > 1})
 
