@@ -34,7 +34,7 @@ STATUS_SECONDS = 0.5
 GATHER_SECONDS = 0.1
 """Time in which events gather before the store is asked for them again."""
 
-TELL_SECONDS = 0.25
+TELL_SECONDS = 0.5
 """Time in which news gather before viewers are woken again: to wake them all is what they cost."""
 
 HEARTBEAT_SECONDS = 15.0

@@ -50,12 +50,13 @@ class KeptRecords(Generic[R]):
         self._kind = kind
         self._records: dict[str, R] = {}
 
-    def read(self, documents: Sequence[str]) -> list[R]:
-        """Return the records of a whole list. Raises as `from_document`. Safe in several threads at a time."""
+    async def read(self, documents: Sequence[str]) -> list[R]:
+        """Return the records of a whole list. Raises as `from_document`."""
         known = self._records
-        records = [known.get(document) or from_document(self._kind, document) for document in documents]
-        self._records = dict(zip(documents, records, strict=True))
-        return records
+        new = [document for document in documents if document not in known]
+        found = known | dict(zip(new, await from_documents(self._kind, new), strict=True))
+        self._records = {document: found[document] for document in documents}
+        return list(self._records.values())
 
 
 def token_exists(name: str) -> ConflictError:

@@ -138,7 +138,7 @@ class RedisStore:
         async with self._call():  # not in MULTI, which a server without memory left refuses; no run is ever removed
             order = await self._client.lrange(PREFIX + "run_order", 0, -1)
             documents = await self._client.hmget(PREFIX + "runs", order) if order else []
-        return await asyncio.to_thread(self._runs.read, documents)
+        return await self._runs.read(documents)
 
     async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
         """Insert or replace a round that is open, and append events."""

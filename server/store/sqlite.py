@@ -113,7 +113,7 @@ class SqliteStore:
     async def runs(self) -> Sequence[RunRecord]:
         """Return all runs, in the order of their first `put_run`."""
         rows = await self._rows("SELECT document FROM runs ORDER BY position")
-        return await asyncio.to_thread(lambda: self._runs.read([document for (document,) in rows]))
+        return await self._runs.read([document for (document,) in rows])
 
     async def put_round(self, record: RoundRecord, *events: EventRecord) -> None:
         """Insert or replace a round that is open, and append events."""

@@ -4,6 +4,9 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
+from server import pulse as pulse_module
 from server.pulse import BEAT_SECONDS, Pulse
 from tests.server.cohorts import when
 
@@ -17,6 +20,17 @@ async def test_beat_notices_a_stalled_loop_and_forgets_it_when_told() -> None:
     assert pulse.longest_stall_seconds >= 0.2 - BEAT_SECONDS - 0.01
     pulse.reset()
     assert pulse.longest_stall_seconds < 0.2
+    beating.cancel()
+
+
+async def test_memory_is_looked_at_again_while_it_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse_module, "BEATS_A_WEIGHING", 1)
+    pulse = Pulse()
+    beating = asyncio.create_task(pulse.beat())
+    await asyncio.sleep(0)
+    pulse.rss_bytes = pulse.peak_rss_bytes = 0
+    await when(lambda: pulse.rss_bytes > 0, "the next look at the memory")
+    assert pulse.peak_rss_bytes > pulse.rss_bytes / 2
     beating.cancel()
 
 
