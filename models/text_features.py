@@ -13,13 +13,10 @@ from torch import Tensor, nn
 class FeatureClassifier(nn.Module):
     """A base of transformers that is never trained, and a dense layer on the features it makes of a text."""
 
-    base_model_prefix = "base"
-
     def __init__(self, base: nn.Module, width: int, classes: int) -> None:
         """Take over the base, whose hidden states have `width` numbers."""
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.config = base.config
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, features: Tensor) -> Tensor:
