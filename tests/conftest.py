@@ -30,9 +30,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the bases that examples of the zoo name, tiny and with random weights."""
+    """A folder with the bases that tests and examples of the zoo name, tiny and with random weights."""
     folder = tmp_path_factory.mktemp("bases")
     save_gpt2(folder / "gpt2")
+    save_gpt2(folder / "gpt2-comedies")
     save_bert(folder / "all-minilm-l6-v2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, str(folder))

