@@ -22,7 +22,7 @@ def taken(data: bytes) -> FirstModel:
     return first
 
 
-def file(layout: str = LAYOUT, **tensors: Any) -> bytes:
+def file(layout: str = LAYOUT, /, **tensors: Any) -> bytes:
     return save({"a": A} | tensors, {"layout": layout})
 
 
