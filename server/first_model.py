@@ -70,6 +70,9 @@ def _model_in(data: bytes) -> Model:
         raise LayoutError(f"First model: must be a safetensors file of numpy's types, got: {error}.") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     layout = Layout.parse((header.get("__metadata__") or {}).get(LAYOUT_KEY, ""))
+    # Before there is memory for it.
+    if layout.byte_count > len(data):
+        raise LayoutError(f"First model: layout must be that of its tensors, got one of {layout.byte_count} bytes.")
     model = model_of(tensors, layout, "First model")
     odd = [name for name, constant in model.constants.items() if constant.dtype.kind not in "iub"]
     if odd or model.slots:
