@@ -89,11 +89,11 @@ class Recovery:
         low, high = sorted((index, other))
         try:
             secret = keys.secret_with(index, other, self._members, packets[low][high])
-        except ValueError as error:
+        except ValueError:
             self.false_holders.add(low)
             client_id = self._members.entries[low].client_id.hex()
             detail = f"a packet of {client_id} must have what it committed to for a pair mask, it does not"
-            raise SessionAbortedError(AbortCode.BAD_SHARE, detail) from error
+            raise SessionAbortedError(AbortCode.BAD_SHARE, detail) from None
         return keys.mask_with(index, other, self._members, secret)
 
     def _recovered(

@@ -305,6 +305,23 @@ def test_secret_that_does_not_open_is_found_before_anybody_masks_with_it(
     assert session.coordinator.false_holders == {liar}
 
 
+def test_packets_that_nobody_can_open_end_the_session_before_anything_is_opened() -> None:
+    def lie(session: Lied, client: Client, message: Message) -> Message:
+        assert isinstance(message, pb.Shares)
+        for packet in message.packets:
+            flip(packet, "ciphertext")
+        return signed(session, client, message)
+
+    session = lied(key_agreement=HYBRID)
+    session.lie("shares", 2, lie)
+    with pytest.raises(SessionAbortedError, match="survivors must be at least 6, got 3") as abort:
+        session.run()
+    assert abort.value.code is AbortCode.TOO_FEW
+    assert session.aborted.keys() == {client.client_id for client in session.ordered[3:]}
+    assert {error.code for error in session.aborted.values()} == {AbortCode.FALSE_PACKET}
+    assert not {stage for stage, _, _ in session.received} & {"ack", "unmask"}
+
+
 def test_secret_that_is_not_of_its_dealers_seed_is_found_when_the_dealer_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
