@@ -22,6 +22,9 @@ MOST_RUNS = 64
 
 PAGE_ROUNDS = 500
 
+SHORT_COUNT = 2_000
+"""Numbers, one for each round and metric, that are gone through at once: a thread would take longer to begin."""
+
 Column = npt.NDArray[np.float64]
 
 
@@ -63,6 +66,8 @@ class Curves:
                 if not new:
                     break
                 await asyncio.to_thread(columns.add, new)
+            if columns.count <= SHORT_COUNT:
+                return columns.curves(names, point_count)
             return await asyncio.to_thread(columns.curves, names, point_count)
 
 
@@ -75,6 +80,11 @@ class _Columns:
         self._numbers = array("q")
         self._values: dict[str, array[float]] = {}
         """By metric, its mean, low and high in the first round, those in the second, and so on."""
+
+    @property
+    def count(self) -> int:
+        """How many numbers there are, one for each round and metric."""
+        return len(self._numbers) * len(self._values)
 
     def add(self, new: Sequence[RoundSummary]) -> None:
         """Add rounds, which follow those that are here."""

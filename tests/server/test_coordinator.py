@@ -52,9 +52,8 @@ def taken() -> Iterator[str]:
 # Addresses.
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-def test_connection_sends_small_pieces_at_once(host: str) -> None:
-    with bound_socket("REST", f"{host}:0") as listening, socket.create_connection(listening.getsockname()[:2]):
+def test_connection_sends_small_pieces_at_once() -> None:
+    with bound_socket("REST", "127.0.0.1:0") as listening, socket.create_connection(listening.getsockname()[:2]):
         connection, _ = listening.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from server import curves
 from server.curves import Curves
 from server.history import PIECE_ROUNDS, participations, summaries
 from server.records import ContributionRecord, RoundRecord, RoundState, RunRecord
@@ -55,7 +56,11 @@ def test_spread_is_five_numbers(values: list[float], expected: list[float]) -> N
     assert found["loss"] == pytest.approx(expected, rel=1e-12, abs=1e-9)
 
 
-async def test_curves_of_buckets_are_means_lows_and_highs(store: Store) -> None:
+@pytest.mark.parametrize("short_count", [0, curves.SHORT_COUNT])
+async def test_curves_of_buckets_are_means_lows_and_highs(
+    store: Store, monkeypatch: pytest.MonkeyPatch, short_count: int
+) -> None:
+    monkeypatch.setattr(curves, "SHORT_COUNT", short_count)
     rounds = [a_round(number, None if number == 3 else number / 10) for number in range(1, 6)]
     rounds[4] = rounds[4].with_(spread={"accuracy": [0.1, 0.2, 0.3, 0.4, 0.9]})
     found = await Curves(store).of(await committed(store, *rounds), ["accuracy", "train_loss", "nothing"], 3)
@@ -68,19 +73,19 @@ async def test_curves_of_buckets_are_means_lows_and_highs(store: Store) -> None:
 
 
 async def test_curves_have_a_point_for_each_round_that_there_is_room_for(store: Store) -> None:
-    curves = Curves(store)
+    made = Curves(store)
     run = await committed(store)
-    empty = await curves.of(run, [], 5)
+    empty = await made.of(run, [], 5)
     assert (empty.rounds, empty.series) == ([], {})
     run = await committed(store, a_round(1, None), a_round(2, math.nan), a_round(3, 0.5))
-    found = await curves.of(run, [], 5)
+    found = await made.of(run, [], 5)
     assert found.rounds == [1, 2, 3]
     assert found.series.keys() == {"accuracy", "train_loss"}
     assert found.series["accuracy"].mean == [None, None, 0.5]
     # What was read before is not read again, and what is new follows it.
     run = await committed(store, a_round(4, 0.75))
-    assert (await curves.of(run, ["accuracy"], 5)).series["accuracy"].mean == [None, None, 0.5, 0.75]
-    assert (await curves.of(run, ["accuracy"], 1)).series["accuracy"].mean == [0.625]
+    assert (await made.of(run, ["accuracy"], 5)).series["accuracy"].mean == [None, None, 0.5, 0.75]
+    assert (await made.of(run, ["accuracy"], 1)).series["accuracy"].mean == [0.625]
 
 
 async def test_rounds_without_a_summary_are_counted_from_themselves(store: Store) -> None:
