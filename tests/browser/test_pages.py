@@ -19,6 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 HOSTILE = "<img src=x onerror=window.hostile=1><script>window.hostile=1</script>"
 RUN_ID = "0123456789ab"
 OTHER_ID = "ba9876543210"
+HELD_ID = "aaaa00000000"
 CLIENT_ID = "c" * 64
 PHONE_WIDTH = 360
 
@@ -102,6 +103,15 @@ async def test_round_whose_moments_are_not_known_says_so(dashboard: Dashboard, h
     await timeline.get_by_role("button", name="Latest").click()
     await expect(timeline).to_contain_text("The clients were asked anew 1 min after the round had begun")
     await expect(timeline.locator(".track")).to_have_count(1)
+
+
+async def test_run_that_stands_still_shows_whom_its_round_refused(dashboard: Dashboard, hostile: Coordinator) -> None:
+    await stored_run(hostile, HELD_ID, RunState.PAUSED)
+    await hostile.store.put_round(make_round(1, HELD_ID).with_(selected=[]))
+    page = await dashboard.open(address_of(hostile), f"runs/{HELD_ID}")
+    refused = card(page, "Refused in round 1").get_by_role("row")
+    await expect(refused).to_have_count(2)
+    await expect(refused.last).to_contain_text("bennot finitecoordinate 3")
 
 
 async def test_part_that_a_coordinator_lacks_is_told_and_the_rest_works(

@@ -1,11 +1,13 @@
 """Runs in the browser: submitted, watched, compared, downloaded, paused and resumed, with real client processes."""
 
+import asyncio
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Error, Page, Route, expect
 
 from tests.browser.dashboard import Dashboard, card, run_of
 from tests.federation import Federation, tensor_bytes
@@ -25,6 +27,8 @@ SPEC: dict[str, Any] = {
 BETWEEN = (1 << 53) + 1
 """A seed that a Number of JavaScript would round."""
 LARGEST = (1 << 63) - 1
+LATE_SECONDS = 1.0
+"""Longer than several rounds take."""
 LONG = {**SPEC, "name": "long", "rounds": 5_000}
 
 
@@ -154,6 +158,24 @@ async def test_run_is_paused_resumed_and_stopped(dashboard: Dashboard, federatio
     await expect(heading).to_contain_text("Stopped")
     assert federation.run(run_id)["state"] == "stopped"
     await expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+
+
+async def test_curve_is_shown_although_rounds_are_faster_than_answers(
+    dashboard: Dashboard, federation: Federation
+) -> None:
+    async def late(route: Route) -> None:
+        await asyncio.sleep(LATE_SECONDS)
+        # The page may have given the request up.
+        with contextlib.suppress(Error):
+            await route.continue_()
+
+    run_id = federation.submit({**LONG, "name": "swift"})
+    await dashboard.page.route("**/metrics*", late)
+    page = await dashboard.open(federation.http_address, f"runs/{run_id}")
+    await expect(page.get_by_role("img", name="Accuracy over the rounds")).to_be_visible()
+    assert federation.run(run_id)["state"] == "running"
+    await page.unroute_all(behavior="wait")
+    federation.rest.post(f"/runs/{run_id}/stop")
 
 
 async def test_page_comes_back_by_itself_after_the_coordinator_was_killed(

@@ -62,7 +62,8 @@ async def test_timeline_of_an_open_round_grows_and_stays_when_it_is_committed(
             return rows if rows["slow"]["downloaded"] and rows["swift"]["ended"] and rows["broken"]["ended"] else None
 
         open_rows = await until(all_told, "the open round to tell of all three")
-        assert (await coordinator.store.run(run.run_id)).round_number == 0
+        shown = (await api.get(f"/runs/{run.run_id}")).json()
+        assert (shown["round_number"], shown["phase"]) == (0, "train")
         assert [open_rows[name]["outcome"] for name in names] == ["accepted", "refused", "pending"]
         assert known_moments(open_rows["slow"]) == ["asked", "downloaded"]
         # It trains without a download: it had the model.
@@ -70,6 +71,8 @@ async def test_timeline_of_an_open_round_grows_and_stays_when_it_is_committed(
         await slow.call.done_writing()
 
     await committed_round(coordinator, run.run_id, 1)
+    finished = await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+    assert (await api.get(f"/runs/{finished.run_id}")).json()["phase"] == ""
     rows = await timeline(api, run.run_id, 1)
     assert [rows[name]["outcome"] for name in names] == ["accepted", "refused", "lost"]
     assert known_moments(rows["swift"]) == known_moments(rows["broken"]) == MOMENTS

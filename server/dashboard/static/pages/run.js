@@ -53,7 +53,7 @@ function Now({ run }) {
   return html`<section class="now" aria-label="State of the run" data-state=${run.state}>
     <div class="now-words">
       <p class="now-status">${run.waiting ? html`<${Waiting} waiting=${run.waiting} since=${run.since} />` : sentenceOf(run)}</p>
-      <p class="quiet small">${run.waiting && `Round ${count(run.round_number + 1)}, ${run.phase} · `}<${Span} run=${run} /></p>
+      <p class="quiet small">${run.waiting && run.phase && `Round ${count(run.round_number + 1)}, ${run.phase} · `}<${Span} run=${run} /></p>
     </div>
     <div class="now-rounds">
       <span class="number"><strong>${count(run.round_number)}</strong> of ${count(run.spec.rounds)} rounds</span>
