@@ -5,14 +5,18 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.deploy.manifests import ROOT
 
 CONTENTS = ROOT / "deploy" / "contents.py"
 SLIM = ROOT / "deploy" / "slim.sh"
+ROLES = ("client", "server")
 
 
 def stages() -> dict[str, list[str]]:
@@ -55,8 +59,35 @@ def test_build_context_is_what_an_image_installs() -> None:
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
-    files = {"constraints.txt", "pyproject.toml", "deploy/slim.sh", project["project"]["readme"]}
+    files = {"pyproject.toml", "deploy/pins.txt", "deploy/slim.sh", project["project"]["readme"]}
     assert allowed == packages | files | set(project["project"]["license-files"])
+
+
+def needed(name: str, extras: frozenset[str], found: set[str]) -> None:
+    """Add the packages that a package needs, by the names of their releases here."""
+    for text in metadata.requires(name) or []:
+        requirement = Requirement(text)
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+            continue
+        if (other := canonicalize_name(requirement.name)) not in found:
+            found.add(other)
+            needed(other, frozenset(requirement.extras), found)
+
+
+def test_every_package_of_the_images_is_pinned_within_what_is_tested() -> None:
+    lines = (ROOT / "deploy/pins.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = project["dependencies"] + [text for role in ROLES for text in project["optional-dependencies"][role]]
+    found: set[str] = {canonicalize_name(Requirement(text).name) for text in texts}
+    for name in list(found):
+        needed(name, frozenset(), found)
+    # What torch brings for a GPU is pinned by torch.
+    found = {name for name in found if not name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert found <= set(pins)
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") and (tested := Requirement(line)).name in pins:
+            assert pins[tested.name] in tested.specifier
 
 
 def contents(root: Path) -> list[str]:
