@@ -12,7 +12,7 @@ STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-containers check format stubs docs bench clean
+.PHONY: help demo test test-slow test-containers check format stubs learners docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ format: $(INSTALLED) ## Format the code and mend what ruff can mend
 
 stubs: $(INSTALLED) ## Generate wire/federation_pb2* from the contract
 	$(call generate,.)
+
+learners: $(INSTALLED) ## Make server/learners.json, what a coordinator without torch knows of the zoo
+	$(BIN)/python -m server.catalogue
 
 docs: $(INSTALLED) ## Make docs/zoo.md and its picture from the code
 	$(BIN)/python -m choral.zoo_page docs/zoo.md

@@ -111,7 +111,8 @@ def trained(
         asyncio.run(_played(spec, sites, Path(folder)))
         shop = ModelShop(spec)
         model = read_checkpoint(checkpoint_path(Path(folder), spec.rounds), shop.initial().layout)
-    state = {**model.layout.views(model.vector), **model.constants}
+    constants = {name: torch.from_numpy(constant) for name, constant in model.constants.items()}
+    state = {**model.layout.views(model.vector), **constants}
     found = build_learner(spec.learner).evaluate(state, test, training)
     return {name: _rounded(value) for name, value in found.metrics.items()}
 

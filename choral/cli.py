@@ -7,31 +7,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from choral.commands import (
-    attention,
-    certificates,
-    demo,
-    enroll,
-    join,
-    maps,
-    partition,
-    query,
-    runs,
-    sample,
-    secagg,
-    serve,
-    simulate,
-    specs,
-    token,
-    zoo,
-)
+from choral.commands import certificates, enroll, runs, secagg, serve, specs, token
 from choral.logs import is_json, log_text
 from wire import RELEASE
 from wire.errors import ChoralError
+from wire.tensors import HAS_TORCH
 
 log = logging.getLogger(__name__)
 
 EXTRAS = {
+    "torch": {"torch", "torchmetrics"},
     "client": {"PIL", "pyarrow", "tenacity"},
     "server": {"cachetools", "fastapi", "prometheus_client", "psutil", "redis", "starlette", "uvicorn"},
     "simulation": {"matplotlib"},
@@ -50,22 +35,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("demo")(demo.demo)
+
+
+def _lack_torch() -> None:
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
 app.command("serve")(serve.serve)
-app.command("join")(join.join)
+if HAS_TORCH:
+    from choral.commands import attention, demo, join, maps, partition, query, sample, simulate, zoo
+
+    app.command("demo")(demo.demo)
+    app.command("join")(join.join)
+    app.command("simulate")(simulate.simulate)
+    app.command("partition")(partition.partition)
+    app.add_typer(zoo.app, name="models")
+    app.command("sample")(sample.sample)
+    app.command("query")(query.query)
+    app.command("maps")(maps.maps)
+    app.command("attention")(attention.attention)
+else:
+    # They cannot even be imported, and say what to install whatever they are given.
+    _anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+    for _name in ("demo", "join", "simulate", "partition", "models", "sample", "query", "maps", "attention"):
+        app.command(_name, help="Needs torch.", add_help_option=False, context_settings=_anything)(_lack_torch)
 app.add_typer(enroll.app, name="enroll")
 app.command("certificates")(certificates.certificates)
 app.add_typer(token.app, name="token")
 app.command("submit")(runs.submit)
 app.add_typer(runs.app, name="runs")
 app.command("clients")(runs.clients)
-app.command("simulate")(simulate.simulate)
-app.command("partition")(partition.partition)
-app.add_typer(zoo.app, name="models")
-app.command("sample")(sample.sample)
-app.command("query")(query.query)
-app.command("maps")(maps.maps)
-app.command("attention")(attention.attention)
 app.add_typer(specs.app, name="spec")
 app.add_typer(secagg.app, name="secagg")
 

@@ -59,8 +59,8 @@ class Policy(Strict):
         """Tell whether a learner may run here."""
         return self.allowed_learners is None or learner in self.allowed_learners
 
-    def check(self, spec: RunSpec, cohort_size: int) -> None:
-        """Check one task.
+    def check_run(self, spec: RunSpec) -> None:
+        """Check what a task is part of.
 
         Raises:
             PolicyError: The policy forbids it; the message names the rule and the value.
@@ -77,6 +77,10 @@ class Policy(Strict):
             )
         if spec.secure is not None:
             self._check_secure(spec.secure)
+
+    def check(self, spec: RunSpec, cohort_size: int) -> None:
+        """Check a task that touches the local data. Raises as `check_run`."""
+        self.check_run(spec)
         if cohort_size < self.minimum_cohort:
             raise PolicyError(
                 f"This site's policy: a round must ask at least minimum_cohort ({self.minimum_cohort}) clients, got {cohort_size}."

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from safetensors.numpy import save
 
 from client.data import LocalData
-from models import Evaluation, Learner, build_learner, unsuited
+from models import MODELS, Evaluation, Learner, LearnerError, build_learner, check_spec, first_state, unsuited
 from models.learner import Contribution, Report
 from models.optimizers import ServerOptimizer
+from wire.saved import LAYOUT_KEY
 from wire.seeds import derive_generator
 from wire.spec import Named, RunSpec
 from wire.tensors import Layout, State, Vector
@@ -63,6 +65,26 @@ class Assignment:
     round_number: int
     client_id: str
     vector: Vector = field(repr=False)
+
+
+def first_model(spec: RunSpec) -> bytes:
+    """Draw the model before a run's first round, and return it as a file that a coordinator without torch reads.
+
+    Raises:
+        LearnerError: The zoo does not have what the spec asks for, or the model would hold what lies at this site.
+    """
+    if spec.learner.name not in MODELS:
+        raise LearnerError(f"First model: learner must be one of the zoo's, got {spec.learner.name!r}.")
+    if spec.learner.base is not None:
+        raise LearnerError(
+            f"First model: learner must start from no base, which does not leave its machine, got {spec.learner.base!r}."
+        )
+    check_spec(spec)
+    state = first_state(build_learner(spec.learner, "meta"), spec)
+    layout = Layout.of(state)
+    travelling = layout.arrays(layout.flatten(state))
+    constants = {name: tensor.numpy() for name, tensor in state.items() if name not in travelling}
+    return save({**travelling, **constants}, {LAYOUT_KEY: layout.json})
 
 
 class Trainer:

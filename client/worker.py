@@ -27,7 +27,7 @@ from client.errors import ConnectionLostError, PolicyError, RoundClosedError
 from client.link import Link, raise_if_cancelled
 from client.masking import Brought, Conversation, Line, MaskingSite, masked_header
 from client.policy import Policy
-from client.training import Assignment, Result, Trainer
+from client.training import Assignment, Result, Trainer, first_model
 from models import DataError, TrainingStopped
 from privacy.errors import AbortCode, SessionAbortedError
 from wire import federation_pb2 as pb
@@ -168,9 +168,13 @@ class Worker:
 
     async def _attempt(self, task: pb.Task, client_id: str) -> None:
         spec = parse_spec(task.spec_json, "The coordinator's run spec")
-        self._site.policy.check(spec, task.cohort_size)
+        self._site.policy.check_run(spec)
         if spec.secure is not None:
             self._masking().party(self._site.policy.floor)
+        if task.HasField("first_model"):
+            await self._draw(task, spec)
+            return
+        self._site.policy.check(spec, task.cohort_size)
         trainer = await self._trainer_for(spec, task.base)
         if task.HasField("train"):
             await self._train(task, spec, trainer, client_id)
@@ -191,6 +195,19 @@ class Worker:
             raise ChoralError(
                 "Task: kind must be one that this release knows, got another one. Install the coordinator's release."
             )
+
+    async def _draw(self, task: pb.Task, spec: RunSpec) -> None:
+        """Draw the run's first model and bring it."""
+        data = await self._in_thread(lambda: first_model(spec))
+        header = pb.UploadHeader(
+            task_id=task.task_id,
+            run_id=task.run_id,
+            encoding=pb.VECTOR_ENCODING_SAFETENSORS,
+            total_bytes=len(data),
+            sha256=hashlib.sha256(data).digest(),
+        )
+        if await self._is_taken(task, header, memoryview(data)):
+            log.info("task %s: delivered, the first model", task.task_id)
 
     async def _train(self, task: pb.Task, spec: RunSpec, trainer: Trainer, client_id: str) -> None:
         key = (task.run_id, task.round, task.base.sha256, task.spec_json)
@@ -239,16 +256,21 @@ class Worker:
             metrics=dict(result.metrics),
             train_seconds=result.train_seconds,
         )
-        self._enter(pb.PHASE_WAITING)
-        verdict = await self._with_connection(lambda connection: self._upload(connection, header, data))
-        if verdict.reason == pb.REFUSAL_REASON_UNSPECIFIED:
+        if await self._is_taken(task, header, data):
             log.info(
                 "task %s: delivered, %d examples in %.2f s", task.task_id, result.example_count, result.train_seconds
             )
-            return
+
+    async def _is_taken(self, task: pb.Task, header: pb.UploadHeader, data: memoryview) -> bool:
+        """Upload what a task asks for, and tell whether it was taken. Raises `RoundClosedError` when nobody waits for it."""
+        self._enter(pb.PHASE_WAITING)
+        verdict = await self._with_connection(lambda connection: self._upload(connection, header, data))
+        if verdict.reason == pb.REFUSAL_REASON_UNSPECIFIED:
+            return True
         if verdict.reason in _NOT_OPEN:
             raise RoundClosedError(_sentence(verdict))
         log.warning("task %s: not taken, %s", task.task_id, _sentence(verdict))
+        return False
 
     async def _deliver_masked(self, task: pb.Task, spec: RunSpec, brought: Brought) -> None:
         """Take part in the task's session of secure aggregation."""

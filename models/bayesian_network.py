@@ -25,10 +25,11 @@ from torch import Tensor
 
 from models import tasks
 from models.errors import LearnerError, unsuited
-from models.learner import Contribution, Evaluation, Examples, Report, SampleRequest
+from models.learner import Contribution, Examples, Report, SampleRequest
 from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
 from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS
+from wire.evaluation import Evaluation
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
 from wire.validation import Strict

@@ -22,6 +22,7 @@ class LearnerFacts:
         data: What data suits it.
         parameter_count: Coordinates of its example's model; 0 where it cannot be built.
         needs: Why it cannot be built here; empty where it can.
+        needs_torch: Whether its coordinator must have torch.
     """
 
     summary: str
@@ -29,6 +30,7 @@ class LearnerFacts:
     data: str
     parameter_count: int
     needs: str
+    needs_torch: bool
 
 
 def about_learner(name: str, model: Model) -> LearnerFacts:
@@ -39,7 +41,7 @@ def about_learner(name: str, model: Model) -> LearnerFacts:
         count = Layout.of(build_learner(named, "meta").init(0)).size
     except (LearnerError, ImportError) as error:
         needs = str(error)
-    return LearnerFacts(model.summary, model.task, model.data, count, needs)
+    return LearnerFacts(model.summary, model.task, model.data, count, needs, model.needs_torch)
 
 
 def first_spec(name: str) -> RunSpec:

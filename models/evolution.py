@@ -32,11 +32,12 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from models import tasks
-from models.learner import Contribution, Evaluation, Examples, Report
+from models.learner import Contribution, Examples, Report
 from models.mlp import MLP, MLPParameters
 from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
 from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS
+from wire.evaluation import Evaluation
 from wire.seeds import derive_generator
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.optimizers import ServerOptimizer
+from wire.evaluation import Evaluation
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State, Vector
 
@@ -93,14 +94,6 @@ class Contribution:
     """
 
     vector: Vector
-    example_count: int
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Means of metrics over `example_count` examples."""
-
     example_count: int
     metrics: Mapping[str, float]
 

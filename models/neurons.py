@@ -32,9 +32,10 @@ from torch.nn import functional
 
 from models import tasks
 from models.activations import Step
-from models.learner import Contribution, Evaluation, Examples, Report
+from models.learner import Contribution, Examples, Report
 from models.optimizers import ServerOptimizer
 from models.settings import DESCENT_SETTINGS
+from wire.evaluation import Evaluation
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
 from wire.validation import Strict

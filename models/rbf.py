@@ -36,9 +36,10 @@ from torch.nn import functional
 
 from models import tasks
 from models.classifier import Classifier, ClassifierParameters
-from models.learner import Contribution, Evaluation, Examples, Report
+from models.learner import Contribution, Examples, Report
 from models.optimizers import ServerOptimizer
 from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS, refuse_unused
+from wire.evaluation import Evaluation
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
 from wire.validation import Strict

@@ -12,13 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.errors import LearnerError
+from wire.saved import LEARNER_KEY, OPTIMIZER_PREFIX
 from wire.spec import Named
-
-LEARNER_KEY = "learner"
-"""Key of the header: the learner and its parameters, JSON."""
-
-OPTIMIZER_PREFIX = "optimizer/"
-"""What the names of the server optimizer's own tensors begin with: they are in a checkpoint, and no part of the model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.bases import find_base
 from models.errors import LearnerError
-from models.saved import OPTIMIZER_PREFIX
+from wire.saved import OPTIMIZER_PREFIX
 
 
 def read_tensors(name: str, sha256: str | None) -> Mapping[str, Tensor]:

@@ -18,6 +18,7 @@ from models.errors import LearnerError
 from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
 from models.gan import GAN, GANParameters
 from models.gpt import GPT, GPTParameters
+from models.gradient import GradientLearner
 from models.hugging_face import (
     HuggingFaceCausalLM,
     HuggingFaceClassifierParameters,
@@ -38,7 +39,9 @@ from models.settings import check_settings
 from models.t5 import T5, T5Parameters
 from models.transformer import Transformer, TransformerParameters
 from models.vae import VAE, VAEParameters
+from wire.seeds import derive_seed
 from wire.spec import Named, RunSpec
+from wire.tensors import State
 from wire.validation import Strict, explain, findings
 
 
@@ -63,6 +66,13 @@ class Model:
     def task(self) -> str:
         """What it learns to do."""
         return str(getattr(self.learner, "task", ""))
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether its coordinator must have torch: for a server step of its own, or for a base, which no client sends."""
+        is_plain = self.learner.apply in (GradientLearner.apply, Perceptron.apply)
+        base = self.parameters.model_fields.get("base")
+        return not is_plain or (base is not None and base.is_required())
 
     @property
     def data(self) -> str:
@@ -137,6 +147,11 @@ def build_learner(named: Named, device: torch.device | str = "cpu") -> Learner:
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         raise LearnerError(f"Learner {named.name}: the model must fit into memory, got: {reason}", "learner") from error
+
+
+def first_state(learner: Learner, spec: RunSpec) -> State:
+    """Return the state in which a run begins, drawn from its seed alone: a client draws the same as a coordinator."""
+    return learner.init(derive_seed(spec.seed, "init"))
 
 
 def check_spec(spec: RunSpec) -> None:

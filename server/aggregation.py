@@ -31,6 +31,7 @@ class WeightedMean:
     """
 
     encoding = VectorEncoding.VECTOR_ENCODING_FLOAT32
+    is_exact = True
 
     def __init__(self, grid: Grid, size: int) -> None:
         """Start from an empty sum of vectors with `size` coordinates."""

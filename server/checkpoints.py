@@ -3,10 +3,10 @@
 import contextlib
 from pathlib import Path
 
-from models.saved import LEARNER_KEY
 from server.errors import ConflictError, StoreError
 from server.model import Model, read_checkpoint, write_checkpoint
 from server.records import RoundRecord, RunRecord
+from wire.saved import LEARNER_KEY
 from wire.tensors import Layout
 
 CHECKPOINTS_KEPT = 2
@@ -50,8 +50,12 @@ class Checkpoints:
         }
         write_checkpoint(checkpoint_path(self._folder, round_number), model, header, self._is_synced)
 
-    def read(self, run: RunRecord, layout: Layout) -> Model:
-        """Return the model after the last committed round of `run`. Raises `StoreError` when it is missing, damaged or another."""
+    def read(self, run: RunRecord, layout: Layout | None) -> Model:
+        """Return the model after the last committed round of `run`, of any layout if none is given.
+
+        Raises:
+            StoreError: It is missing, damaged or another.
+        """
         path = checkpoint_path(self._folder, run.round_number)
         model = read_checkpoint(path, layout)
         if model.sha256.hex() != run.model_sha256:
@@ -60,6 +64,11 @@ class Checkpoints:
                 f"got {model.sha256.hex()[:16]}."
             )
         return model
+
+    def read_first(self) -> Model | None:
+        """Return the model before the first round if a client has drawn one. Raises `StoreError` when it is damaged."""
+        path = checkpoint_path(self._folder, 0)
+        return read_checkpoint(path, None) if path.is_file() else None
 
     def read_next(self, run: RunRecord, record: RoundRecord, layout: Layout) -> Model:
         """Return the model of a round that is applied but not committed yet. Raises `StoreError` as `read`."""

@@ -114,6 +114,10 @@ class Cohort(Protocol):
     async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
         """Ask clients to evaluate `order.model` and bring the results to `ballot`, until each has settled there or the caller cancels."""
 
+    async def draw(self, run_id: str, spec: RunSpec, client_id: str, inbox: Inbox) -> None:
+        """Ask a client to draw a run's first model and bring it to `inbox`, until it has settled there or the caller cancels."""
+        raise TypeError(f"{type(self).__name__} must draw first models, it does not.")
+
     def moments(self, run_id: str) -> dict[str, Moments]:
         """Return when the clients of a run's open round did what; nothing in a simulation, where they work one after the other."""
         return {}

@@ -10,13 +10,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
 
-from models import Examples, warm_up
 from privacy.enrolment import EnrolmentFile
 from privacy.keys import load_identity
 from server.api import create_api
@@ -43,6 +43,10 @@ from server.transfers import Transfers
 from wire.frames import add_to_server
 from wire.protocol import SERVER_OPTIONS, STALL_SECONDS, is_loopback
 from wire.spec import CohortSpec, Named, RunSpec
+from wire.tensors import HAS_TORCH
+
+if TYPE_CHECKING:
+    from models import Examples
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +119,7 @@ class Coordinator:
 
 
 @contextlib.asynccontextmanager
-async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> AsyncIterator[Coordinator]:
+async def serve(config: CoordinatorConfig, own_data: "Examples | None" = None) -> AsyncIterator[Coordinator]:
     """Serve a federation while the context is open; leave it by cancellation or from within.
 
     Args:
@@ -135,9 +139,12 @@ async def serve(config: CoordinatorConfig, own_data: Examples | None = None) -> 
         stack.enter_context(held_folder(config.folder))
         signing_key = load_identity(config.folder / "coordinator.pem")
         enrolment = EnrolmentFile(config.roster, config.folder / "enrolment.json") if config.roster else None
-        # Before the event loop has anything to do, because these imports would hold it up.
-        ModelShop(_FIRST_SPEC).initial()
-        warm_up()
+        if HAS_TORCH:
+            # Before the event loop has anything to do, because these imports would hold it up.
+            from models import warm_up
+
+            ModelShop(_FIRST_SPEC).initial()
+            warm_up()
         store = await open_store(config.store or str(config.folder / STORE_FILE))
         stack.push_async_callback(store.close)
         holder = _holder(config.folder)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from models import Evaluation
 from server.aggregation import WeightedMean
 from server.errors import ContributionRefused, reason_name
+from server.first_model import FirstModel
 from server.masked import MaskedSum
 from server.records import ContributionRecord, RefusalRecord
 from server.signal import Signal
+from wire.evaluation import Evaluation
 from wire.federation_pb2 import RefusalReason, VectorEncoding
 from wire.memory import VectorPool
 from wire.tensors import vector_bytes
@@ -76,7 +77,7 @@ class Inbox:
         self,
         binding: Binding,
         invited: Sequence[str],
-        total: WeightedMean | MaskedSum,
+        total: WeightedMean | MaskedSum | FirstModel,
         changed: Signal,
         vectors: VectorPool,
     ) -> None:
@@ -110,7 +111,7 @@ class Inbox:
 
     @property
     def vector_bytes(self) -> int:
-        """Length that a contribution's vector must have on the wire."""
+        """Length that a contribution's vector must have on the wire, or may have at most."""
         return self._total.byte_count
 
     @property
@@ -118,9 +119,14 @@ class Inbox:
         """How a contribution's vector must be written on the wire."""
         return self._total.encoding
 
-    def buffer(self) -> memoryview:
-        """Return memory for one contribution, `vector_bytes` long."""
-        return vector_bytes(self._vectors.take(-(-self.vector_bytes // 4)))[: self.vector_bytes]
+    @property
+    def is_exact(self) -> bool:
+        """Whether a contribution must be `vector_bytes` long; else no longer."""
+        return self._total.is_exact
+
+    def buffer(self, byte_count: int) -> memoryview:
+        """Return memory for one contribution of that length."""
+        return vector_bytes(self._vectors.take(-(-byte_count // 4)))[:byte_count]
 
     def vector_in(self, buffer: memoryview) -> npt.NDArray[Any]:
         """Return the contribution that lies in a buffer."""
@@ -228,6 +234,7 @@ class Inbox:
 
     def take_total(self) -> WeightedMean | MaskedSum:
         """Hand over the sum; the inbox, which must be closed, keeps no memory for vectors."""
+        assert not isinstance(self._total, FirstModel), "it is no sum"
         total, self._total = self._total, WeightedMean(self._total.grid, 0)
         self._vectors = VectorPool()
         return total

@@ -27,6 +27,7 @@ class MaskedSum:
     """
 
     encoding = VectorEncoding.VECTOR_ENCODING_MASKED
+    is_exact = True
 
     def __init__(self, parameters: SessionParameters) -> None:
         """Start from an empty sum of one session's vectors."""

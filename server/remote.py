@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from models import Evaluation
 from privacy.secagg.coordinator import CoordinatorSession
 from server.cohort import Cohort, Exchange, Kind, Member, Order
 from server.inbox import Ballot, Inbox
@@ -13,6 +12,8 @@ from server.sessions import Assignment, Reply, Sessions
 from server.signal import Signal
 from server.transfers import Transfers
 from wire import federation_pb2 as pb
+from wire.evaluation import Evaluation
+from wire.spec import RunSpec
 
 
 class RemoteCohort(Cohort):
@@ -53,21 +54,17 @@ class RemoteCohort(Cohort):
 
     async def train(self, order: Order, client_ids: Sequence[str], inbox: Inbox) -> None:
         """Push the training task, and take uploads until every client has settled."""
-
-        def take_reply(client_id: str, reply: Reply) -> None:
-            if isinstance(reply, pb.TaskFailed):
-                inbox.refuse(client_id, _client_reason(reply), reply.detail)
-                self._sessions.diary.refuse(client_id, order.run_id, _client_reason(reply), reply.detail)
-
         task = _task(order, "train")
         grid = order.grid
         task.train.CopyFrom(pb.TrainTask(coordinate_bound=grid.coordinate_bound, weight_cap=grid.weight_cap))
-        with (
-            self._transfers.publish(order.model),
-            self._transfers.receive(inbox),
-            self._assigned(client_ids, task, take_reply),
-        ):
-            await _until_settled(inbox, task.task_id, self._sessions)
+        with self._transfers.publish(order.model):
+            await self._receive(task, client_ids, inbox)
+
+    async def draw(self, run_id: str, spec: RunSpec, client_id: str, inbox: Inbox) -> None:
+        """Push the task for a first model, and take the upload."""
+        task = pb.Task(task_id=f"{run_id}/first-model", run_id=run_id, spec_json=_spec_json(spec), cohort_size=1)
+        task.first_model.SetInParent()
+        await self._receive(task, [client_id], inbox)
 
     async def evaluate(self, order: Order, client_ids: Sequence[str], ballot: Ballot) -> None:
         """Push the evaluation task, and take results until every client has settled."""
@@ -100,6 +97,17 @@ class RemoteCohort(Cohort):
             finally:
                 for client_id in client_ids:
                     self._sessions.dismiss(client_id, task.task_id, "the session has ended")
+
+    async def _receive(self, task: pb.Task, client_ids: Sequence[str], inbox: Inbox) -> None:
+        """Push a task that is answered by an upload, until every client has settled."""
+
+        def take_reply(client_id: str, reply: Reply) -> None:
+            if isinstance(reply, pb.TaskFailed):
+                inbox.refuse(client_id, _client_reason(reply), reply.detail)
+                self._sessions.diary.refuse(client_id, task.run_id, _client_reason(reply), reply.detail)
+
+        with self._transfers.receive(inbox), self._assigned(client_ids, task, take_reply):
+            await _until_settled(inbox, task.task_id, self._sessions)
 
     @contextlib.contextmanager
     def _assigned(
@@ -176,13 +184,17 @@ def _task(order: Order, kind: str) -> pb.Task:
         run_id=order.run_id,
         round=order.round_number,
         attempt=order.attempt,
-        # How simulated clients behave is nothing to real ones.
-        spec_json=order.spec.model_copy(update={"simulation": None}).canonical_json(),
+        spec_json=_spec_json(order.spec),
         base=pb.ModelReference(
             sha256=model.sha256, layout_sha256=model.layout.sha256, total_bytes=model.layout.byte_count
         ),
         cohort_size=order.cohort_size,
     )
+
+
+def _spec_json(spec: RunSpec) -> str:
+    # How simulated clients behave is nothing to real ones.
+    return spec.model_copy(update={"simulation": None}).canonical_json()
 
 
 def _client_reason(reply: pb.TaskFailed) -> pb.RefusalReason:

@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models import Examples
 from server.aggregation import WeightedMean
 from server.checkpoints import Checkpoints
 from server.closing import Until, wait_until
 from server.cohort import Cohort, Order
+from server.drawing import Drawing
 from server.errors import QuorumError
 from server.gathering import are_free, select
 from server.inbox import Ballot, Binding, Inbox, accepted_metrics
@@ -31,6 +32,7 @@ from server.masked import MaskedSum
 from server.masking import Masking
 from server.model import Model, ModelShop
 from server.observer import DEAF, Observer
+from server.plain import PlainShop, check_plain
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
 from server.secure import Authority
 from server.status import Status
@@ -39,8 +41,14 @@ from server.tallies import REFUSED, as_training, refusal_counts, spread, summary
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
 from wire.logs import about
+from wire.tensors import HAS_TORCH
+
+if TYPE_CHECKING:
+    from models import Examples
 
 log = logging.getLogger(__name__)
+
+Shop = ModelShop | PlainShop
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class Site:
     store: Store
     cohort: Cohort
     folder: Path
-    own_data: Examples | None = None
+    own_data: "Examples | None" = None
     checkpoints: Callable[[Path], Checkpoints] = Checkpoints
     authority: Authority | None = None
     observer: Observer = DEAF
@@ -97,8 +105,7 @@ class Rounds:
         if self._masking is not None:
             self._masking.check()
         self._status.enter("prepare", 0)
-        shop = await asyncio.to_thread(ModelShop, self._spec)
-        model = await asyncio.to_thread(self._last_model, shop)
+        shop, model = await (self._begin() if HAS_TORCH else self._begin_plain())
         # A crash may have come between the last commit and the end of the run.
         reason = self._reason_to_end(await self._last_metrics())
         left_open = await self._left_open()
@@ -112,7 +119,29 @@ class Rounds:
         await self._site.store.put_run(finished, self._event("run_finished", reason))
         return finished
 
-    async def _round(self, record: RoundRecord, model: Model, shop: ModelShop) -> tuple[Model, dict[str, float]]:
+    async def _begin(self) -> tuple[Shop, Model]:
+        """Return what makes the run's models, and the last of them."""
+        shop = await asyncio.to_thread(ModelShop, self._spec)
+        initial = await asyncio.to_thread(shop.initial)
+        if self._run.round_number == 0:
+            return shop, initial
+        return shop, await asyncio.to_thread(self._checkpoints.read, self._run, initial.layout)
+
+    async def _begin_plain(self) -> tuple[Shop, Model]:
+        """Do as `_begin` without torch: the first model is a client's, and is durable before a client is asked to train it."""
+        check_plain(self._spec)
+        if self._run.round_number:
+            model = await asyncio.to_thread(self._checkpoints.read, self._run, None)
+        elif (kept := await asyncio.to_thread(self._checkpoints.read_first)) is not None:
+            model = kept
+        else:
+            self._status.enter("first model", 0)
+            site = self._site
+            model = await Drawing(self._run, site.cohort, site.store, site.observer, self._status).model()
+            await to_its_end(asyncio.to_thread(self._checkpoints.write, self._run, 0, model))
+        return PlainShop(model.layout), model
+
+    async def _round(self, record: RoundRecord, model: Model, shop: Shop) -> tuple[Model, dict[str, float]]:
         """Play one round to its commit; start it over while it stays below its quorum."""
         self._phase_seconds = dict(record.phase_seconds)
         if record.model_sha256:
@@ -167,7 +196,7 @@ class Rounds:
         await self._site.store.put_round(record)
         return record
 
-    async def _train(self, order: Order, record: RoundRecord, shop: ModelShop) -> tuple[RoundRecord, Inbox | None, str]:
+    async def _train(self, order: Order, record: RoundRecord, shop: Shop) -> tuple[RoundRecord, Inbox | None, str]:
         """Ask the clients. Return the record with who was refused, the inbox, closed, with what they brought, and what it may lack."""
         self._status.enter("train", order.round_number)
         layout = shop.contribution_layout
@@ -226,7 +255,7 @@ class Rounds:
         return model, record.metrics
 
     async def _finish_round(
-        self, record: RoundRecord, order: Order, inbox: Inbox, shop: ModelShop
+        self, record: RoundRecord, order: Order, inbox: Inbox, shop: Shop
     ) -> tuple[Model, dict[str, float]]:
         """Turn the sum into the next model, evaluate it, and commit the round."""
         self._status.enter("apply", record.number)
@@ -252,9 +281,7 @@ class Rounds:
         order = Order(order.run_id, record.number, order.attempt, self._spec, model, order.cohort_size)
         return await self._conclude(record, order, self._evaluators(record, order, inbox), shop)
 
-    async def _conclude_kept(
-        self, record: RoundRecord, order: Order, shop: ModelShop
-    ) -> tuple[Model, dict[str, float]]:
+    async def _conclude_kept(self, record: RoundRecord, order: Order, shop: Shop) -> tuple[Model, dict[str, float]]:
         """Evaluate and commit a model that was kept, with those who are in it, unless another run has some of them by now."""
         evaluators, cohort = [part.client_id for part in record.contributions], self._site.cohort
         if not await are_free(evaluators, cohort, self._spec.cohort.wait_seconds, self._status):
@@ -263,7 +290,7 @@ class Rounds:
             return await self._conclude(record, order, evaluators, shop)
 
     async def _conclude(
-        self, record: RoundRecord, order: Order, evaluators: Sequence[str], shop: ModelShop
+        self, record: RoundRecord, order: Order, evaluators: Sequence[str], shop: Shop
     ) -> tuple[Model, dict[str, float]]:
         """Evaluate the new model, which is that of `order`, and commit the round."""
         record, evaluation = await self._evaluate(record, order, evaluators, shop)
@@ -284,15 +311,16 @@ class Rounds:
         return [client_id for client_id in record.selected if client_id not in left_out]
 
     async def _evaluate(
-        self, record: RoundRecord, order: Order, client_ids: Sequence[str], shop: ModelShop
+        self, record: RoundRecord, order: Order, client_ids: Sequence[str], shop: Shop
     ) -> tuple[RoundRecord, dict[str, float]]:
         """Return the metrics of the order's model on data that was not trained on, if this round is one to evaluate."""
         if not self._is_evaluated(record.number):
             return record, {}
         self._status.enter("evaluate", record.number)
         with self._timed("evaluate"):
-            if self._site.own_data is not None and self._spec.evaluate.on == "coordinator":
-                result = await asyncio.to_thread(shop.evaluate, order.model, self._site.own_data)
+            own_data = self._site.own_data
+            if isinstance(shop, ModelShop) and own_data is not None and self._spec.evaluate.on == "coordinator":
+                result = await asyncio.to_thread(shop.evaluate, order.model, own_data)
                 return record, accepted_metrics(result.metrics)
             if self._masking is not None:
                 return await self._masking.evaluate(order, record, client_ids)
@@ -342,10 +370,6 @@ class Rounds:
         self._status.committed_number = record.number
         self._site.observer.note_round(record)
         await asyncio.to_thread(self._checkpoints.prune, record.number)
-
-    def _last_model(self, shop: ModelShop) -> Model:
-        initial = shop.initial()
-        return self._checkpoints.read(self._run, initial.layout) if self._run.round_number else initial
 
     async def _last_metrics(self) -> Mapping[str, float]:
         if self._run.round_number == 0:

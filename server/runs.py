@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models import check_spec
 from privacy.secagg.combinations import check_masking
 from server.checkpoints import last_checkpoint
 from server.errors import ConflictError, QuorumError, StoreError
 from server.now import Now, RunNow, playing
+from server.plain import check_plain
 from server.records import EventRecord, RunRecord, RunState
 from server.rounds import Rounds, Site
 from server.status import Status
@@ -21,6 +21,7 @@ from server.tasks import task_group
 from wire.errors import ChoralError
 from wire.logs import about
 from wire.spec import RunSpec
+from wire.tensors import HAS_TORCH
 
 log = logging.getLogger(__name__)
 
@@ -185,8 +186,14 @@ class Runs:
 
 
 def check_run(spec: RunSpec) -> None:
-    """Check what a sound spec asks of the zoo and of secure aggregation. Raises `SpecError`."""
-    check_spec(spec)
+    """Check what a sound spec asks of the zoo, or of a coordinator without it, and of secure aggregation. Raises `SpecError`."""
+    if HAS_TORCH:
+        # Here, because it imports torch.
+        from models import check_spec
+
+        check_spec(spec)
+    else:
+        check_plain(spec)
     check_masking(spec)
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import secrets
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -285,7 +286,8 @@ class FederationService(FederationServiceServicer):
             CancelledError: The connection broke. The buffer is parked, for the client to go on from it.
         """
         key = (client_id, header.run_id, header.round, header.sha256, header.total_bytes)
-        async with self._transfers.places.take(key, header.sha256, upload.inbox.buffer) as assembly:
+        buffer = partial(upload.inbox.buffer, header.total_bytes)
+        async with self._transfers.places.take(key, header.sha256, buffer) as assembly:
             try:
                 await self._take_slices(assembly, upload, context)
             except (asyncio.CancelledError, grpc.aio.InternalError):

@@ -210,10 +210,10 @@ def check_header(header: pb.UploadHeader, inbox: Inbox) -> None:
     if header.encoding != inbox.encoding:
         expected = pb.VectorEncoding.Name(inbox.encoding).removeprefix("VECTOR_ENCODING_")
         raise ContributionRefused(pb.REFUSAL_REASON_MALFORMED, f"encoding must be {expected}, got {header.encoding}")
-    if header.total_bytes != inbox.vector_bytes:
-        raise ContributionRefused(
-            pb.REFUSAL_REASON_WRONG_SIZE, f"total_bytes must be {inbox.vector_bytes}, got {header.total_bytes}"
-        )
+    most = inbox.vector_bytes
+    if not (most if inbox.is_exact else 1) <= header.total_bytes <= most:
+        rule = f"{most}" if inbox.is_exact else f"1 to {most}, for which this coordinator has room"
+        raise ContributionRefused(pb.REFUSAL_REASON_WRONG_SIZE, f"total_bytes must be {rule}, got {header.total_bytes}")
     if header.encoding == pb.VECTOR_ENCODING_MASKED and (header.weight or header.example_count or header.metrics):
         raise ContributionRefused(
             pb.REFUSAL_REASON_MALFORMED,

@@ -27,6 +27,13 @@ def die() -> None:
 match MOMENT:
     case "never":
         pass
+    case "while-drawing":
+
+        async def die_at_once(self: Worker, task: Any, spec: Any) -> None:
+            """Die in place of drawing a first model."""
+            die()
+
+        Worker._draw = die_at_once  # type: ignore[method-assign]
     case "while-training":
         train = training.Trainer.train
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from choral.cli import main
 from privacy.secagg.coordinator import CoordinatorSession
+from server.checkpoints import Checkpoints
 from server.rounds import Rounds
 from server.service import FederationService
 from server.store.sqlite import SqliteStore
@@ -47,6 +48,16 @@ def before_stage(name: str, kind: str) -> None:
 
 
 match MOMENT:
+    case "before-first-model":
+        write = Checkpoints.write
+
+        def die_or_write(self: Checkpoints, run: Any, round_number: int, model: Any) -> None:
+            """Die with the first model in memory, where a client has drawn one."""
+            if round_number == 0:
+                die()
+            write(self, run, round_number, model)
+
+        Checkpoints.write = die_or_write  # type: ignore[method-assign]
     case "before-selection":
         before(Rounds, "_gather", lambda _, record, *rest: record.number == ROUND)
     case "while-training":
@@ -61,11 +72,11 @@ match MOMENT:
 
         FederationService.Download = download_then_die  # type: ignore[method-assign]
     case "mid-upload":
-        write, uploads = slices.Assembly.write, {"first slices": 0}
+        write_slice, uploads = slices.Assembly.write, {"first slices": 0}
 
         def write_then_die(self: slices.Assembly, offset: int, data: bytes | memoryview) -> None:
             """Take the slice; die after the first slice of a round's second upload."""
-            write(self, offset, data)
+            write_slice(self, offset, data)
             uploads["first slices"] += offset == 0
             if uploads["first slices"] == 3 * (ROUND - 1) + 2:
                 die()

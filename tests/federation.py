@@ -124,6 +124,8 @@ class Federation:
         self.address = f"127.0.0.1:{free_port()}"
         self.http_address = f"127.0.0.1:{free_port()}"
         self.rest = Rest(f"http://{self.http_address}")
+        self.python = [sys.executable]
+        """What runs the coordinator; see slim.py for one without torch."""
         self.coordinator: Process | None = None
         self.clients: dict[str, Process] = {}
         self._options = coordinator_options
@@ -157,7 +159,7 @@ class Federation:
         program = [str(HERE / "faulty_coordinator.py"), *faults] if faults else ["-m", "choral"]
         arguments = ["serve", "--folder", str(self.folder / "coordinator")]
         addresses = ["--listen", self.address, "--http", self.http_address]
-        command = [sys.executable, *program, *arguments, *addresses, *self._options]
+        command = [*self.python, *program, *arguments, *addresses, *self._options]
         self.coordinator = self._start(command, "coordinator.log")
         if wait:
             coordinator = self.coordinator

@@ -29,6 +29,7 @@ class VectorEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VECTOR_ENCODING_UNSPECIFIED: _ClassVar[VectorEncoding]
     VECTOR_ENCODING_FLOAT32: _ClassVar[VectorEncoding]
     VECTOR_ENCODING_MASKED: _ClassVar[VectorEncoding]
+    VECTOR_ENCODING_SAFETENSORS: _ClassVar[VectorEncoding]
 
 class RefusalReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -65,6 +66,7 @@ PHASE_EVALUATING: Phase
 VECTOR_ENCODING_UNSPECIFIED: VectorEncoding
 VECTOR_ENCODING_FLOAT32: VectorEncoding
 VECTOR_ENCODING_MASKED: VectorEncoding
+VECTOR_ENCODING_SAFETENSORS: VectorEncoding
 REFUSAL_REASON_UNSPECIFIED: RefusalReason
 REFUSAL_REASON_WRONG_RUN: RefusalReason
 REFUSAL_REASON_WRONG_ROUND: RefusalReason
@@ -200,7 +202,7 @@ class Goodbye(_message.Message):
     def __init__(self, reason: _Optional[_Union[GoodbyeReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("task_id", "run_id", "round", "attempt", "spec_json", "base", "cohort_size", "train", "evaluate", "offer")
+    __slots__ = ("task_id", "run_id", "round", "attempt", "spec_json", "base", "cohort_size", "train", "evaluate", "first_model", "offer")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +212,7 @@ class Task(_message.Message):
     COHORT_SIZE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_MODEL_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     run_id: str
@@ -220,8 +223,9 @@ class Task(_message.Message):
     cohort_size: int
     train: TrainTask
     evaluate: EvaluateTask
+    first_model: FirstModelTask
     offer: SessionOffer
-    def __init__(self, task_id: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., spec_json: _Optional[str] = ..., base: _Optional[_Union[ModelReference, _Mapping]] = ..., cohort_size: _Optional[int] = ..., train: _Optional[_Union[TrainTask, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateTask, _Mapping]] = ..., offer: _Optional[_Union[SessionOffer, _Mapping]] = ...) -> None: ...
+    def __init__(self, task_id: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., spec_json: _Optional[str] = ..., base: _Optional[_Union[ModelReference, _Mapping]] = ..., cohort_size: _Optional[int] = ..., train: _Optional[_Union[TrainTask, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateTask, _Mapping]] = ..., first_model: _Optional[_Union[FirstModelTask, _Mapping]] = ..., offer: _Optional[_Union[SessionOffer, _Mapping]] = ...) -> None: ...
 
 class ModelReference(_message.Message):
     __slots__ = ("sha256", "layout_sha256", "total_bytes")
@@ -242,6 +246,10 @@ class TrainTask(_message.Message):
     def __init__(self, coordinate_bound: _Optional[float] = ..., weight_cap: _Optional[int] = ...) -> None: ...
 
 class EvaluateTask(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FirstModelTask(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -6,8 +6,10 @@ Secrets never come from here.
 
 import hashlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(run_seed: int, purpose: str, round_number: int = 0, client_id: str = "") -> int:
@@ -39,6 +41,8 @@ def _prefixed(part: str) -> bytes:
     return len(encoded).to_bytes(8, "little") + encoded
 
 
-def derive_generator(run_seed: int, purpose: str, round_number: int = 0, client_id: str = "") -> torch.Generator:
+def derive_generator(run_seed: int, purpose: str, round_number: int = 0, client_id: str = "") -> "torch.Generator":
     """Return a CPU generator seeded by `derive_seed` of the same arguments."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(run_seed, purpose, round_number, client_id))

@@ -48,6 +48,12 @@ class Named(BaseModel):
         """Everything but the name."""
         return dict(self.model_extra or {})
 
+    @property
+    def base(self) -> str | None:
+        """The trained model that a learner starts from, which lies on each machine under this name; None for one that is drawn."""
+        found = self.parameters.get("initialize_from") or self.parameters.get("base")
+        return None if found is None else str(found)
+
 
 class StopWhen(Strict):
     """Ends a run early, once an evaluation reaches a value."""

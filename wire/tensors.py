@@ -10,16 +10,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from wire.errors import LayoutError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HAS_TORCH = find_spec("torch") is not None
+"""Whether torch is installed. A coordinator can do without it; whatever trains, evaluates or draws a model cannot."""
+
 Vector = npt.NDArray[np.float32]
-State = Mapping[str, Tensor]
+State = Mapping[str, "Tensor"]
+
+_DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
+"""Types of tensors that travel, as layouts name them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,32 @@ class Layout:
             raise LayoutError("A state must hold at least one floating tensor that is not empty, got none.")
         return cls(tuple(entries))
 
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        """Return the layout whose canonical JSON is `text`, which nobody is trusted for.
+
+        Raises:
+            LayoutError: It is none.
+        """
+        try:
+            rows: list[tuple[Any, Any, Any]] = [(name, shape, dtype) for name, shape, dtype in json.loads(text)]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise LayoutError(f"Layout: must be a list of name, shape and dtype, got: {error}.") from error
+        entries, offset = [], 0
+        for name, shape, dtype in rows:
+            if not isinstance(name, str) or not _is_shape(shape) or str(dtype) not in _DTYPES:
+                raise LayoutError(
+                    "Layout: a row must have a name, a shape of whole numbers and a floating dtype, "
+                    f"got {[name, shape, dtype]!r:.200}."
+                )
+            entry = Entry(name, tuple(shape), dtype, offset)
+            entries.append(entry)
+            offset += entry.size
+        layout = cls(tuple(entries))
+        if offset == 0 or len({entry.name for entry in entries}) < len(entries) or layout.json != text:
+            raise LayoutError("Layout: must be canonical JSON with coordinates and no name twice, got another one.")
+        return layout
+
     @cached_property
     def size(self) -> int:
         """Number of coordinates of the vector."""
@@ -91,22 +126,35 @@ class Layout:
         """
         if (found := Layout.of(state)) != self:
             raise LayoutError(self._difference(found))
+        import torch
+
         vector = np.empty(self.size, dtype=np.float32) if out is None else out
         target = torch.from_numpy(vector)
         for entry in self.entries:
             target[entry.offset : entry.offset + entry.size].copy_(state[entry.name].detach().reshape(-1))
         return vector
 
-    def views(self, vector: Vector) -> dict[str, Tensor]:
+    def views(self, vector: Vector) -> "dict[str, Tensor]":
         """Return the named tensors as float32 views on `vector`: nothing is copied, and a write goes to the vector.
 
         Raises:
             LayoutError: `vector` is not float32 of shape (size,).
         """
-        if vector.shape != (self.size,) or vector.dtype != np.float32:
-            raise LayoutError(f"Vector: shape must be ({self.size},) float32, got {vector.shape} {vector.dtype}.")
+        import torch
+
+        self._check(vector)
         flat = torch.from_numpy(vector)
         return {entry.name: flat[entry.offset : entry.offset + entry.size].view(entry.shape) for entry in self.entries}
+
+    def arrays(self, vector: Vector) -> dict[str, Vector]:
+        """Return what `views` does as arrays, without torch. Raises as `views`."""
+        self._check(vector)
+        parts = {entry: vector[entry.offset : entry.offset + entry.size] for entry in self.entries}
+        return {entry.name: part.reshape(entry.shape) for entry, part in parts.items()}
+
+    def _check(self, vector: Vector) -> None:
+        if vector.shape != (self.size,) or vector.dtype != np.float32:
+            raise LayoutError(f"Vector: shape must be ({self.size},) float32, got {vector.shape} {vector.dtype}.")
 
     def _difference(self, found: "Layout") -> str:
         for ours, theirs in zip(self.entries, found.entries, strict=False):
@@ -116,6 +164,10 @@ class Layout:
                     f"got {theirs.name!r} {theirs.shape} {theirs.dtype}."
                 )
         return f"Layout: must have {len(self.entries)} tensors, got {len(found.entries)}."
+
+
+def _is_shape(found: object) -> bool:
+    return isinstance(found, list) and all(type(length) is int and 0 <= length < 1 << 40 for length in found)
 
 
 def vector_bytes(vector: Vector) -> memoryview:

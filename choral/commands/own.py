@@ -4,8 +4,6 @@ from typing import Annotated
 
 import typer
 
-from models import add_own
-
 Own = Annotated[
     list[str] | None,
     typer.Option("--learner", help="A learner of your own, PATH:CLASS, such as ./mine.py:MyLearner; may be repeated."),
@@ -14,5 +12,9 @@ Own = Annotated[
 
 def add_all(own: list[str] | None) -> None:
     """Load learners of the user's own, for this process and those that it starts."""
-    for text in own or []:
-        add_own(text)
+    if own:
+        # Here, because a coordinator may have no torch, which the zoo imports.
+        from models import add_own
+
+        for text in own:
+            add_own(text)

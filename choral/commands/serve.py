@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from choral.commands.own import Own, add_all
-from choral.loading import load_visibly
 from choral.logs import Format, LogFormat, log_as
 from choral.trackers import MLflowAddress, TensorBoardFolder, chosen
-from models import Examples
 from server.errors import ConfigurationError
 from wire.memory import keep_freed_slices
 from wire.protocol import is_loopback
+from wire.tensors import HAS_TORCH
 
 if TYPE_CHECKING:
+    from models import Examples
     from server.coordinator import TLS, CoordinatorConfig
 
 log = logging.getLogger(__name__)
@@ -74,11 +74,17 @@ def serve(
         roster=roster,
         trackers=chosen(tensorboard, mlflow),
     )
-    own_data = load_visibly(data, 0.0, 0).training if data else None
-    asyncio.run(_serve(config, own_data))
+    asyncio.run(_serve(config, _examples(data) if data else None))
 
 
-async def _serve(config: "CoordinatorConfig", own_data: Examples | None) -> None:
+def _examples(data: str) -> "Examples":
+    # Here, because a coordinator without data needs no torch.
+    from choral.loading import load_visibly
+
+    return load_visibly(data, 0.0, 0).training
+
+
+async def _serve(config: "CoordinatorConfig", own_data: "Examples | None") -> None:
     from server.coordinator import serve as serve_coordinator
 
     stop = asyncio.Event()
@@ -86,6 +92,10 @@ async def _serve(config: "CoordinatorConfig", own_data: Examples | None) -> None
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serve_coordinator(config, own_data) as coordinator:
         scheme = "https" if config.tls else "http"
+        if not HAS_TORCH:
+            log.info(
+                "torch is not installed: a client draws each first model, and runs that need more of torch here are refused"
+            )
         log.info("clients join at %s", coordinator.address)
         log.info("REST API at %s://%s/api/v1, its description at /docs", scheme, coordinator.http_address)
         if not is_loopback(config.http_address) and not await coordinator.store.tokens():

@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from choral.commands.own import Own, add_all
-from models import check_spec
 from privacy.secagg.combinations import check_masking
 from privacy.secagg.parameters import parameters_for
 from wire.spec import RunSpec, read_spec
@@ -22,6 +21,9 @@ def check(path: Annotated[Path, typer.Argument(help="The spec, YAML or JSON.")],
 
     Example: choral spec check run.yaml
     """
+    # Here, because it imports torch.
+    from models import check_spec
+
     add_all(own)
     spec = read_spec(path)
     check_spec(spec)

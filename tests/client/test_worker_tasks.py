@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -6,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import torch
 
 from client.cache import ModelCache
 from client.data import LocalData
 from client.link import Link
-from client.policy import Policy
+from client.policy import Policy, SecureAggregationPolicy
 from client.training import Assignment, Result, Trainer
 from client.worker import Site, Worker
 from models import DataError, Examples
 from server.coordinator import Coordinator
+from server.first_model import FirstModel
+from server.model import ModelShop
 from server.records import RunState
 from tests.client.scripted import ScriptedCoordinator
 from tests.client.sites import (
@@ -34,6 +38,7 @@ from tests.client.sites import (
 )
 from tests.loopback import WAIT_SECONDS
 from wire import federation_pb2 as pb
+from wire.spec import RunSpec, validate_spec
 
 # --- Tasks that end before their time ---
 
@@ -203,6 +208,61 @@ async def test_task_of_an_unknown_kind_is_refused(script: ScriptedCoordinator, t
     reply = await failed(script, tmp_path, task)
     assert reply.reason == pb.REFUSAL_REASON_CLIENT_ERROR
     assert reply.detail.startswith("Task: kind must be one that this release knows, got another one.")
+
+
+def first_model_task(spec: RunSpec) -> pb.Task:
+    task = pb.Task(task_id="run/first-model", run_id="run", spec_json=spec.canonical_json(), cohort_size=1)
+    task.first_model.SetInParent()
+    return task
+
+
+async def test_first_model_is_that_of_the_spec_whatever_the_least_cohort(
+    script: ScriptedCoordinator, tmp_path: Path
+) -> None:
+    spec = digits_spec(seed=5)
+    async with running(make_agent(tmp_path, script.address, policy=Policy(minimum_cohort=9))):
+        session = await script.session()
+        await session.push(first_model_task(spec))
+        upload = await script.upload()
+        first = FirstModel()
+        first.add(np.frombuffer(await upload.accept(), dtype=np.uint8), 0)
+    assert upload.header.encoding == pb.VECTOR_ENCODING_SAFETENSORS
+    assert first.model is not None
+    assert first.model.sha256 == ModelShop(spec).initial().sha256
+
+
+@pytest.mark.parametrize(
+    ("learner", "detail"),
+    [
+        pytest.param({"name": "mine"}, "First model: learner must be one of the zoo's, got 'mine'.", id="own"),
+        pytest.param(
+            {"name": "mlp", "initialize_from": "trained"},
+            "First model: learner must start from no base, which does not leave its machine, got 'trained'.",
+            id="base",
+        ),
+        pytest.param(
+            {"name": "mlp", "hiden": [4]}, "Learner mlp: hiden is not a key that exists here.", id="parameter"
+        ),
+    ],
+)
+async def test_first_model_that_is_not_drawn_from_the_spec_alone_is_refused(
+    script: ScriptedCoordinator, tmp_path: Path, learner: dict[str, Any], detail: str
+) -> None:
+    spec = validate_spec(json.loads(digits_spec().canonical_json()) | {"learner": learner})
+    reply = await failed(script, tmp_path, first_model_task(spec))
+    assert (reply.reason, reply.detail) == (pb.REFUSAL_REASON_CLIENT_ERROR, detail)
+
+
+async def test_first_model_is_refused_where_the_policy_forbids_the_run(
+    script: ScriptedCoordinator, tmp_path: Path
+) -> None:
+    strict = Policy(secure_aggregation=SecureAggregationPolicy(required=True))
+    async with running(make_agent(tmp_path, script.address, policy=strict)):
+        session = await script.session()
+        await session.push(first_model_task(digits_spec()))
+        reply = await session.reply("task_failed")
+    assert reply.reason == pb.REFUSAL_REASON_CLIENT_POLICY
+    assert reply.detail.startswith("This site's policy: privacy.secure_aggregation must be in the run spec")
 
 
 @pytest.mark.parametrize("field", ["layout_sha256", "total_bytes"])

@@ -165,3 +165,32 @@ def test_from_bytes_writes_go_to_a_bytearray_and_not_to_bytes() -> None:
 def test_from_bytes_of_a_broken_length_is_refused() -> None:
     with pytest.raises(LayoutError, match="length must be a multiple of 4 bytes, got 7"):
         vector_from_bytes(bytes(7))
+
+
+@given(st.lists(st.tuples(SHAPES, st.sampled_from(DTYPES)), max_size=5))
+def test_parse_gives_the_layout_of_its_json_back(parts: list[tuple[tuple[int, ...], torch.dtype]]) -> None:
+    layout = Layout.of(state_of([((2,), torch.float32), *parts]))
+    assert Layout.parse(layout.json) == layout
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param("", "must be a list of name, shape and dtype, got: Expecting value", id="nothing"),
+        pytest.param("[" * 100_000, "must be a list of name, shape and dtype, got: ", id="deep"),
+        pytest.param('{"a":1}', "must be a list of name, shape and dtype, got: ", id="no-list"),
+        pytest.param('[["a",[1]]]', "must be a list of name, shape and dtype, got: ", id="short"),
+        pytest.param('[[1,[1],"float32"]]', "a row must have a name", id="name"),
+        pytest.param('[["a",[-1],"float32"]]', "a row must have a name, a shape of whole numbers", id="negative"),
+        pytest.param('[["a",[true],"float32"]]', "a row must have a name, a shape of whole numbers", id="truth"),
+        pytest.param('[["a",[1e3],"float32"]]', "a row must have a name, a shape of whole numbers", id="fraction"),
+        pytest.param('[["a",[1],"int64"]]', "a row must have .* and a floating dtype", id="integers"),
+        pytest.param('[["a",[1],[]]]', "a row must have .* and a floating dtype", id="dtype"),
+        pytest.param('[["a",[0],"float32"]]', "must be canonical JSON with coordinates", id="empty"),
+        pytest.param('[["a",[1],"float32"],["a",[2],"float32"]]', "no name twice, got another one", id="twice"),
+        pytest.param('[["a", [1], "float32"]]', "must be canonical JSON", id="spaces"),
+    ],
+)
+def test_parse_what_is_no_layout_raises(text: str, problem: str) -> None:
+    with pytest.raises(LayoutError, match=problem):
+        Layout.parse(text)

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from choral.attention_picture import draw_attention
 from models import build_learner
-from models.saved import LEARNER_KEY
 from tests.choral.command_line import Choral, sentence
+from wire.saved import LEARNER_KEY
 from wire.spec import Named
 
 

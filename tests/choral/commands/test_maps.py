@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from choral.pictures import draw_maps, mosaic
 from models import build_learner
-from models.saved import LEARNER_KEY
 from tests.choral.command_line import Choral, sentence
+from wire.saved import LEARNER_KEY
 from wire.spec import Named
 
 

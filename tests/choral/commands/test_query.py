@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from models import Examples, ServerOptimizer, build_learner
-from models.saved import LEARNER_KEY
 from tests.choral.command_line import Choral, sentence
+from wire.saved import LEARNER_KEY
 from wire.spec import LocalSpec, Named
 from wire.tensors import State
 

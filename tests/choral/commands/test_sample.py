@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from models import MODELS, build_learner
 from models.examples import example_of
 from models.learner import Sampler
-from models.saved import LEARNER_KEY
 from tests.choral.command_line import Choral, sentence
+from wire.saved import LEARNER_KEY
 from wire.spec import Named
 
 SAMPLERS = [name for name, model in MODELS.items() if hasattr(model.learner, "sample") and not name.startswith("hf_")]
