@@ -6,12 +6,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=600 WHEELS_PORT=18931
+readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=900 WHEELS_PORT=18931
 export CHORAL_VERSION=test CHORAL_GRPC_PORT="" CHORAL_HTTP_PORT=""
 scratch=$(mktemp -d)
-# Ten times as many rounds as the demo has: it is over before somebody can kill anything.
+# Seven times as many rounds as the demo has: it is over before somebody can kill anything.
 export CHORAL_RUN="$scratch/run.yaml"
-sed 's/^rounds: .*/rounds: 400/' deploy/digits.yaml > "$CHORAL_RUN"
+sed 's/^rounds: .*/rounds: 300/' deploy/digits.yaml > "$CHORAL_RUN"
 wheel_server=""
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
@@ -61,7 +61,7 @@ serve_wheels() {
     python3 -c 'import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
 parts = project["project"]["dependencies"] + [
-    name for role in ("client", "server") for name in project["project"]["optional-dependencies"][role]
+    name for role in ("client", "server", "torch") for name in project["project"]["optional-dependencies"][role] if not name.startswith("choral")
 ]
 print(*project["build-system"]["requires"], *parts, sep="\n")' > "$scratch/wanted.txt"
     # For redis, where Debian's Python is older than 3.11.3.
@@ -89,13 +89,19 @@ if ! curl --silent --fail --max-time 20 --output /dev/null https://download.pyto
     arguments=(--network host --build-arg PIP_NO_INDEX=1 --build-arg "PIP_FIND_LINKS=http://127.0.0.1:$WHEELS_PORT/")
     say "wheels: of this machine's pip, because torch's index cannot be reached"
 fi
-for role in coordinator client; do
-    docker build --quiet --file deploy/Dockerfile --target "$role" --tag "choral-$role:test" --build-arg "BASE_IMAGE=$BASE_IMAGE" \
-        --build-arg VERSION=test "${arguments[@]}" . > "$scratch/build.log" 2>&1 || { tail -n 20 "$scratch/build.log" >&2; fail "building choral-$role"; }
-    size=$(docker image inspect --format '{{.Size}}' "choral-$role:test")
-    say "choral-$role: $((size / 1000000)) MB"
-    [ "$size" -le 1200000000 ] || fail "choral-$role must be at most 1200 MB"
-done
+# build ROLE TAG MOST_MB ARGUMENTS...
+build() {
+    local image="choral-$1:$2" size
+    docker build --quiet --file deploy/Dockerfile --target "$1" --tag "$image" --build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg VERSION=test \
+        "${arguments[@]}" "${@:4}" . > "$scratch/build.log" 2>&1 || { tail -n 20 "$scratch/build.log" >&2; fail "building $image"; }
+    size=$(docker image inspect --format '{{.Size}}' "$image")
+    say "$image: $((size / 1000000)) MB"
+    [ "$size" -le "${3}000000" ] || fail "$image must be at most $3 MB"
+}
+build client test 1200
+build coordinator test 400
+build coordinator test-torch 1200 --build-arg COORDINATOR_TORCH=1
+torch_of() { docker run --rm --network none --entrypoint python "$1" -c 'import importlib.util; print("some" if importlib.util.find_spec("torch") else "none")'; }
 
 # --- what is in them ---------------------------------------------------------------------------------------------------------------------
 
@@ -106,6 +112,8 @@ for role in coordinator client; do
     ! docker image inspect --format '{{json .Config.Env}}' "choral-$role:test" | grep -iE 'pip_|token|password|secret' || fail "choral-$role keeps settings of its build"
     [ "$(docker image inspect --format '{{.Config.User}}' "choral-$role:test")" = 10001:10001 ] || fail "choral-$role must not run as root"
 done
+[ "$(torch_of choral-coordinator:test)" = none ] || fail "the coordinator must be without torch"
+[ "$(torch_of choral-coordinator:test-torch)" = some ] || fail "COORDINATOR_TORCH=1 must bring torch"
 say "images: no tests, secrets, caches or build tools"
 
 # --- the federation ----------------------------------------------------------------------------------------------------------------------

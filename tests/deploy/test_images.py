@@ -16,7 +16,7 @@ from tests.deploy.manifests import ROOT
 
 CONTENTS = ROOT / "deploy" / "contents.py"
 SLIM = ROOT / "deploy" / "slim.sh"
-ROLES = ("client", "server")
+GROUPS = ("client", "server", "torch")
 
 
 def stages() -> dict[str, list[str]]:
@@ -33,10 +33,12 @@ def stages() -> dict[str, list[str]]:
 
 def test_images_are_built_from_one_base_without_build_tools() -> None:
     found = stages()
-    assert list(found) == ["packages", "runtime", "coordinator", "client"]
-    assert found["coordinator"][0] == "FROM runtime AS coordinator"
-    assert found["client"][0] == "FROM runtime AS client"
-    for stage in ("runtime", "coordinator", "client"):
+    assert list(found) == ["packages", "runtime", "runtime-0", "runtime-1", "coordinator", "client"]
+    assert found["runtime-0"] == ["FROM runtime AS runtime-0"]
+    assert found["runtime-1"][0] == "FROM runtime AS runtime-1"
+    assert found["coordinator"][0] == "FROM runtime-${COORDINATOR_TORCH} AS coordinator"
+    assert found["client"][0] == "FROM runtime-1 AS client"
+    for stage in ("runtime", "runtime-1", "coordinator", "client"):
         text = "\n".join(found[stage])
         assert not re.search(r"\b(apt-get|apt|curl|wget|pip install|ensurepip)\b", text)
         assert not re.search(r"\bARG PIP_", text)
@@ -78,8 +80,8 @@ def test_every_package_of_the_images_is_pinned_within_what_is_tested() -> None:
     lines = (ROOT / "deploy/pins.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    texts = project["dependencies"] + [text for role in ROLES for text in project["optional-dependencies"][role]]
-    found: set[str] = {canonicalize_name(Requirement(text).name) for text in texts}
+    texts = project["dependencies"] + [text for group in GROUPS for text in project["optional-dependencies"][group]]
+    found: set[str] = {canonicalize_name(Requirement(text).name) for text in texts} - {"choral"}
     for name in list(found):
         needed(name, frozenset(), found)
     # What torch brings for a GPU is pinned by torch.
