@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Tests the containers for real: builds both images, trains the federation of docker-compose.yml in them, kills some of it, and looks into them.
+# Tests the containers for real: builds both images, looks into them, and trains the federation of docker-compose.yml in them. Meanwhile some of
+# it is killed, it is upgraded, gets certificates of a new authority, and is restored from a backup, by the commands of README.md.
 # It needs a Docker engine that runs, docker-compose 1.29 or the plugin `docker compose`, curl and python3. Where no registry can be reached it
 # also needs root, debootstrap and what pip of this machine can reach: then base images and wheels are made here. It leaves nothing running.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=300 WHEELS_PORT=18931
+readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=900 WHEELS_PORT=18931
 export CHORAL_VERSION=test CHORAL_GRPC_PORT="" CHORAL_HTTP_PORT=""
 scratch=$(mktemp -d)
-# Five times as many rounds as the demo has: it is over before somebody can kill anything.
+# Seven times as many rounds as the demo has: it is over before somebody can kill anything.
 export CHORAL_RUN="$scratch/run.yaml"
-sed 's/^rounds: .*/rounds: 200/' deploy/digits.yaml > "$CHORAL_RUN"
+sed 's/^rounds: .*/rounds: 300/' deploy/digits.yaml > "$CHORAL_RUN"
 wheel_server=""
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
@@ -60,12 +61,12 @@ serve_wheels() {
     python3 -c 'import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
 parts = project["project"]["dependencies"] + [
-    name for role in ("client", "server") for name in project["project"]["optional-dependencies"][role]
+    name for role in ("client", "server", "torch") for name in project["project"]["optional-dependencies"][role] if not name.startswith("choral")
 ]
 print(*project["build-system"]["requires"], *parts, sep="\n")' > "$scratch/wanted.txt"
     # For redis, where Debian's Python is older than 3.11.3.
     echo async-timeout >> "$scratch/wanted.txt"
-    python3 -m pip download --quiet --only-binary :all: --dest "$scratch/wheels" --constraint constraints.txt --requirement "$scratch/wanted.txt" \
+    python3 -m pip download --quiet --only-binary :all: --dest "$scratch/wheels" --constraint deploy/pins.txt --requirement "$scratch/wanted.txt" \
         2> "$scratch/pip.log" || { cat "$scratch/pip.log" >&2; return 1; }
     # Always the same port: the address is part of what the engine keeps built layers by.
     python3 -u -m http.server --bind 127.0.0.1 --directory "$scratch/wheels" "$WHEELS_PORT" > "$scratch/http.log" 2>&1 &
@@ -88,13 +89,19 @@ if ! curl --silent --fail --max-time 20 --output /dev/null https://download.pyto
     arguments=(--network host --build-arg PIP_NO_INDEX=1 --build-arg "PIP_FIND_LINKS=http://127.0.0.1:$WHEELS_PORT/")
     say "wheels: of this machine's pip, because torch's index cannot be reached"
 fi
-for role in coordinator client; do
-    docker build --quiet --file deploy/Dockerfile --target "$role" --tag "choral-$role:test" --build-arg "BASE_IMAGE=$BASE_IMAGE" \
-        --build-arg VERSION=test "${arguments[@]}" . > "$scratch/build.log" 2>&1 || { tail -n 20 "$scratch/build.log" >&2; fail "building choral-$role"; }
-    size=$(docker image inspect --format '{{.Size}}' "choral-$role:test")
-    say "choral-$role: $((size / 1000000)) MB"
-    [ "$size" -le 1200000000 ] || fail "choral-$role must be at most 1200 MB"
-done
+# build ROLE TAG MOST_MB ARGUMENTS...
+build() {
+    local image="choral-$1:$2" size
+    docker build --quiet --file deploy/Dockerfile --target "$1" --tag "$image" --build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg VERSION=test \
+        "${arguments[@]}" "${@:4}" . > "$scratch/build.log" 2>&1 || { tail -n 20 "$scratch/build.log" >&2; fail "building $image"; }
+    size=$(docker image inspect --format '{{.Size}}' "$image")
+    say "$image: $((size / 1000000)) MB"
+    [ "$size" -le "${3}000000" ] || fail "$image must be at most $3 MB"
+}
+build client test 1200
+build coordinator test 400
+build coordinator test-torch 1200 --build-arg COORDINATOR_TORCH=1
+torch_of() { docker run --rm --network none --entrypoint python "$1" -c 'import importlib.util; print("some" if importlib.util.find_spec("torch") else "none")'; }
 
 # --- what is in them ---------------------------------------------------------------------------------------------------------------------
 
@@ -105,6 +112,8 @@ for role in coordinator client; do
     ! docker image inspect --format '{{json .Config.Env}}' "choral-$role:test" | grep -iE 'pip_|token|password|secret' || fail "choral-$role keeps settings of its build"
     [ "$(docker image inspect --format '{{.Config.User}}' "choral-$role:test")" = 10001:10001 ] || fail "choral-$role must not run as root"
 done
+[ "$(torch_of choral-coordinator:test)" = none ] || fail "the coordinator must be without torch"
+[ "$(torch_of choral-coordinator:test-torch)" = some ] || fail "COORDINATOR_TORCH=1 must bring torch"
 say "images: no tests, secrets, caches or build tools"
 
 # --- the federation ----------------------------------------------------------------------------------------------------------------------
@@ -137,17 +146,72 @@ await "3 rounds are committed" has_rounds 3
     || fail "the REST API must ask for a token"
 api / | grep -qi '<title>' || fail "the dashboard must be served"
 
-before=$(run_field round_number)
-is_state running || fail "the run must be in progress before the coordinator is killed"
+# while_it_runs WHAT: notes the round in `before`.
+while_it_runs() {
+    before=$(run_field round_number)
+    is_state running || fail "the run must be in progress before $1"
+    say "after round $before: $1"
+}
+goes_on() { await "2 more rounds are committed" has_rounds $((before + 2)); }
+
+while_it_runs "the coordinator's container is killed"
 docker kill "$coordinator" > /dev/null
-say "killed the coordinator's container after round $before"
 docker start "$coordinator" > /dev/null
-await "2 more rounds are committed after it came back" has_rounds $((before + 2))
-is_state running || fail "the run must be in progress before a client is killed"
+goes_on
+
+for role in coordinator client; do
+    printf 'FROM choral-%s:test\nLABEL org.opencontainers.image.version=next\n' "$role" | docker build --quiet --tag "choral-$role:test-next" - > /dev/null 2>&1
+done
+export CHORAL_VERSION=test-next
+while_it_runs "both images are upgraded"
+compose up --detach --no-build > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log" >&2; fail "the upgrade"; }
+[ "$(container coordinator)" != "$coordinator" ] || fail "the coordinator's container must be another one"
+coordinator=$(container coordinator)
+goes_on
+
+# certify COMMANDS: before certificates are made, in the authority's folder.
+names="--host coordinator --host localhost --host 127.0.0.1 --client site-0 --client site-1 --client site-2"
+certify() {
+    compose run --rm -T certificates "cd /certificates/authority; $1; choral certificates /certificates $names > /dev/null" > "$scratch/run.log" 2>&1 \
+        || { cat "$scratch/run.log" >&2; fail "certificates"; }
+    # shellcheck disable=SC2086 # a list of words
+    compose restart coordinator $FEDERATION > /dev/null 2>&1
+    docker exec "$coordinator" cat /certificates/coordinator/authority.pem > "$scratch/authority.pem"
+}
+while_it_runs "a second authority is trusted"
+old=$(cat "$scratch/authority.pem")
+certify 'choral certificates /tmp/next --host coordinator > /dev/null; cp certificate.pem old.pem; mv /tmp/next/authority new
+         cat old.pem new/certificate.pem > certificate.pem'
+goes_on
+while_it_runs "it signs all certificates"
+certify 'cat new/certificate.pem old.pem > certificate.pem; cp new/key.pem key.pem'
+goes_on
+while_it_runs "the first authority is forgotten"
+certify 'cp new/certificate.pem certificate.pem; rm -r new old.pem'
+goes_on
+[ "$(cat "$scratch/authority.pem")" != "$old" ] && [ "$(grep -c BEGIN "$scratch/authority.pem")" = 1 ] || fail "the second authority must be the only one"
+
+volumes="redis coordinator authority coordinator-certificates client-certificates"
+while_it_runs "a backup is taken, and all is lost but the clients' volumes"
+compose stop coordinator redis > /dev/null 2>&1
+for volume in $volumes; do
+    docker run --rm --user 0 --volume "${PROJECT}_$volume:/volume:ro" --entrypoint tar choral-coordinator:test --create --directory /volume . > "$scratch/$volume.tar"
+done
+compose down > /dev/null 2>&1
+for volume in $volumes; do docker volume rm "${PROJECT}_$volume" > /dev/null; done
+compose up --no-start --no-build > /dev/null 2>&1
+for volume in $volumes; do
+    docker run --rm --interactive --user 0 --volume "${PROJECT}_$volume:/volume" --entrypoint tar choral-coordinator:test --extract --same-owner --directory /volume < "$scratch/$volume.tar"
+done
+compose up --detach --no-build > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log" >&2; fail "the restored federation"; }
+coordinator=$(container coordinator)
+await "the restored federation answers" has_rounds "$before"
+goes_on
+
+while_it_runs "the client site-1 is killed"
 victim=$(container site-1)
 # Everything in it but its init: the engine brings the container back, as after a crash.
 docker exec "$victim" /bin/sh -c 'kill -9 -1' || true
-say "killed the client site-1 after round $(run_field round_number)"
 await "the run has finished" is_state finished
 [ "$(state '{{.RestartCount}}' "$victim")" -ge 1 ] || fail "site-1 must have been started again"
 await "site-1 is healthy again" is_healthy "$victim"

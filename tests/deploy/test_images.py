@@ -5,14 +5,18 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.deploy.manifests import ROOT
 
 CONTENTS = ROOT / "deploy" / "contents.py"
 SLIM = ROOT / "deploy" / "slim.sh"
+GROUPS = ("client", "server", "torch")
 
 
 def stages() -> dict[str, list[str]]:
@@ -29,10 +33,12 @@ def stages() -> dict[str, list[str]]:
 
 def test_images_are_built_from_one_base_without_build_tools() -> None:
     found = stages()
-    assert list(found) == ["packages", "runtime", "coordinator", "client"]
-    assert found["coordinator"][0] == "FROM runtime AS coordinator"
-    assert found["client"][0] == "FROM runtime AS client"
-    for stage in ("runtime", "coordinator", "client"):
+    assert list(found) == ["packages", "runtime", "runtime-0", "runtime-1", "coordinator", "client"]
+    assert found["runtime-0"] == ["FROM runtime AS runtime-0"]
+    assert found["runtime-1"][0] == "FROM runtime AS runtime-1"
+    assert found["coordinator"][0] == "FROM runtime-${COORDINATOR_TORCH} AS coordinator"
+    assert found["client"][0] == "FROM runtime-1 AS client"
+    for stage in ("runtime", "runtime-1", "coordinator", "client"):
         text = "\n".join(found[stage])
         assert not re.search(r"\b(apt-get|apt|curl|wget|pip install|ensurepip)\b", text)
         assert not re.search(r"\bARG PIP_", text)
@@ -55,8 +61,35 @@ def test_build_context_is_what_an_image_installs() -> None:
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
-    files = {"constraints.txt", "pyproject.toml", "deploy/slim.sh", project["project"]["readme"]}
+    files = {"pyproject.toml", "deploy/pins.txt", "deploy/slim.sh", project["project"]["readme"]}
     assert allowed == packages | files | set(project["project"]["license-files"])
+
+
+def needed(name: str, extras: frozenset[str], found: set[str]) -> None:
+    """Add the packages that a package needs, by the names of their releases here."""
+    for text in metadata.requires(name) or []:
+        requirement = Requirement(text)
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+            continue
+        if (other := canonicalize_name(requirement.name)) not in found:
+            found.add(other)
+            needed(other, frozenset(requirement.extras), found)
+
+
+def test_every_package_of_the_images_is_pinned_within_what_is_tested() -> None:
+    lines = (ROOT / "deploy/pins.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = project["dependencies"] + [text for group in GROUPS for text in project["optional-dependencies"][group]]
+    found: set[str] = {canonicalize_name(Requirement(text).name) for text in texts} - {"choral"}
+    for name in list(found):
+        needed(name, frozenset(), found)
+    # What torch brings for a GPU is pinned by torch.
+    found = {name for name in found if not name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert found <= set(pins)
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") and (tested := Requirement(line)).name in pins:
+            assert pins[tested.name] in tested.specifier
 
 
 def contents(root: Path) -> list[str]:
