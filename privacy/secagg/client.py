@@ -124,7 +124,7 @@ class ClientSession:
             if not held.can_mask_with(members, self._index, dealer, shares and packets[dealer]):
                 self._abort(
                     AbortCode.FALSE_PACKET,
-                    f"the packet of member {dealer} must open and have its part of a pair mask, it does not",
+                    f"the packet of member {members.entries[dealer].client_id.hex()} must open and have its part of a pair mask",
                     delivery,
                 )
         self._check_live(sharers, "sharers", delivery)

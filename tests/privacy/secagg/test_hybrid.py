@@ -237,7 +237,7 @@ def test_part_of_a_pair_mask_that_is_not_its_senders_ends_the_session_with_what_
         victim,
         lambda: victim.take_delivery(delivery),
         AbortCode.FALSE_PACKET,
-        "the packet of member 0 must open and have its part of a pair mask, it does not",
+        f"the packet of member {at.clients[0].client_id} must open and have its part of a pair mask",
     )
     # What it was handed is signed: the coordinator can be asked to show that member 0 has signed the same.
     assert error.evidence == (delivery,)
