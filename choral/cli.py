@@ -8,6 +8,25 @@ import typer
 from rich.console import Console
 
 from choral.commands import certificates, enroll, runs, secagg, serve, specs, token
+from choral.commands import (
+    api,
+    attention,
+    certificates,
+    demo,
+    enroll,
+    join,
+    maps,
+    partition,
+    query,
+    runs,
+    sample,
+    secagg,
+    serve,
+    simulate,
+    specs,
+    token,
+    zoo,
+)
 from choral.logs import is_json, log_text
 from wire import RELEASE
 from wire.errors import ChoralError
@@ -59,6 +78,8 @@ else:
     _anything = {"allow_extra_args": True, "ignore_unknown_options": True}
     for _name in ("demo", "join", "simulate", "partition", "models", "sample", "query", "maps", "attention"):
         app.command(_name, help="Needs torch.", add_help_option=False, context_settings=_anything)(_lack_torch)
+app.command("api")(api.api)
+app.command("join")(join.join)
 app.add_typer(enroll.app, name="enroll")
 app.command("certificates")(certificates.certificates)
 app.add_typer(token.app, name="token")

@@ -4,24 +4,22 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fastapi import FastAPI
 
 from privacy.enrolment import EnrolmentFile
 from privacy.keys import load_identity
 from server.api import create_api
 from server.api.sources import Sources
 from server.broadcast import Broadcast
+from server.clerk import Clerk
 from server.desk import OwnDesk
 from server.enrolment import Doorkeeper
 from server.errors import ConfigurationError, StoreError
@@ -35,11 +33,12 @@ from server.runs import Runs
 from server.secure import Authority
 from server.service import FederationService
 from server.sessions import Sessions
-from server.store import Store, open_store
+from server.store import Store, open_post, open_store
 from server.tasks import task_group
 from server.trackers import Tracker
 from server.tracking import Follower
 from server.transfers import Transfers
+from server.web import SHUTDOWN_SECONDS, TLS, Web, bound_socket, check_exposure, taken_address
 from wire.frames import add_to_server
 from wire.protocol import SERVER_OPTIONS, STALL_SECONDS, is_loopback
 from wire.spec import CohortSpec, Named, RunSpec
@@ -52,16 +51,6 @@ log = logging.getLogger(__name__)
 
 _FIRST_SPEC = RunSpec(name="warm-up", learner=Named(name="mlp"), rounds=1, cohort=CohortSpec(size=1))
 LEASE_SECONDS = 15.0
-SHUTDOWN_SECONDS = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class TLS:
-    """Paths of PEM files. With `client_ca`, clients must show a certificate that it signed."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +123,8 @@ async def serve(config: CoordinatorConfig, own_data: "Examples | None" = None) -
         StoreError: The store cannot be opened.
         LeaseTakenError: Another coordinator serves the folder or the store.
     """
-    check_exposure(config)
+    addresses = {"gRPC": config.address, "REST": config.http_address}
+    check_exposure(addresses, config.tls, config.is_insecure)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(held_folder(config.folder))
         signing_key = load_identity(config.folder / "coordinator.pem")
@@ -145,7 +135,8 @@ async def serve(config: CoordinatorConfig, own_data: "Examples | None" = None) -
 
             ModelShop(_FIRST_SPEC).initial()
             warm_up()
-        store = await open_store(config.store or str(config.folder / STORE_FILE))
+        address = config.store or str(config.folder / STORE_FILE)
+        store = await open_store(address)
         stack.push_async_callback(store.close)
         holder = _holder(config.folder)
         await store.acquire_lease(holder, LEASE_SECONDS)
@@ -160,13 +151,13 @@ async def serve(config: CoordinatorConfig, own_data: "Examples | None" = None) -
         site = Site(store, cohort, config.folder / "runs", own_data, authority=authority, observer=metrics)
         runs = Runs(site, config.concurrent_runs)
         pulse = Pulse(metrics)
-        http_socket = stack.enter_context(_bound_socket("REST", config.http_address))
+        http_socket = stack.enter_context(bound_socket("REST", config.http_address))
         service = FederationService(sessions, transfers, config.stall_seconds, doorkeeper)
         server, port = await _start_grpc(config, service)
         stack.push_async_callback(server.stop, SHUTDOWN_SECONDS)
         coordinator = Coordinator(
-            f"{_host(config.address)}:{port}",
-            f"{_host(config.http_address)}:{http_socket.getsockname()[1]}",
+            taken_address(config.address, port),
+            taken_address(config.http_address, http_socket.getsockname()[1]),
             signing_key,
             enrolment,
             runs,
@@ -177,7 +168,7 @@ async def serve(config: CoordinatorConfig, own_data: "Examples | None" = None) -
         desk = OwnDesk(runs, sessions, pulse)
         broadcast = Broadcast(store, desk)
         api = create_api(Sources(store, desk, broadcast, site.folder, metrics), is_loopback(config.http_address))
-        web = _Web(_web_config(config, api))
+        web = Web(api, config.tls)
         group = await stack.enter_async_context(task_group())
         tasks = [
             group.create_task(runs.serve(), name="runs"),
@@ -190,6 +181,9 @@ async def serve(config: CoordinatorConfig, own_data: "Examples | None" = None) -
         if config.trackers:
             follower = Follower(config.trackers, store, config.folder)
             tasks.append(group.create_task(follower.serve(), name="trackers"))
+        if (post := open_post(address)) is not None:
+            stack.push_async_callback(post.close)
+            tasks.append(group.create_task(Clerk(post, desk, holder).serve(), name="clerk"))
         web_task = group.create_task(web.serve(sockets=[http_socket]), name="web")
         try:
             yield coordinator
@@ -201,21 +195,6 @@ async def serve(config: CoordinatorConfig, own_data: "Examples | None" = None) -
                 task.cancel()
             await asyncio.wait([web_task], timeout=SHUTDOWN_SECONDS)
             web_task.cancel()
-
-
-def check_exposure(config: CoordinatorConfig) -> None:
-    """Refuse plain text beyond loopback unless it was asked for.
-
-    Raises:
-        ConfigurationError: Updates or tokens would cross a network unprotected.
-    """
-    if config.tls is not None or config.is_insecure:
-        return
-    for name, address in (("gRPC", config.address), ("REST", config.http_address)):
-        if not is_loopback(address):
-            raise ConfigurationError(
-                f"{name} address: must be on loopback without TLS, got {address}. Give --tls-cert and --tls-key, or --insecure."
-            )
 
 
 def _authority(enrolment: EnrolmentFile | None, signing_key: Ed25519PrivateKey) -> Authority | None:
@@ -237,19 +216,11 @@ def _doorkeeper(
     return Doorkeeper(enrolment, signing_key.public_key().public_bytes_raw().hex(), sessions)
 
 
-class _Web(uvicorn.Server):
-    """uvicorn without its signal handlers: the process has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _start_grpc(config: CoordinatorConfig, service: FederationService) -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_to_server(service, server)
     # gRPC itself would not say why an address cannot be used.
-    _bound_socket("gRPC", config.address).close()
+    bound_socket("gRPC", config.address).close()
     try:
         if config.tls is None:
             port = server.add_insecure_port(config.address)
@@ -282,34 +253,6 @@ def _credentials(tls: TLS) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
 
 
-def _web_config(config: CoordinatorConfig, app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        ssl_certfile=str(config.tls.certificate) if config.tls else None,
-        ssl_keyfile=str(config.tls.key) if config.tls else None,
-        timeout_graceful_shutdown=int(SHUTDOWN_SECONDS),
-    )
-
-
-def _bound_socket(name: str, address: str) -> socket.socket:
-    host, port = _host_and_port(name, address)
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{name} address: must be free and of this machine, got {address}: {error.strerror}."
-        ) from error
-
-
-def _host_and_port(name: str, address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationError(f"{name} address: must be HOST:PORT with a port of 0 to 65535, got {address!r}.")
-    return host.strip("[]"), int(port)
-
-
 def _holder(folder: Path) -> str:
     """Return this coordinator's name on the lease: the same after a restart, so that it need not wait for its own lease to run out."""
     return kept(folder / "coordinator-id", secrets.token_hex(8))
@@ -333,7 +276,3 @@ async def _keep_lease(store: Store, holder: str) -> None:
             if time.monotonic() > held_until - LEASE_SECONDS / 5:
                 raise
             log.warning("the lease could not be prolonged, trying again: %s", error)
-
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0]

@@ -94,8 +94,9 @@ class Now(Value):
     """The coordinator's, where one serves the store."""
 
     def run(self, run: RunRecord) -> RunNow:
-        """Return what a run is doing."""
-        if (found := self.runs.get(run.run_id)) is not None:
+        """Return what a run is doing. This may be older than the run: one that has ended or was paused since is as the store has it."""
+        found = self.runs.get(run.run_id)
+        if found is not None and run.state in (found.state, RunState.QUEUED, RunState.RUNNING):
             return found
         status = f"{run.state.value}: {run.reason}" if run.reason else run.state.value
         if run.state in (RunState.QUEUED, RunState.RUNNING) and not self.is_served:

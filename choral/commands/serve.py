@@ -2,23 +2,29 @@
 
 import asyncio
 import logging
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from choral.commands.listening import (
+    Certificate,
+    HttpAddress,
+    Insecure,
+    Key,
+    chosen_tls,
+    stop_signal,
+    tell_of_api,
+)
 from choral.commands.own import Own, add_all
 from choral.logs import Format, LogFormat, log_as
 from choral.trackers import MLflowAddress, TensorBoardFolder, chosen
-from server.errors import ConfigurationError
 from wire.memory import keep_freed_slices
-from wire.protocol import is_loopback
 from wire.tensors import HAS_TORCH
 
 if TYPE_CHECKING:
     from models import Examples
-    from server.coordinator import TLS, CoordinatorConfig
+    from server.coordinator import CoordinatorConfig
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +32,7 @@ log = logging.getLogger(__name__)
 def serve(
     folder: Annotated[Path, typer.Option("--folder", help="Where state and models lie.")] = Path("coordinator"),
     listen: Annotated[str, typer.Option(help="Host and port for clients (gRPC).")] = "127.0.0.1:7070",
-    http: Annotated[str, typer.Option(help="Host and port of the REST API.")] = "127.0.0.1:8080",
+    http: HttpAddress = "127.0.0.1:8080",
     store: Annotated[
         str,
         typer.Option(
@@ -40,13 +46,13 @@ def serve(
     upload_slots: Annotated[
         int, typer.Option(min=1, help="Uploads received at a time; each takes a model's size of memory.")
     ] = 2,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of this coordinator.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
     client_ca: Annotated[Path | None, typer.Option(help="PEM authority of client certificates (mutual TLS).")] = None,
     roster: Annotated[
         Path | None, typer.Option(help="JSON file of who may take part (choral enroll); default: everybody.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = False,
+    insecure: Insecure = False,
     tensorboard: TensorBoardFolder = None,
     mlflow: MLflowAddress = "",
     log_format: Format = LogFormat.TEXT,
@@ -67,7 +73,7 @@ def serve(
         store=store,
         address=listen,
         http_address=http,
-        tls=_tls(tls_cert, tls_key, client_ca),
+        tls=chosen_tls(tls_cert, tls_key, client_ca),
         is_insecure=insecure,
         upload_places=upload_slots,
         concurrent_runs=concurrent_runs,
@@ -87,32 +93,14 @@ def _examples(data: str) -> "Examples":
 async def _serve(config: "CoordinatorConfig", own_data: "Examples | None") -> None:
     from server.coordinator import serve as serve_coordinator
 
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_signal()
     async with serve_coordinator(config, own_data) as coordinator:
-        scheme = "https" if config.tls else "http"
         if not HAS_TORCH:
             log.info(
                 "torch is not installed: a client draws each first model, and runs that need more of torch here are refused"
             )
         log.info("clients join at %s", coordinator.address)
-        log.info("REST API at %s://%s/api/v1, its description at /docs", scheme, coordinator.http_address)
-        if not is_loopback(config.http_address) and not await coordinator.store.tokens():
-            place = "the same --store" if config.store else f"--folder {config.folder}"
-            log.warning(
-                "the REST API lets nobody in yet: make a token with choral token create NAME --role operator and %s",
-                place,
-            )
+        place = "the same --store" if config.store else f"--folder {config.folder}"
+        await tell_of_api(coordinator.http_address, config.tls, coordinator.store, place)
         await stop.wait()
         log.info("shutting down; runs go on at the next start")
-
-
-def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> "TLS | None":
-    from server.coordinator import TLS
-
-    if certificate is None and key is None and client_ca is None:
-        return None
-    if certificate is None or key is None:
-        raise ConfigurationError("TLS: --tls-cert and --tls-key must be given together, got one or only --client-ca.")
-    return TLS(certificate, key, client_ca)

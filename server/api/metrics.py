@@ -1,15 +1,11 @@
 """The route of the metrics, and what counts the answers of all routes."""
 
-from collections.abc import Sequence
-
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.sources import Sources
-from server.errors import StoreError
-from server.metrics import NO_ROUTE, Metrics
-from server.records import RunRecord
+from server.metrics import NO_ROUTE, ProcessMetrics
 
 
 def metrics_routes(sources: Sources) -> APIRouter:
@@ -18,13 +14,7 @@ def metrics_routes(sources: Sources) -> APIRouter:
 
     @router.get("/metrics", summary="Show the metrics in Prometheus' text format", response_class=Response)
     async def metrics() -> Response:
-        found: Sequence[RunRecord] | StoreError
-        try:
-            found = await sources.store.runs()
-        except StoreError as error:
-            found = error
-        sources.metrics.note_runs(found)
-        sources.metrics.note_clients(await sources.desk.now(), len(await sources.desk.clients()))
+        await sources.metrics.look(sources.store, sources.desk)
         return Response(sources.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -33,7 +23,7 @@ def metrics_routes(sources: Sources) -> APIRouter:
 class AnswerCount:
     """Counts each answer by the template of its route, at its first byte: a stream of events may have no last one."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ProcessMetrics) -> None:
         self._app = app
         self._metrics = metrics
 

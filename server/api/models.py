@@ -6,6 +6,7 @@ from fastapi.responses import FileResponse
 from server.api.sources import Sources
 from server.card import ModelCard, model_card
 from server.checkpoints import last_checkpoint
+from server.errors import NotFoundError
 from server.history import participations
 
 
@@ -22,6 +23,11 @@ def model_routes(sources: Sources) -> APIRouter:
     )
     async def model(run_id: str) -> FileResponse:
         run = await store.run(run_id)
+        if sources.folder is None:
+            raise NotFoundError(
+                f"Model of run {run_id}: must lie in a folder that this process reads, got none. Ask the coordinator itself, "
+                "or start choral api with --folder and the coordinator's folder."
+            )
         name = f"{run.spec.name}-{run.round_number}.safetensors"
         path = last_checkpoint(sources.folder, run)
         return FileResponse(path, media_type="application/octet-stream", filename=name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.broadcast import Broadcast
 from server.desk import Desk
-from server.metrics import Metrics
+from server.metrics import ProcessMetrics
 from server.store import Store
 
 
@@ -18,15 +18,15 @@ class Sources:
         store: What is durable.
         desk: What goes on now, and commands.
         broadcast: Events for those who watch.
-        folder: Where the models of all runs lie.
+        folder: Where the models of all runs lie; None where this process does not have them.
         metrics: What is counted of this process.
     """
 
     store: Store
     desk: Desk
     broadcast: Broadcast
-    folder: Path
-    metrics: Metrics
+    folder: Path | None
+    metrics: ProcessMetrics
 
     async def names(self) -> Mapping[str, str]:
         """Return the names of the clients that ever joined, by identity."""

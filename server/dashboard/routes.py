@@ -50,12 +50,21 @@ class File:
 
     def response(self, request: Request) -> Response:
         """Return the file, or 304 to a browser that has it."""
-        if self.tag in request.headers.get("if-none-match", ""):
+        if self._is_had(",".join(request.headers.getlist("if-none-match"))):
             return Response(status_code=304, headers={**HEADERS, "ETag": self.tag})
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers = {**HEADERS, "ETag": self.tag, "Content-Encoding": "gzip"}
             return Response(self.compressed, headers=headers, media_type=self.media_type)
         return Response(self.content, headers={**HEADERS, "ETag": self.tag}, media_type=self.media_type)
+
+    def _is_had(self, given: str) -> bool:
+        """Tell whether If-None-Match names this file, by weak comparison, or any.
+
+        Source: Fielding et al., "HTTP Semantics", RFC 9110, sections 8.8.3.2 and 13.1.2. https://www.rfc-editor.org/rfc/rfc9110
+        """
+        # A tag of others may have a comma in it, but its parts then lack a quotation mark.
+        tags = {tag.strip().removeprefix("W/") for tag in given.split(",")}
+        return given.strip() == "*" or self.tag.removeprefix("W/") in tags
 
 
 def dashboard_routes() -> APIRouter:

@@ -1,12 +1,16 @@
 """Durable state of a coordinator, in a SQLite file or a Redis server."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.errors import StoreError
 from server.store.contract import Store
 from server.store.sqlite import SqliteStore
 
-__all__ = ["Store", "open_store"]
+if TYPE_CHECKING:
+    from server.store.post import Post
+
+__all__ = ["Store", "open_post", "open_store"]
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 FILE_SCHEME = "file:"
@@ -22,16 +26,33 @@ async def open_store(url_or_path: str) -> Store:
     Raises:
         StoreError: It cannot be opened. The message names it, without a password.
     """
-    if url_or_path.startswith(FILE_SCHEME):
-        url_or_path = _read_address(Path(url_or_path.removeprefix(FILE_SCHEME)))
-    if url_or_path.startswith(REDIS_SCHEMES):
+    address = _address(url_or_path)
+    if address.startswith(REDIS_SCHEMES):
         from server.store.redis import RedisStore  # only who uses Redis needs its package
 
-        return await RedisStore.open(url_or_path)
-    return await SqliteStore.open(url_or_path)
+        return await RedisStore.open(address)
+    return await SqliteStore.open(address)
 
 
-def _read_address(path: Path) -> str:
+def open_post(url_or_path: str) -> "Post | None":
+    """Return the post between the coordinator and API replicas beside a store, or None: there is none beside a SQLite file.
+
+    Raises:
+        StoreError: The address cannot be read.
+    """
+    address = _address(url_or_path)
+    if not address.startswith(REDIS_SCHEMES):
+        return None
+    from server.store.post import Post
+
+    return Post(address)
+
+
+def _address(url_or_path: str) -> str:
+    """Return the address of a Redis server, perhaps from a file, or the path of a SQLite file."""
+    if not url_or_path.startswith(FILE_SCHEME):
+        return url_or_path
+    path = Path(url_or_path.removeprefix(FILE_SCHEME))
     try:
         address = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:

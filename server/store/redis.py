@@ -21,16 +21,11 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import AsyncIterator, Sequence, Set
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Sequence, Set
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from server.errors import LeaseTakenError, NotFoundError, StoreError
+from server.errors import LeaseTakenError, NotFoundError
 from server.records import (
     ClientRecord,
     EventRecord,
@@ -40,17 +35,15 @@ from server.records import (
     RunRecord,
     TokenRecord,
 )
+from server.store.connection import BLOCK_SECONDS, LEASE, PREFIX, Connection
 from server.store.documents import R, from_document, no_such_token, to_document, token_exists
 from server.tallies import summarized, takers, tallied
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "choral:"
-DEADLINE_SECONDS = 15.0  # longest time of one call, repeats after a lost connection included
 CONNECTION_COUNT = 8
 TOKEN_KEYS = (PREFIX + "tokens", PREFIX + "token_uses")
 FOLLOWED_COUNT = 500  # most events that a follower is given at a time
-BLOCK_SECONDS = 3.0  # longest wait of a follower in the server; below redis-py's own patience with a silent connection
 
 Change = tuple[str, str, int | str, str]
 """Kind of record, identity, number or second identity, and document."""
@@ -107,34 +100,19 @@ class RedisStore:
     When the connection is lost during a write and does not come back, `StoreError` cannot say whether the write took place.
     """
 
-    def __init__(self, client: Redis, address: str) -> None:
-        self._client: Any = client  # redis-py types every reply as str or bytes or more; ours are decoded
-        self._address = address
+    def __init__(self, server: Connection) -> None:
+        self._server = server
+        self._client = server.client
+        self._call = server.call
 
     @classmethod
     async def open(cls, url: str) -> "RedisStore":
-        """Connect to a server.
-
-        Args:
-            url: redis://, rediss:// (TLS) or unix://, as redis-py reads it; the password in it is never shown.
+        """Connect to a server, at an address as `Connection` takes it.
 
         Raises:
-            StoreError: The URL cannot be read, or the server does not answer or lets us in.
+            StoreError: The address cannot be read, or the server does not answer or lets us in.
         """
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                decode_responses=True,
-                max_connections=CONNECTION_COUNT,
-                timeout=DEADLINE_SECONDS,
-                retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5),
-            )
-        except ValueError:  # its text may hold the password
-            raise StoreError(
-                "Store: address must be redis://[user:password@]host:port/number, rediss:// or unix://, got another form. "
-                "Write special characters of the password as %XX."
-            ) from None
-        store = cls(Redis.from_pool(pool), _address(url, pool.connection_kwargs))
+        store = cls(Connection(url, CONNECTION_COUNT))
         try:
             await store._check_durability()
         except BaseException:
@@ -284,10 +262,10 @@ class RedisStore:
     async def acquire_lease(self, holder: str, seconds: float) -> None:
         """Take or prolong the lease. Raises `LeaseTakenError` while somebody else holds it."""
         async with self._call():
-            taken = await self._client.eval(ACQUIRE, 1, PREFIX + "lease", holder, math.ceil(seconds * 1000))
+            taken = await self._client.eval(ACQUIRE, 1, LEASE, holder, math.ceil(seconds * 1000))
         if taken:
             raise LeaseTakenError(
-                f"Store {self._address}: lease must be free or held by {holder!r}, "
+                f"Store {self._server.address}: lease must be free or held by {holder!r}, "
                 f"got {taken[0]!r} for {taken[1] / 1000:.1f} s more. "
                 "Stop that coordinator, or wait until its lease has run out."
             )
@@ -295,11 +273,11 @@ class RedisStore:
     async def release_lease(self, holder: str) -> None:
         """Give the lease back, if `holder` has it."""
         async with self._call():
-            await self._client.eval(RELEASE, 1, PREFIX + "lease", holder)
+            await self._client.eval(RELEASE, 1, LEASE, holder)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._server.close()
 
     async def _counted(self, record: RoundRecord) -> Sequence[Change]:
         """Return a committed round's summary and what its clients have done by now, unless that is stored already.
@@ -337,28 +315,9 @@ class RedisStore:
         if found != ("yes", "always"):
             logger.warning(
                 "Store %s: appendonly must be yes and appendfsync always for rounds to survive a crash, got %s and %s.",
-                self._address,
+                self._server.address,
                 *found,
             )
-
-    @asynccontextmanager
-    async def _call(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                yield
-        except (RedisError, OSError) as error:  # TimeoutError is an OSError
-            raise StoreError(
-                f"Store {self._address}: must answer within {DEADLINE_SECONDS:.0f} s, got {type(error).__name__}: {error}. "
-                "Check that Redis runs there, lets this user in and has memory left."
-            ) from error
-
-
-def _address(url: str, settings: dict[str, Any]) -> str:
-    """Say where the server is, from what the URL was parsed into, so that no password can slip through."""
-    scheme = url.partition("://")[0]
-    if scheme == "unix":
-        return f"unix://{settings.get('path', '')}"
-    return f"{scheme}://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db', 0)}"
 
 
 def _run(run: RunRecord) -> Change:

@@ -106,6 +106,11 @@ def test_version_is_printed(choral: Choral) -> None:
             ("serve", "--tls-cert", "x.pem"), "TLS: --tls-cert and --tls-key must be given together", id="half-tls"
         ),
         pytest.param(
+            ("api", "--store", "choral.sqlite"),
+            "Store 'choral.sqlite': must be redis://, rediss:// or unix:// for choral api, got another.",
+            id="api-beside-sqlite",
+        ),
+        pytest.param(
             ("join", "127.0.0.1:1", "--data", "shapes"),
             "Data source 'shapes': kind must be one of digits, ",
             id="join-data",

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from client.presence import is_present, marked
-from server.coordinator import TLS
+from server.web import TLS
 from tests.client.certificates import Authority
 from tests.federation import free_port
 from tests.loopback import serving

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from server.coordinator import TLS, Coordinator
+from server.coordinator import Coordinator
 from server.records import RunState
+from server.web import TLS
 from tests.choral.command_line import Choral, sentence
 from tests.client.certificates import Authority
 from tests.loopback import serving

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from client.connection import Endpoint
 from client.errors import RejectedError
-from server.coordinator import TLS, CoordinatorConfig, serve
+from server.coordinator import CoordinatorConfig, serve
 from server.errors import ConfigurationError
+from server.web import TLS
 from tests.client.certificates import Authority
 from tests.client.sites import digits_spec, make_agent, played, running, until_joined, until_true, within
 from tests.loopback import serving

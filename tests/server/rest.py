@@ -6,6 +6,7 @@ import httpx
 
 from server.coordinator import Coordinator
 from server.records import Role, RunRecord, RunState
+from server.replica import Replica
 from server.tokens import create_token
 from tests.loopback import WAIT_SECONDS
 from tests.server.cohorts import spec
@@ -18,7 +19,7 @@ DOCUMENT = {
 }
 
 
-def calling(coordinator: Coordinator, token: str = "") -> httpx.AsyncClient:
+def calling(coordinator: Coordinator | Replica, token: str = "") -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     base_url = f"http://{coordinator.http_address}/api/v1"
     return httpx.AsyncClient(base_url=base_url, headers=headers, timeout=WAIT_SECONDS)

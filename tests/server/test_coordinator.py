@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from server.coordinator import SHUTDOWN_SECONDS, TLS, CoordinatorConfig, check_exposure, serve
+from server.coordinator import CoordinatorConfig, serve
 from server.errors import ConfigurationError, LeaseTakenError, StoreError
 from server.store import open_store
+from server.web import SHUTDOWN_SECONDS, TLS, check_exposure
 from tests.federation import Federation
 from tests.hostile import joined
 from tests.loopback import WAIT_SECONDS, serving
@@ -79,22 +80,23 @@ async def test_serve_address_of_another_machine_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("key", "name", "address"),
+    ("name", "address"),
     [
-        ("address", "gRPC", "0.0.0.0:7070"),
-        ("address", "gRPC", "[::]:7070"),
-        ("http_address", "REST", "192.168.1.5:8080"),
-        ("http_address", "REST", "choral.example:8080"),
+        ("gRPC", "0.0.0.0:7070"),
+        ("gRPC", "[::]:7070"),
+        ("REST", "192.168.1.5:8080"),
+        ("REST", "choral.example:8080"),
     ],
 )
-def test_plain_text_beyond_loopback_must_be_asked_for(tmp_path: Path, key: str, name: str, address: str) -> None:
+def test_plain_text_beyond_loopback_must_be_asked_for(tmp_path: Path, name: str, address: str) -> None:
     message = (
         f"{name} address: must be on loopback without TLS, got {address}. Give --tls-cert and --tls-key, or --insecure."
     )
+    addresses = {"loopback": "127.0.0.1:7070", name: address}
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        check_exposure(config(tmp_path, **{key: address}))
-    check_exposure(config(tmp_path, **{key: address}, is_insecure=True))
-    check_exposure(config(tmp_path, **{key: address}, tls=TLS(tmp_path / "cert", tmp_path / "key")))
+        check_exposure(addresses, None, is_insecure=False)
+    check_exposure(addresses, None, is_insecure=True)
+    check_exposure(addresses, TLS(tmp_path / "cert", tmp_path / "key"), is_insecure=False)
 
 
 # Certificates.

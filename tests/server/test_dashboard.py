@@ -44,11 +44,20 @@ async def test_root_is_the_page_with_a_policy_that_allows_nothing_from_elsewhere
 async def test_file_that_the_browser_has_is_not_sent_again(browser: httpx.AsyncClient) -> None:
     first = await browser.get("/dashboard/app.js")
     assert first.headers["content-type"] == "text/javascript; charset=utf-8"
-    again = await browser.get("/dashboard/app.js", headers={"If-None-Match": first.headers["etag"]})
-    assert (again.status_code, again.content) == (304, b"")
-    assert again.headers["etag"] == first.headers["etag"]
-    other = await browser.get("/dashboard/app.js", headers={"If-None-Match": 'W/"of-a-release-before"'})
-    assert (other.status_code, other.content) == (200, first.content)
+    tag = first.headers["etag"]
+    for given in (tag, tag.removeprefix("W/"), f'"other" , {tag},W/"a,b"', "*"):
+        again = await browser.get("/dashboard/app.js", headers={"If-None-Match": given})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == tag
+    for given in (
+        'W/"of-a-release-before"',
+        f'{tag[:-1]}-and-more"',
+        f'"more-and-{tag.removeprefix("W/")[1:]}',
+        f'"x{tag}y"',
+        "*x",
+    ):
+        other = await browser.get("/dashboard/app.js", headers={"If-None-Match": given})
+        assert (other.status_code, other.content) == (200, first.content)
     # A tag of the content: it is another one as soon as the file is.
     assert hashlib.sha256(first.content).hexdigest()[:32] in first.headers["etag"]
 

@@ -11,6 +11,7 @@ from server.records import (
     RoundState,
 )
 from server.store import open_store
+from tests.loopback import WAIT_SECONDS
 from tests.server.store.redis_server import RedisServer, lossy_wire
 from tests.server.store.samples import make_event, make_round, make_run
 
@@ -78,6 +79,25 @@ async def test_lost_reply_does_not_repeat_the_write(redis_server: RedisServer) -
         assert wire.replies_to_lose == 0
         assert [event.kind for event in await store.events()] == ["first", "second"]
         await store.close()
+
+
+async def test_cancellation_at_any_moment_of_a_call_ends_it(redis_server: RedisServer) -> None:
+    store = await open_store(redis_server.url)
+
+    async def ask() -> None:
+        while True:
+            await store.last_event_id()
+
+    await store.last_event_id()
+    for turns in range(100):
+        asking = asyncio.create_task(ask())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking], timeout=WAIT_SECONDS)
+        # Were the first one lost, only a second would end it.
+        assert not asking.cancel()
+    await store.close()
 
 
 async def test_open_unreachable_redis_raises_without_password(redis_server: RedisServer) -> None:
