@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from choral.commands import certificates, enroll, runs, secagg, serve, specs, token
 from choral.commands import (
     api,
     attention,
