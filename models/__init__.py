@@ -1,10 +1,11 @@
 """The zoo: one file per family of learners, what a learner is, and the optimizers they use."""
 
-from models.errors import DataError, LearnerError, TrainingStopped, unsuited
+from models.errors import DataError, TrainingStopped, unsuited
 from models.learner import PADDING, Contribution, Examples, Learner, Timeline
 from models.optimizers import ServerOptimizer, warm_up
 from models.own import add_own
 from models.zoo import MODELS, build_learner, check_spec, first_state, learners
+from wire.errors import LearnerError
 from wire.evaluation import Evaluation
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from models.errors import LearnerError
+from wire.errors import LearnerError
 
 FOLDER_VARIABLE = "CHORAL_BASES"
 """Environment variable that names the folder of bases."""

@@ -24,11 +24,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from models import tasks
-from models.errors import LearnerError, unsuited
+from models.errors import unsuited
 from models.learner import Contribution, Examples, Report, SampleRequest
 from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
 from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS
+from wire.errors import LearnerError
 from wire.evaluation import Evaluation
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from models.errors import LearnerError
 from models.examples import example_of
 from models.zoo import MODELS, Model, build_learner
+from wire.errors import LearnerError
 from wire.spec import Named, RunSpec, validate_spec
 from wire.tensors import Layout
 

@@ -1,16 +1,13 @@
 """Errors of the zoo.
 
 ChoralError
-├── LearnerError      a learner or optimizer is unknown, or its parameters break a rule
 ├── DataError         local data does not suit a learner, or cannot be read
 └── TrainingStopped   a caller asked a running fit to stop
+
+`LearnerError` is in `wire/errors.py`, because a process without the zoo hears of it too.
 """
 
-from wire.errors import ChoralError, SpecError
-
-
-class LearnerError(SpecError):
-    """A learner or optimizer is unknown, or its parameters break a rule. Nothing was started."""
+from wire.errors import ChoralError
 
 
 class DataError(ChoralError):

@@ -19,13 +19,14 @@ from torch.func import vmap
 
 from models.bases import BaseName
 from models.batch_norm import gather_statistics, statistics_of
-from models.errors import LearnerError, unsuited
+from models.errors import unsuited
 from models.learner import Contribution, Examples, Report
 from models.local_step import lowering
 from models.memory import KeptForBackward, step_bytes
 from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
 from models.transfer import chosen, read_tensors, taken_over
+from wire.errors import LearnerError
 from wire.evaluation import Evaluation
 from wire.memory import VectorPool
 from wire.spec import LocalSpec

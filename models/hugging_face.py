@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from models import tasks
 from models.bases import BaseName, find_base
-from models.errors import LearnerError
 from models.gradient import GradientLearner, GradientParameters
 from models.language import check_no_targets, check_windows, drawn, perplexity
 from models.learner import PADDING, Examples, SampleRequest
 from models.lora import LoRAParameters
 from models.memory import longest
 from models.text_features import FeatureClassifier
+from wire.errors import LearnerError
 from wire.spec import LocalSpec
 from wire.tensors import State
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import LearnerError
+from wire.errors import LearnerError
 from wire.validation import Strict
 
 ADAPTERS = frozenset({"lora_a", "lora_b"})

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.errors import LearnerError
+from wire.errors import LearnerError
 from wire.spec import Named
 from wire.tensors import State
 

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from models.errors import LearnerError
+from wire.errors import LearnerError
 from wire.validation import Strict
 
 VARIABLE = "CHORAL_LEARNERS"

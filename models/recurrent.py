@@ -33,11 +33,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import forecasts, tasks
-from models.errors import LearnerError, unsuited
+from models.errors import unsuited
 from models.gradient import GradientLearner, GradientParameters, Step
 from models.language import drawn, perplexity, prompt_of
 from models.learner import PADDING, Examples, SampleRequest
 from models.sequences import check_sequences, check_series, lengths, padding, require
+from wire.errors import LearnerError
 from wire.spec import LocalSpec
 from wire.tensors import State
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from models.errors import LearnerError
+from wire.errors import LearnerError
 from wire.saved import LEARNER_KEY, OPTIMIZER_PREFIX
 from wire.spec import Named
 

@@ -7,8 +7,8 @@ says which they are by two attributes, and need have neither:
     fewest_rounds     rounds before which there is no model to speak of
 """
 
-from models.errors import LearnerError
 from models.learner import Learner
+from wire.errors import LearnerError
 from wire.spec import RunSpec
 from wire.validation import Strict, shown
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.bases import find_base
-from models.errors import LearnerError
+from wire.errors import LearnerError
 from wire.saved import OPTIMIZER_PREFIX
 
 

@@ -15,11 +15,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.decoding import Carried, Search, beam_search, greedy
-from models.errors import LearnerError, unsuited
+from models.errors import unsuited
 from models.gradient import GradientLearner, GradientParameters
 from models.learner import PADDING, Examples
 from models.sequences import check_sequences, lengths
 from models.tasks import code_loss
+from wire.errors import LearnerError
 from wire.tensors import State
 
 

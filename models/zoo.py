@@ -14,7 +14,6 @@ from models.bert import BERT, BERTParameters
 from models.cnn import CNN, CNNParameters
 from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderParameters
 from models.diffusion import DDPM, DDPMParameters
-from models.errors import LearnerError
 from models.evolution import EvolutionParameters, EvolutionStrategy, GeneticAlgorithm, GeneticParameters
 from models.gan import GAN, GANParameters
 from models.gpt import GPT, GPTParameters
@@ -39,6 +38,7 @@ from models.settings import check_settings
 from models.t5 import T5, T5Parameters
 from models.transformer import Transformer, TransformerParameters
 from models.vae import VAE, VAEParameters
+from wire.errors import LearnerError
 from wire.seeds import derive_seed
 from wire.spec import Named, RunSpec
 from wire.tensors import State

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Self
 
-from models import LearnerError
 from server.diary import Entry
 from server.errors import ConflictError, NotFoundError, StoreError
 from server.now import Now
 from server.records import Record, RunRecord
-from wire.errors import ChoralError, Finding, SpecError
+from wire.errors import ChoralError, Finding, LearnerError, SpecError
 from wire.spec import RunSpec
 
 KINDS: dict[str, type[ChoralError]] = {

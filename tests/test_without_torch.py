@@ -335,6 +335,7 @@ def test_commands_of_an_operator_need_no_torch_and_others_say_so_in_one_sentence
         ("token", "create", "ana", "--role", "viewer", "--folder", str(tmp_path / "state")): (0, ""),
         ("certificates", str(tmp_path / "certificates"), "--host", "localhost"): (0, ""),
         ("spec", "schema"): (0, "{"),
+        ("api", "--store", str(tmp_path / "state.sqlite")): (1, "Error: Store"),
         ("join", "127.0.0.1:1", "--data", "digits"): missing,
         ("simulate", str(spec)): missing,
         ("models", "--help"): missing,

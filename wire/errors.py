@@ -2,6 +2,7 @@
 
 ChoralError
 ├── SpecError       a run spec breaks a rule
+│   └── LearnerError    a learner or optimizer is unknown, or its parameters break a rule
 ├── LayoutError     a vector or state does not have the agreed layout
 └── TransferError   a sliced transfer broke its rules
 
@@ -33,6 +34,10 @@ class SpecError(ChoralError):
     def __init__(self, message: str, path: str = "", findings: Sequence[Finding] = ()) -> None:
         super().__init__(message)
         self.findings = tuple(findings) or (Finding(path, message),)
+
+
+class LearnerError(SpecError):
+    """A learner or optimizer is unknown, or its parameters break a rule. Nothing was started."""
 
 
 class LayoutError(ChoralError):

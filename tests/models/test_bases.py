@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.bases import FOLDER_VARIABLE, digest_base, find_base
-from models.errors import LearnerError
+from wire.errors import LearnerError
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from models.errors import LearnerError
 from models.optimizers import Descent, Optimizer, ServerOptimizer, build_optimizer, check_optimizer, optimizer_classes
+from wire.errors import LearnerError
 from wire.spec import Named
 
 SHAPES = {"0.weight": (3, 2), "0.bias": (3,), "1.weight": (1,)}
