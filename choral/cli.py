@@ -7,26 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from choral.commands import certificates, enroll, runs, secagg, serve, specs, token
-from choral.commands import (
-    api,
-    attention,
-    certificates,
-    demo,
-    enroll,
-    join,
-    maps,
-    partition,
-    query,
-    runs,
-    sample,
-    secagg,
-    serve,
-    simulate,
-    specs,
-    token,
-    zoo,
-)
+from choral.commands import api, certificates, enroll, runs, secagg, serve, specs, token
 from choral.logs import is_json, log_text
 from wire import RELEASE
 from wire.errors import ChoralError
@@ -61,6 +42,7 @@ def _lack_torch() -> None:
 
 
 app.command("serve")(serve.serve)
+app.command("api")(api.api)
 if HAS_TORCH:
     from choral.commands import attention, demo, join, maps, partition, query, sample, simulate, zoo
 
@@ -78,8 +60,6 @@ else:
     _anything = {"allow_extra_args": True, "ignore_unknown_options": True}
     for _name in ("demo", "join", "simulate", "partition", "models", "sample", "query", "maps", "attention"):
         app.command(_name, help="Needs torch.", add_help_option=False, context_settings=_anything)(_lack_torch)
-app.command("api")(api.api)
-app.command("join")(join.join)
 app.add_typer(enroll.app, name="enroll")
 app.command("certificates")(certificates.certificates)
 app.add_typer(token.app, name="token")

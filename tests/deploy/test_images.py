@@ -81,7 +81,7 @@ def test_every_package_of_the_images_is_pinned_within_what_is_tested() -> None:
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = project["dependencies"] + [text for group in GROUPS for text in project["optional-dependencies"][group]]
-    found: set[str] = {canonicalize_name(Requirement(text).name) for text in texts} - {"choral"}
+    found = {str(canonicalize_name(Requirement(text).name)) for text in texts} - {"choral"}
     for name in list(found):
         needed(name, frozenset(), found)
     # What torch brings for a GPU is pinned by torch.

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from server.attempts import MOST_FAILURES
-from server.coordinator import TLS, Coordinator
+from server.coordinator import Coordinator
 from server.records import EventRecord
+from server.web import TLS
 from tests.client.certificates import Authority
 from tests.deploy.manifests import ROOT
 from tests.federation import free_port
