@@ -7,6 +7,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
+from server.gate import OPEN_PATHS
 from tests.deploy.manifests import helm, read_yaml
 
 MLFLOW = {"ports": [{"port": 5000, "protocol": "TCP"}], "to": [{"podSelector": {"matchLabels": {"app": "mlflow"}}}]}
@@ -121,6 +122,10 @@ def test_replicas_of_the_api_reach_redis_and_take_over_the_ingress() -> None:
     documents = rendered({"api": {"replicas": 3}, "ingress": INGRESS})
     policies, sets = of_kind(documents, "NetworkPolicy"), of_kind(documents, "Deployment")
     assert sets["fed-api"]["spec"]["replicas"] == 3
+    (container,) = sets["fed-api"]["spec"]["template"]["spec"]["containers"]
+    # The coordinator's health is none of its own.
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["path"] in OPEN_PATHS[1:]
     (entry,) = policies["fed-redis"]["spec"]["ingress"]
     assert [peer["podSelector"] for peer in entry["from"]] == [
         policies[name]["spec"]["podSelector"] for name in ("fed", "fed-api")

@@ -54,16 +54,16 @@ resources:
 
 {{- define "choral.probes" -}}
 startupProbe:
-  httpGet: {path: /api/v1/health, port: http, scheme: HTTPS}
+  httpGet: {path: {{ . }}, port: http, scheme: HTTPS}
   periodSeconds: 5
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /api/v1/health, port: http, scheme: HTTPS}
+  httpGet: {path: {{ . }}, port: http, scheme: HTTPS}
   periodSeconds: 20
   timeoutSeconds: 10
   failureThreshold: 6
 readinessProbe:
-  httpGet: {path: /api/v1/health, port: http, scheme: HTTPS}
+  httpGet: {path: {{ . }}, port: http, scheme: HTTPS}
   periodSeconds: 10
   timeoutSeconds: 5
 {{- end }}
