@@ -71,7 +71,7 @@ print(*project["build-system"]["requires"], *parts, sep="\n")' > "$scratch/wante
     # Always the same port: the address is part of what the engine keeps built layers by.
     python3 -u -m http.server --bind 127.0.0.1 --directory "$scratch/wheels" "$WHEELS_PORT" > "$scratch/http.log" 2>&1 &
     wheel_server=$!
-    until grep -q 'http://' "$scratch/http.log"; do kill -0 "$wheel_server"; sleep 0.1; done
+    until grep -qs 'http://' "$scratch/http.log"; do kill -0 "$wheel_server"; sleep 0.1; done
 }
 
 arguments=()

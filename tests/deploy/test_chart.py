@@ -7,6 +7,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
+from server.gate import OPEN_PATHS
 from tests.deploy.manifests import helm, read_yaml
 
 MLFLOW = {"ports": [{"port": 5000, "protocol": "TCP"}], "to": [{"podSelector": {"matchLabels": {"app": "mlflow"}}}]}
@@ -19,6 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
     "everything": {
         "image": {"tag": "sha256:" + "0" * 64},
         "imagePullSecrets": [{"name": "registry"}],
+        "api": {"replicas": 2},
         "ingress": INGRESS | {"proxies": ["10.244.0.0/16", "192.0.2.7"]},
         "service": {"type": "LoadBalancer", "annotations": {"example.org/a": "b"}},
         "networkPolicy": {
@@ -55,6 +57,10 @@ def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, A
     return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
 
 
+def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return of_kind(documents, "StatefulSet") | of_kind(documents, "Deployment")
+
+
 @pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 def test_chart_is_what_kubernetes_takes(values: dict[str, Any]) -> None:
     documents = rendered(values)
@@ -66,9 +72,9 @@ def test_chart_is_what_kubernetes_takes(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("values", [CASES["defaults"], CASES["everything"]], ids=["defaults", "everything"])
 def test_every_pod_is_confined_and_limited(values: dict[str, Any]) -> None:
-    sets = of_kind(rendered(values), "StatefulSet")
-    assert set(sets) == {"fed", "fed-redis"}
-    for document in sets.values():
+    found = pods(rendered(values))
+    assert set(found) == {"fed", "fed-redis"} | ({"fed-api"} if "api" in values else set())
+    for document in found.values():
         pod = document["spec"]["template"]["spec"]
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -86,23 +92,20 @@ def test_every_pod_is_confined_and_limited(values: dict[str, Any]) -> None:
 
 
 def test_selectors_find_the_pods_and_nothing_else() -> None:
-    documents = rendered({})
-    labels = {
-        name: document["spec"]["template"]["metadata"]["labels"]
-        for name, document in of_kind(documents, "StatefulSet").items()
-    }
+    documents = rendered({"api": {"replicas": 2}})
+    labels = {name: document["spec"]["template"]["metadata"]["labels"] for name, document in pods(documents).items()}
 
     def chosen(selector: dict[str, str]) -> set[str]:
         return {name for name, has in labels.items() if selector.items() <= has.items()}
 
-    for kind in ("Service", "StatefulSet"):
+    for kind in ("Service", "StatefulSet", "Deployment"):
         for name, document in of_kind(documents, kind).items():
             selector = document["spec"]["selector"]
             assert chosen(selector.get("matchLabels", selector)) == {name}
     for kind, place in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
         for name, document in of_kind(documents, kind).items():
             assert chosen(document["spec"][place]["matchLabels"]) == {name}
-    assert set(of_kind(documents, "PodDisruptionBudget")) == {"fed"}
+    assert set(of_kind(documents, "PodDisruptionBudget")) == {"fed", "fed-api"}
 
 
 def test_redis_is_reached_by_the_coordinator_alone() -> None:
@@ -113,6 +116,29 @@ def test_redis_is_reached_by_the_coordinator_alone() -> None:
     assert "egress" not in redis
     assert redis["policyTypes"] == ["Ingress", "Egress"]
     assert [port["port"] for rule in coordinator["egress"] for port in rule["ports"]] == [53, 53, 6379]
+
+
+def test_replicas_of_the_api_reach_redis_and_take_over_the_ingress() -> None:
+    documents = rendered({"api": {"replicas": 3}, "ingress": INGRESS})
+    policies, sets = of_kind(documents, "NetworkPolicy"), of_kind(documents, "Deployment")
+    assert sets["fed-api"]["spec"]["replicas"] == 3
+    (container,) = sets["fed-api"]["spec"]["template"]["spec"]["containers"]
+    # The coordinator's health is none of its own.
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["path"] in OPEN_PATHS[1:]
+    (entry,) = policies["fed-redis"]["spec"]["ingress"]
+    assert [peer["podSelector"] for peer in entry["from"]] == [
+        policies[name]["spec"]["podSelector"] for name in ("fed", "fed-api")
+    ]
+    assert policies["fed-api"]["spec"]["egress"] == policies["fed"]["spec"]["egress"]
+    backends = {
+        name: document["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+        for name, document in of_kind(documents, "Ingress").items()
+    }
+    assert backends == {
+        "fed-grpc": {"name": "fed", "port": {"name": "grpc"}},
+        "fed-http": {"name": "fed-api", "port": {"name": "http"}},
+    }
 
 
 def test_coordinator_goes_where_a_value_lets_it() -> None:

@@ -51,3 +51,40 @@ storageClassName: {{ . | quote }}
 resources:
   requests: {storage: {{ .size | quote }}}
 {{- end }}
+
+{{- define "choral.probes" -}}
+startupProbe:
+  httpGet: {path: {{ . }}, port: http, scheme: HTTPS}
+  periodSeconds: 5
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: {{ . }}, port: http, scheme: HTTPS}
+  periodSeconds: 20
+  timeoutSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: {{ . }}, port: http, scheme: HTTPS}
+  periodSeconds: 10
+  timeoutSeconds: 5
+{{- end }}
+
+{{- define "choral.environment" -}}
+- {name: CHORAL_STORE, value: "file:/secrets/store"}
+{{- with .Values.ingress.proxies }}
+- {name: FORWARDED_ALLOW_IPS, value: {{ join "," . | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* Names and the store. */}}
+{{- define "choral.egress" -}}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+{{- if .Values.redis.enabled }}
+- ports: [{port: 6379}]
+  to:
+    - podSelector:
+        matchLabels: {{- include "choral.selector" . | nindent 10 }}
+          app.kubernetes.io/component: redis
+{{- else }}
+- ports: [{port: {{ .Values.redis.externalPort }}}]
+{{- end }}
+{{- end }}
