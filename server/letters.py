@@ -12,9 +12,9 @@ from wire.errors import ChoralError, Finding, LearnerError, SpecError
 from wire.spec import RunSpec
 
 KINDS: dict[str, type[ChoralError]] = {
-    kind.__name__: kind for kind in (ConflictError, NotFoundError, SpecError, StoreError)
+    kind.__name__: kind for kind in (ConflictError, LearnerError, NotFoundError, SpecError, StoreError)
 }
-"""Errors that arrive as what they were; another arrives as what it is a kind of, at least as `ChoralError`."""
+"""Errors that arrive as what they were; another arrives as `ChoralError`."""
 
 
 class Verb(StrEnum):
@@ -48,8 +48,7 @@ class Failure(Record):
         if not isinstance(error, ChoralError):
             return cls(kind="", message=f"Unexpected {type(error).__name__} in the coordinator.")
         findings = list(error.findings) if isinstance(error, SpecError) else []
-        kind = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in KINDS), ChoralError.__name__)
-        return cls(kind=kind, message=str(error), findings=findings)
+        return cls(kind=type(error).__name__, message=str(error), findings=findings)
 
     def error(self) -> Exception:
         """Return the error that was written down."""
