@@ -22,7 +22,8 @@ from tests.server.store.redis_server import RedisServer
 SPEC: dict[str, Any] = {
     "name": "shared",
     "learner": {"name": "mlp", "inputs": [1, 8, 8], "hidden": [8]},
-    "rounds": 4,
+    # More than are played before anybody can say stop.
+    "rounds": 60,
     "cohort": {"size": 2, "deadline_seconds": 120, "wait_seconds": 120, "return_seconds": 60},
     "local": {"epochs": 1},
     "evaluate": {"every": 0},

@@ -68,7 +68,7 @@ async def test_serve_plays_two_runs_at_a_time_with_disjoint_cohorts(store: Store
     async with playing(store, cohort, tmp_path, concurrent_count=2) as runs:
         submitted = [await runs.submit(spec(rounds=3)) for _ in range(3)]
         waiting = "round 2: train: waiting for 3 of 3 updates, 20 s left"
-        await when(lambda: {*asked(cohort)[-2:]} == {(run.run_id, 2) for run in submitted[:2]}, "both second rounds")
+        await when(lambda: {(run.run_id, 2) for run in submitted[:2]} <= {*asked(cohort)}, "both second rounds")
         assert [runs.now().run(run).status for run in submitted[:2]] == [waiting] * 2
         assert runs.now().run(submitted[2]).status.startswith("queued: ")
         one, two = ({*client_ids} for order, client_ids in cohort.trained if order.round_number == 2)
