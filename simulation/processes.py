@@ -5,6 +5,7 @@ Results equal the serial engine's to the bit, as long as both compute on the sam
 
 import dataclasses
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -229,7 +230,9 @@ class _ProcessSeat:
 
     def _start(self) -> None:
         ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_work, args=(self._common, self._place, theirs), daemon=True)
+        # The process that forks workers has the environment of its own start, which may be long ago.
+        settings = {name: value for name, value in os.environ.items() if name.startswith("CHORAL_")}
+        process = _CONTEXT.Process(target=_work, args=(self._common, self._place, theirs, settings), daemon=True)
         with _STARTING, _without_main(), theirs:
             try:
                 process.start()
@@ -248,8 +251,9 @@ class _ProcessSeat:
             ) from error
 
 
-def _work(common: Common, place: Place, pipe: "Connection[object, object]") -> None:
-    """Answer requests until the other end is closed: the life of a worker process."""
+def _work(common: Common, place: Place, pipe: "Connection[object, object]", settings: Mapping[str, str]) -> None:
+    """Answer requests until the other end is closed: the life of a worker process. `settings` are environment variables."""
+    os.environ.update(settings)
     # Ctrl-C goes to the whole group of processes; the one that started this one says when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(place.threads)

@@ -18,6 +18,7 @@ from choral.commands.runs import all_rounds
 from choral.rest import Rest, RestError
 from privacy.keys import load_identity
 from server.checkpoints import checkpoint_path
+from tests.forked import Forked
 from wire.identity import client_id_of
 
 HERE = Path(__file__).parent
@@ -53,16 +54,23 @@ def tensor_bytes(path: Path) -> bytes:
 class Process:
     """One process with its output in a file. Every process is ended by its own id."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(self, arguments: list[str], log: Path, is_forked: bool = False) -> None:
+        """Start a program; a forked one is Python and has torch already, see forked.py."""
         self.log = log
         self._file = log.open("ab")
+        folder = str(HERE.parent)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": folder}
+        if is_forked:
+            assert arguments[0] == sys.executable
+            self._process: subprocess.Popen[bytes] | Forked = Forked(arguments[1:], str(log), folder, environment)
+            return
         self._process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            cwd=HERE.parent,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
+            cwd=folder,
+            env=environment,
         )
 
     @property
@@ -160,7 +168,7 @@ class Federation:
         arguments = ["serve", "--folder", str(self.folder / "coordinator")]
         addresses = ["--listen", self.address, "--http", self.http_address]
         command = [*self.python, *program, *arguments, *addresses, *self._options]
-        self.coordinator = self._start(command, "coordinator.log")
+        self.coordinator = self._start(command, "coordinator.log", is_forked=self.python == [sys.executable])
         if wait:
             coordinator = self.coordinator
             wait_until(lambda: self.is_healthy() or not coordinator.is_alive, "the coordinator to start")
@@ -172,7 +180,7 @@ class Federation:
         program = [str(HERE / "faulty_client.py"), fault] if fault else ["-m", "choral"]
         folder = ["--folder", str(self.folder / name), "--name", name, "--threads", "1"]
         command = [sys.executable, *program, "join", self.address, "--data", data, *folder, *options]
-        self.clients[name] = self._start(command, f"{name}.log")
+        self.clients[name] = self._start(command, f"{name}.log", is_forked=True)
         return self.clients[name]
 
     def start_digits_clients(self, count: int) -> None:
@@ -217,7 +225,7 @@ class Federation:
         assert run["state"] == state, run["status"]
         return run
 
-    def _start(self, command: list[str], log: str) -> Process:
-        process = Process(command, self.folder / log)
+    def _start(self, command: list[str], log: str, is_forked: bool) -> Process:
+        process = Process(command, self.folder / log, is_forked)
         self._processes.append(process)
         return process

@@ -54,7 +54,7 @@ class Replica:
 def replica(folder: Path, name: str, url: str) -> Iterator[Replica]:
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "choral", "api", "--store", url, "--http", address]
-    process = Process(command, folder / f"{name}.log")
+    process = Process(command, folder / f"{name}.log", is_forked=True)
     try:
         with httpx.Client(base_url=f"http://{address}/api/v1", timeout=START_SECONDS) as api:
             yield Replica(process, api)

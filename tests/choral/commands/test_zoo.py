@@ -1,6 +1,7 @@
 """`choral models`: every learner with what it takes, a spec to copy, and the checks for one's own."""
 
 import json
+import multiprocessing.forkserver
 import re
 from pathlib import Path
 
@@ -130,6 +131,8 @@ def test_simulate_trains_a_learner_of_ones_own_in_worker_processes_too(
 ) -> None:
     spec = tmp_path / "run.yaml"
     spec.write_text("{name: a, learner: {name: my_own}, rounds: 1, cohort: {size: 2}}")
+    # What forks workers may run since before this process knew the learner.
+    multiprocessing.forkserver.ensure_running()
     models = []
     for engine in ("serial", "processes"):
         folder = tmp_path / engine
