@@ -331,6 +331,8 @@ class FederationService(FederationServiceServicer):
                 )
             assembly.write(message.offset, message.data)
             self._transfers.observer.note_received(len(message.data))
+            # Else this slice would be held while the next one arrives.
+            del message
             if assembly.received_bytes - marked_bytes >= STALL_BYTES:
                 marked_bytes = assembly.received_bytes
                 upload.allow(self._stall_seconds)

@@ -20,6 +20,7 @@ from wire.tensors import Vector
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 
 class VectorPool:
@@ -76,11 +77,13 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def keep_freed_slices() -> None:
-    """Let this process keep a few freed slices for the next ones; large arrays still go back to the system.
+    """Let this process keep a few freed slices for the next ones, whatever threads freed them; large arrays still go back to the system.
 
     Without effect where the C library is not glibc.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
+        # Left alone, glibc has an arena for each of gRPC's threads, and every one would keep as much.
+        library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_THRESHOLD, 3 * SLICE_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, 8 * SLICE_BYTES)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +39,8 @@ from tests.loopback import (
     until,
 )
 from wire import federation_pb2 as pb
+from wire.frames import Part
+from wire.slices import Assembly
 from wire.tensors import Vector
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +139,17 @@ async def test_upload_of_a_broken_connection_is_parked_and_goes_on_where_it_stop
     base = ModelShop(run.spec).initial().vector
     expected = exact_model(run.spec, base, [(vector, 1 + client) for client, vector in enumerate(vectors)], 3)
     assert model_after(tmp_path, run, 1).vector.tobytes() == expected.tobytes()
+
+
+async def test_upload_holds_no_slice_that_is_written_while_it_waits_for_the_next(coordinator: Coordinator) -> None:
+    await coordinator.runs.submit(small_spec(cohort={"size": 1, "quorum": 1}))
+
+    async def half_received() -> bool:
+        return any(type(found) is Assembly and found.received_bytes == 134 for found in gc.get_objects())
+
+    async with half_uploaded(coordinator, Ed25519PrivateKey.generate()):
+        await until(half_received, "half of the contribution")
+        assert not any(type(found) is Part for found in gc.get_objects())
 
 
 async def test_upload_half_received_never_touches_the_sum(coordinator: Coordinator, tmp_path: Path) -> None:

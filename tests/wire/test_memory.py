@@ -82,6 +82,37 @@ def test_keep_freed_slices_uses_the_same_memory_for_the_next_slice() -> None:
     assert kept < 5_000 < 50_000 < given_back
 
 
+THREADS = """
+import threading
+from wire.memory import keep_freed_slices
+def resident_mb():
+    fields = open("/proc/self/statm").read().split()
+    return int(fields[1]) * 4096 / 1e6
+def hold_slices():
+    blocks = [b"%d" % number * (2 << 20) for number in range(3)]
+    del blocks
+    done.release()
+    end.wait()
+import mmap
+assert mmap.PAGESIZE == 4096
+keep_freed_slices()
+done, end = threading.Semaphore(0), threading.Event()
+threads = [threading.Thread(target=hold_slices) for _ in range(8)]
+before = resident_mb()
+for thread in threads:
+    thread.start()
+    done.acquire()
+print(resident_mb() - before)
+end.set()
+"""
+"""Lets 8 threads, one after the other, make and drop three blocks of two slices, and prints the resident memory that this leaves."""
+
+
+def test_keep_freed_slices_keeps_no_more_for_many_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, timeout=60, check=True)
+    assert float(done.stdout) < 12
+
+
 FREED = """
 from wire.memory import freed_memory_kept
 def resident_mb():
