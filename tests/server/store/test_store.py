@@ -1,6 +1,7 @@
 """The contract of `server.store.contract`, against a SQLite file and a real Redis server."""
 
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -11,11 +12,13 @@ from server.records import (
     ClientRecord,
     EventRecord,
     Participation,
+    RoundRecord,
     RoundState,
     RoundSummary,
     RunState,
 )
 from server.store import Store, open_store
+from server.store.documents import from_document
 from tests.server.store.conftest import Backend
 from tests.server.store.samples import make_client, make_event, make_round, make_run, make_token, run_python
 
@@ -46,6 +49,12 @@ async def test_put_every_record_reads_back_equal(store: Store) -> None:
 async def test_put_round_nan_metric_reads_back_nan(store: Store) -> None:
     await store.put_round(make_round(1).with_(metrics={"loss": float("nan")}))
     assert str((await store.round("run-1", 1)).metrics["loss"]) == "nan"
+
+
+def test_round_of_before_failed_evaluations_were_kept_is_read() -> None:
+    document = make_round(1).model_dump(mode="json")
+    del document["evaluation_failures"]
+    assert from_document(RoundRecord, json.dumps(document)) == make_round(1)
 
 
 async def test_empty_store_returns_nothing(store: Store) -> None:
