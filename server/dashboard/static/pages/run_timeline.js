@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { capital, count, percent, seconds, words } from "../format.js";
-import { useLoaded, useMessages, useNews, useNow } from "../loading.js";
+import { useAway, useLoaded, useMessages, useNews, useNow } from "../loading.js";
 import { Card, Choice, Empty, Loaded, Pager } from "../parts.js";
 import { amend, place } from "../routing.js";
 import { html, useEffect, useMemo, useState } from "../view.js";
@@ -44,7 +44,9 @@ function Round({ run, number, isOpen }) {
   useNews(concerns, loaded.reload, 1000);
   useEffect(() => void loaded.reload(), [number, isOpen]);
   const progress = useProgress(isOpen);
-  const now = useNow(isOpen ? 1 : 3600);
+  const away = useAway(run.since);
+  const ticking = useNow(isOpen ? 1 : 3600);
+  const now = away || ticking;
   const rows = useMemo(() => sorted(loaded.data?.rows ?? [], order), [loaded.data, order]);
   return html`<${Loaded} from=${loaded} what="the round" lines=${6}>${({ about }) => {
     if (!rows.length) return html`<${Empty} title="No client has been asked yet." />`;
