@@ -74,9 +74,11 @@ def _of_committed(record: RoundRecord, names: Mapping[str, str]) -> list[Timelin
 
 
 def _of_open(record: RoundRecord, page: Mapping[str, Entry], names: Mapping[str, str]) -> list[TimelineRow]:
+    refused = {one.client_id: Entry("", reason=one.reason, detail=one.detail) for one in record.refusals}
     rows = []
-    for client_id in sorted({*record.selected, *page}):
-        entry = page.get(client_id, Entry(""))
+    # Where nobody is asked, as in a run that stands still, it is told whom the attempts so far have refused.
+    for client_id in sorted({*record.selected, *page}) or takers(record):
+        entry = page.get(client_id, refused.get(client_id, Entry("")))
         rows.append(
             TimelineRow(
                 **dict(entry.moments),

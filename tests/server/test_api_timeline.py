@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from server.coordinator import Coordinator
-from server.records import RoundRecord, RoundState, RunState
+from server.records import RefusalRecord, RoundRecord, RoundState, RunState
 from tests.client.masked import NAMES, Federation, masked_spec, played
 from tests.client.masked import joined as joined_masked
 from tests.hostile import drawn_vector, joined
@@ -190,6 +190,12 @@ async def test_timeline_of_a_round_of_an_earlier_release_has_outcomes_alone(
     # Nobody plays the open round: it is as it was left.
     (row,) = (await api.get("/runs/r1/rounds/2/timeline")).json()
     assert row == nothing | {"client_id": "ana", "outcome": "pending"}
+    # Nobody is asked any more: whom it refused is told.
+    refusal = RefusalRecord(client_id="ben", reason="client_policy", detail="not here")
+    await coordinator.store.put_round(record.with_(number=2, state=RoundState.OPEN, selected=[], refusals=[refusal]))
+    (row,) = (await api.get("/runs/r1/rounds/2/timeline")).json()
+    refused = {"client_id": "ben", "outcome": "refused", "reason": "client_policy", "detail": "not here"}
+    assert row == nothing | refused
     sentence = problem(await api.get("/runs/r1/rounds/3/timeline"), 404)
     assert sentence == "Round 3 of run 'r1': must be in the store, got no such round."
 
