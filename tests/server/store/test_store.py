@@ -134,6 +134,8 @@ async def test_commit_summarizes_the_round_and_counts_it_for_its_clients_once(st
     assert await store.summaries("run-1", after=1, limit=2) == [third]
     assert await store.summaries("run-1", limit=0) == []
     assert await store.summarized_numbers("run-1") == {1, 3}
+    assert await store.summary_count("run-1") == 2
+    assert [await store.summary_count(run_id) for run_id in ("run-2", "run-3")] == [1, 0]
 
     seconds = 0.1 + 0.2
     ana = Participation(
