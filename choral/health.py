@@ -1,6 +1,7 @@
 """Whether the process beside this one does its work, for health checks of containers: exit status 0 if it does, else 1 and a sentence.
 
     python -m choral.health coordinator https://127.0.0.1:8080    its REST API answers
+    python -m choral.health api https://127.0.0.1:8080            it answers, whether a coordinator does or not
     python -m choral.health client client-state                   the client of that folder has a session with its coordinator
 
 Not a command of `choral`, whose imports take seconds: this is called twice a minute for years.
@@ -11,13 +12,14 @@ import json
 import ssl
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from client.presence import is_present
 from wire.errors import ChoralError
 
 TIMEOUT_SECONDS = 5.0
-USAGE = "Usage: python -m choral.health coordinator URL | client FOLDER"
+USAGE = "Usage: python -m choral.health coordinator URL | api URL | client FOLDER"
 
 
 class UnhealthyError(ChoralError):
@@ -30,6 +32,8 @@ def main() -> None:
         match sys.argv[1:]:
             case ["coordinator", url]:
                 line = coordinator_line(url)
+            case ["api", url]:
+                line = api_line(url)
             case ["client", folder]:
                 line = client_line(Path(folder))
             case _:
@@ -45,15 +49,29 @@ def coordinator_line(url: str) -> str:
     Raises:
         UnhealthyError: It does not answer, or is not well.
     """
+    return f"ok, {_answer('Coordinator', url, '/api/v1/health')['client_count']} clients connected"
+
+
+def api_line(url: str) -> str:
+    """Return that an API replica at an address answers; the coordinator's health is none of its own.
+
+    Raises:
+        UnhealthyError: It does not.
+    """
+    _answer("API replica", url, "/api/v1/spec/schema")
+    return "ok, serving"
+
+
+def _answer(who: str, url: str, path: str) -> Any:
     connection = _connection(url)
     try:
-        connection.request("GET", "/api/v1/health")
+        connection.request("GET", path)
         response = connection.getresponse()
         if response.status != 200:
-            raise UnhealthyError(f"Coordinator {url}: must answer 200, got {response.status} {response.reason}.")
-        return f"ok, {json.load(response)['client_count']} clients connected"
+            raise UnhealthyError(f"{who} {url}: must answer 200, got {response.status} {response.reason}.")
+        return json.load(response)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UnhealthyError(f"Coordinator {url}: must answer as one, got: {error}.") from error
+        raise UnhealthyError(f"{who} {url}: must answer as one, got: {error}.") from error
     finally:
         connection.close()
 

@@ -28,6 +28,9 @@ class Entry:
     reason: str = ""
     """Lower-case name of why its contribution was refused; empty while it was not."""
     detail: str = ""
+    evaluation_reason: str = ""
+    """Likewise of why it has not evaluated."""
+    evaluation_detail: str = ""
 
 
 class Diary:
@@ -82,6 +85,11 @@ class Diary:
         entry = self._pages.get(run_id, {}).get(client_id)
         if entry is not None and not entry.is_accepted and reason not in OF_ANOTHER_ROUND:
             entry.reason, entry.detail = reason_name(reason), detail
+
+    def fail(self, client_id: str, run_id: str, reason: RefusalReason, detail: str) -> None:
+        """Note that a client cannot evaluate the round's new model."""
+        if (entry := self._pages.get(run_id, {}).get(client_id)) is not None:
+            entry.evaluation_reason, entry.evaluation_detail = reason_name(reason), detail
 
     def end(self, client_id: str, task_id: str) -> None:
         """Note that nothing more is waited for from a client."""

@@ -65,6 +65,10 @@ class QuorumError(ChoralError):
         self.problem = problem
 
 
+NO_ANSWER = "no_answer"
+"""Stands with the names of reasons: a client that was asked has said nothing."""
+
+
 def reason_name(reason: RefusalReason) -> str:
     """Return the name of a reason as records and metrics have it, such as "not_finite"."""
     return RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()

@@ -9,14 +9,14 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 
 from server.aggregation import WeightedMean
-from server.errors import ContributionRefused, reason_name
+from server.errors import NO_ANSWER, ContributionRefused, reason_name
 from server.first_model import FirstModel
 from server.masked import MaskedSum
 from server.records import ContributionRecord, RefusalRecord
@@ -298,7 +298,7 @@ class Ballot:
         """Open the ballot for clients that are asked. `changed` is notified whenever one settles."""
         self.changed = changed
         self.evaluations: dict[str, Evaluation] = {}
-        self.failures: dict[str, str] = {}
+        self._failures: dict[str, RefusalRecord] = {}
         self._invited = frozenset(invited)
 
     @property
@@ -309,7 +309,7 @@ class Ballot:
     @property
     def unsettled(self) -> frozenset[str]:
         """Clients that have not answered."""
-        return self._invited - self.evaluations.keys() - self.failures.keys()
+        return self._invited - self.evaluations.keys() - self._failures.keys()
 
     def record(self, client_id: str, evaluation: Evaluation) -> None:
         """Take a result. One from a client that was not asked, or that has answered, is ignored."""
@@ -318,15 +318,27 @@ class Ballot:
             self.evaluations[client_id] = Evaluation(max(0, evaluation.example_count), metrics)
             self.changed.notify()
 
-    def fail(self, client_id: str, detail: str) -> None:
+    def fail(self, client_id: str, reason: RefusalReason, detail: str) -> None:
         """Take the word of a client that it cannot evaluate."""
         if client_id in self.unsettled:
-            self.failures[client_id] = detail[:DETAIL_LENGTH]
+            self._failures[client_id] = RefusalRecord(
+                client_id=client_id, reason=reason_name(reason), detail=detail[:DETAIL_LENGTH]
+            )
             self.changed.notify()
+
+    def failures(self) -> list[RefusalRecord]:
+        """Return who of those that were asked has brought no result, and why."""
+        return failures_of(self._failures.values(), self.unsettled)
 
     def means(self) -> dict[str, float]:
         """Return the means over the clients, weighted by examples."""
         return weighted_means([(result.example_count, result.metrics) for result in self.evaluations.values()])
+
+
+def failures_of(told: Iterable[RefusalRecord], silent: Iterable[str]) -> list[RefusalRecord]:
+    """Return who has not evaluated, by identity: those that said why, and those that said nothing."""
+    unheard = [RefusalRecord(client_id=one, reason=NO_ANSWER, detail="nothing came of it in time") for one in silent]
+    return sorted([*told, *unheard], key=lambda failure: failure.client_id)
 
 
 def accepted_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

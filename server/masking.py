@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from server.cohort import Cohort, Kind, Order
-from server.inbox import Inbox
+from server.inbox import Inbox, failures_of
 from server.masked import MaskedSum
 from server.observer import Observer
 from server.records import EventRecord, RoundRecord
@@ -63,7 +63,12 @@ class Masking:
                 await self.store.put_round(_audited(record, session))
 
         inbox = await self._play(session, "evaluate", client_ids, note_audits)
-        record = _audited(record, session)
+        silent = (
+            set()
+            if inbox is None
+            else {*client_ids} - {*inbox.contributions} - {one.client_id for one in session.refusals}
+        )
+        record = _audited(record, session).with_(evaluation_failures=failures_of(session.refusals, silent))
         if inbox is None:
             text = f"Round {record.number}: not evaluated. {session.problem}"
             log.warning("%s", text)

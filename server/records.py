@@ -69,11 +69,11 @@ class ContributionRecord(Record):
 
 
 class RefusalRecord(Record):
-    """One contribution that did not enter the sum."""
+    """One contribution that did not enter the sum, or one evaluation that there is not."""
 
     client_id: str
     reason: str
-    """Lower-case name of a RefusalReason, such as "not_finite"."""
+    """Lower-case name of a RefusalReason, such as "not_finite"; of an evaluation, also "no_answer"."""
     detail: str
 
 
@@ -143,6 +143,9 @@ class RoundRecord(Record):
     """In audit mode, of each session of secure aggregation whose sum was closed, in all attempts."""
     refusals: list[RefusalRecord] = []
     """Of all attempts."""
+    evaluation_failures: list[RefusalRecord] = []
+    """Clients that were asked to evaluate the new model and did not, by identity; of an evaluation that was lost as a whole, those that
+    said why."""
     moments: dict[str, Moments] = {}
     """What the clients of the last attempt did when; in a simulation, nothing."""
     metrics: dict[str, float] = {}

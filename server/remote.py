@@ -71,7 +71,8 @@ class RemoteCohort(Cohort):
 
         def take_reply(client_id: str, reply: Reply) -> None:
             if isinstance(reply, pb.TaskFailed):
-                ballot.fail(client_id, reply.detail)
+                ballot.fail(client_id, _client_reason(reply), reply.detail)
+                self._sessions.diary.fail(client_id, order.run_id, _client_reason(reply), reply.detail)
             elif isinstance(reply, pb.EvaluateResult):
                 ballot.record(client_id, Evaluation(reply.example_count, dict(reply.metrics)))
 
@@ -160,7 +161,9 @@ class _RemoteExchange(Exchange):
             await _until_settled(inbox, self._task.task_id, self._sessions)
 
     def _note_refusal(self, client_id: str, reply: pb.TaskFailed) -> None:
-        self._sessions.diary.refuse(client_id, self._task.run_id, _client_reason(reply), reply.detail)
+        diary = self._sessions.diary
+        note = diary.refuse if self._task.HasField("train") else diary.fail
+        note(client_id, self._task.run_id, _client_reason(reply), reply.detail)
 
     def _assign(self, messages: Mapping[str, pb.JoinResponse], take_reply: Callable[[str, Reply], None]) -> None:
         for client_id, message in messages.items():

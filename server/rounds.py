@@ -332,7 +332,7 @@ class Rounds:
                     await wait_until(ballot, until, self._site.cohort, rules)
                 asking.cancel()
             values = spread(result.metrics for result in ballot.evaluations.values() if result.example_count)
-            return record.with_(spread=values), ballot.means()
+            return record.with_(spread=values, evaluation_failures=ballot.failures()), ballot.means()
 
     def _is_evaluated(self, number: int) -> bool:
         every = self._spec.evaluate.every

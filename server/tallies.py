@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from server.errors import NO_ANSWER
 from server.inbox import weighted_means
 from server.records import Participation, RoundRecord, RoundSummary
 
@@ -101,5 +102,5 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 def summary(reasons: Counter[str], silent_count: int) -> str:
     """Return, for instance, "2 not_finite, 1 no_answer"."""
     counts = Counter(reasons)
-    counts["no_answer"] = silent_count
+    counts[NO_ANSWER] = silent_count
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if count) or "none refused"

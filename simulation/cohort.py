@@ -144,7 +144,7 @@ class SimulatedCohort(Cohort, ABC):
             async with contextlib.aclosing(self.measurements(order, client_ids)) as evaluations:
                 async for client_id, found in evaluations:
                     if isinstance(found, Refused):
-                        ballot.fail(client_id, found.detail)
+                        ballot.fail(client_id, found.reason, found.detail)
                     else:
                         ballot.record(client_id, found)
             await self.until_settled(ballot)

@@ -1,5 +1,6 @@
-"""What all tests share: repeatable hypothesis runs, one torch thread, and a plain word on skipped tests at the end; and tiny bases."""
+"""What all tests share: repeatable hypothesis runs, one torch thread, and a plain word on skipped tests; tiny bases and a Redis server."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 from models.bases import FOLDER_VARIABLE
 from tests.models.foundation import save_bert, save_gpt2
+from tests.server.store.redis_server import RedisServer
 
 settings.register_profile("choral", deadline=None, derandomize=True, database=None)
 settings.load_profile("choral")
@@ -26,6 +28,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         tests = f"{count} test{'s' * (count > 1)}"
         line = f"that need {program}. To run them: {command}" if command else f"for this reason: {reason}"
         terminalreporter.write_line(f"Skipped: {tests} {line}", yellow=True)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    server = RedisServer(tmp_path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="session")

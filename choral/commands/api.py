@@ -13,6 +13,7 @@ from choral.commands.listening import (
     Insecure,
     Key,
     chosen_tls,
+    keep_start_from_collector,
     stop_signal,
     tell_of_api,
 )
@@ -63,6 +64,7 @@ async def _serve(config: "ReplicaConfig") -> None:
 
     stop = stop_signal()
     async with serve_api(config) as replica:
+        keep_start_from_collector()
         await tell_of_api(replica.http_address, config.tls, replica.store, "the same --store")
         await stop.wait()
         log.info("shutting down")

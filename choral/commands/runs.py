@@ -104,7 +104,7 @@ def rounds(
     tls_ca: TlsCa = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """List all rounds of a run, with contributions and refusals.
+    """List all rounds of a run, with contributions, refusals and evaluations that failed.
 
     Example: choral runs rounds 3f2a --json
     """
@@ -116,9 +116,11 @@ def rounds(
     console = Console()
     console.print(rounds_table(records))
     for record in records:
-        for refusal in record["refusals"]:
-            text = f"round {record['number']}: {refusal['client_id'][:8]} refused, {refusal['reason']}: {refusal['detail']}"
-            console.print(text, highlight=False, markup=False)
+        # Coordinators of earlier releases tell nothing of evaluations.
+        for what, found in (("refused", record["refusals"]), ("not evaluated", record.get("evaluation_failures", []))):
+            for one in found:
+                text = f"round {record['number']}: {one['client_id'][:8]} {what}, {one['reason']}: {one['detail']}"
+                console.print(text, highlight=False, markup=False)
 
 
 @app.command("watch")

@@ -13,6 +13,7 @@ from choral.commands.listening import (
     Insecure,
     Key,
     chosen_tls,
+    keep_start_from_collector,
     stop_signal,
     tell_of_api,
 )
@@ -101,6 +102,7 @@ async def _serve(config: "CoordinatorConfig", own_data: "Examples | None") -> No
             )
         log.info("clients join at %s", coordinator.address)
         place = "the same --store" if config.store else f"--folder {config.folder}"
+        keep_start_from_collector()
         await tell_of_api(coordinator.http_address, config.tls, coordinator.store, place)
         await stop.wait()
         log.info("shutting down; runs go on at the next start")

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from server.api.lists import listed
+from server.api.lists import as_json, listed
 from server.api.pages import PAGED, OfPage
 from server.api.sources import Sources
+from server.cohort import Kind
 from server.errors import NotFoundError
 from server.history import latest_rounds
 from server.now import ClientNow
@@ -48,8 +49,9 @@ class ClientContribution(ContributionRecord):
 
 
 class ClientRefusal(RefusalRecord):
-    """A contribution that did not enter a sum, and where it did not."""
+    """A contribution that did not enter a sum, or an evaluation that there is not, and where it is missing."""
 
+    kind: Kind = "train"
     run_id: str
     round_number: int
 
@@ -114,8 +116,8 @@ def client_routes(sources: Sources) -> APIRouter:
         response = await listed(ClientView(**dict(client), **dict(now)) for client, now in page.of(found))
         return page.mark(response, request, len(found))
 
-    @router.get("/clients/{client_id}", summary="Show a client and how it fared of late")
-    async def show(client_id: str) -> ClientDetail:
+    @router.get("/clients/{client_id}", summary="Show a client and how it fared of late", response_model=ClientDetail)
+    async def show(client_id: str) -> Response:
         known = {client.client_id: client for client in await sources.desk.clients()}
         if (client := known.get(client_id)) is None:
             raise NotFoundError(f"Client {client_id!r}: must have joined once, got no such client.")
@@ -123,9 +125,10 @@ def client_routes(sources: Sources) -> APIRouter:
         runs = (await sources.store.participations_of(client_id))[::-1]
         rounds = await latest_rounds(sources.store, runs)
         contributions, refusals = _lately(client_id, rounds)
-        return ClientDetail(
+        detail = ClientDetail(
             **dict(client), **dict(now), runs=list(runs), contributions=contributions, refusals=refusals
         )
+        return Response(as_json(detail), media_type="application/json")
 
     return router
 
@@ -137,7 +140,14 @@ def _lately(client_id: str, rounds: Sequence[RoundRecord]) -> tuple[list[ClientC
         contributions += [
             ClientContribution(**dict(part), **place) for part in record.contributions if part.client_id == client_id
         ]
+        kinds: list[tuple[Kind, list[RefusalRecord]]] = [
+            ("evaluate", record.evaluation_failures),
+            ("train", record.refusals),
+        ]
         refusals += [
-            ClientRefusal(**dict(refusal), **place) for refusal in record.refusals if refusal.client_id == client_id
+            ClientRefusal(**dict(refusal), **place, kind=kind)
+            for kind, found in kinds
+            for refusal in found
+            if refusal.client_id == client_id
         ]
     return contributions, refusals[:MOST_REFUSALS]

@@ -8,10 +8,11 @@ from server.api.summaries import ParticipationView
 from server.api.timeline import TimelineRow
 from server.curves import MetricCurves
 from server.now import Health
-from server.records import EventRecord, RoundSummary
+from server.records import EventRecord, RoundRecord, RoundSummary
 from wire.protocol import PROTOCOL_VERSION
 
 _CLIENT = "5d1c9e7a0b3f48c2a6e4d7f1908b2c35"
+_OTHER = "8c04b6f2d17e4a95a3b0e6c19d52f748"
 _RUN = "3f2a9c0d1e4b"
 _NOON = 1767225600.0
 
@@ -63,6 +64,50 @@ EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
         "outcome": "lost",
         "reason": "",
         "detail": "",
+        "evaluation_reason": "no_answer",
+        "evaluation_detail": "nothing came of it in time",
+    },
+    RoundRecord: {
+        "run_id": _RUN,
+        "number": 2,
+        "state": "committed",
+        "attempt": 0,
+        "selected": [_CLIENT, _OTHER],
+        "contributions": [
+            {
+                "client_id": _CLIENT,
+                "weight": 320,
+                "example_count": 320,
+                "byte_count": 420600,
+                "train_seconds": 3.25,
+                "metrics": {"loss": 0.62},
+            }
+        ],
+        "example_count": 320,
+        "session_count": 0,
+        "is_opening": False,
+        "audits": [],
+        "refusals": [
+            {"client_id": _OTHER, "reason": "not_finite", "detail": "must be finite, got nan at coordinate 7"}
+        ],
+        "evaluation_failures": [
+            {"client_id": _CLIENT, "reason": "client_error", "detail": "RuntimeError: out of memory"}
+        ],
+        "moments": {
+            _CLIENT: {
+                "asked": _NOON,
+                "downloaded": _NOON + 0.25,
+                "trained": _NOON + 3.5,
+                "uploaded": _NOON + 3.75,
+                "ended": _NOON + 3.75,
+            }
+        },
+        "metrics": {"refused_not_finite": 1.0, "train_loss": 0.62},
+        "spread": {},
+        "model_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "started_time": _NOON,
+        "ended_time": _NOON + 4.5,
+        "phase_seconds": {"select": 0.01, "train": 3.75, "apply": 0.05, "evaluate": 0.5, "commit": 0.02},
     },
     Health: {
         "status": "ok",

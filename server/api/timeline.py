@@ -26,6 +26,9 @@ class TimelineRow(Moments):
     reason: str = ""
     """Why its contribution was refused, such as "not_finite"."""
     detail: str = ""
+    evaluation_reason: str = ""
+    """Why it did not evaluate the round's new model, such as "client_error"; empty where it did, or was not asked."""
+    evaluation_detail: str = ""
 
 
 def timeline_routes(sources: Sources) -> APIRouter:
@@ -51,6 +54,7 @@ def timeline_routes(sources: Sources) -> APIRouter:
 def _of_committed(record: RoundRecord, names: Mapping[str, str]) -> list[TimelineRow]:
     accepted = {part.client_id for part in record.contributions}
     refusals = {refusal.client_id: refusal for refusal in record.refusals}
+    failures = {failure.client_id: failure for failure in record.evaluation_failures}
     rows = []
     for client_id in takers(record):
         fields = {
@@ -58,6 +62,8 @@ def _of_committed(record: RoundRecord, names: Mapping[str, str]) -> list[Timelin
             "client_id": client_id,
             "name": names.get(client_id, ""),
         }
+        if (failure := failures.get(client_id)) is not None:
+            fields |= {"evaluation_reason": failure.reason, "evaluation_detail": failure.detail}
         if client_id in accepted:
             rows.append(TimelineRow(**fields, outcome="accepted"))
         elif (refusal := refusals.get(client_id)) is not None:
@@ -68,11 +74,23 @@ def _of_committed(record: RoundRecord, names: Mapping[str, str]) -> list[Timelin
 
 
 def _of_open(record: RoundRecord, page: Mapping[str, Entry], names: Mapping[str, str]) -> list[TimelineRow]:
+    refused = {one.client_id: Entry("", reason=one.reason, detail=one.detail) for one in record.refusals}
     rows = []
-    for client_id in sorted({*record.selected, *page}):
-        entry = page.get(client_id, Entry(""))
-        fields = {**dict(entry.moments), "client_id": client_id, "name": names.get(client_id, "")}
-        rows.append(TimelineRow(**fields, outcome=_outcome(entry), reason=entry.reason, detail=entry.detail))
+    # Where nobody is asked, as in a run that stands still, it is told whom the attempts so far have refused.
+    for client_id in sorted({*record.selected, *page}) or takers(record):
+        entry = page.get(client_id, refused.get(client_id, Entry("")))
+        rows.append(
+            TimelineRow(
+                **dict(entry.moments),
+                client_id=client_id,
+                name=names.get(client_id, ""),
+                outcome=_outcome(entry),
+                reason=entry.reason,
+                detail=entry.detail,
+                evaluation_reason=entry.evaluation_reason,
+                evaluation_detail=entry.evaluation_detail,
+            )
+        )
     return rows
 
 

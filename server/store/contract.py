@@ -47,6 +47,9 @@ class Store(Protocol):
     async def summaries(self, run_id: str, after: int = 0, limit: int = 1000) -> Sequence[RoundSummary]:
         """Return the summaries of up to `limit` rounds from number `after` + 1 on, ascending; those of earlier releases have none."""
 
+    async def summary_count(self, run_id: str) -> int:
+        """Return how many rounds have a summary."""
+
     async def summarized_numbers(self, run_id: str) -> Set[int]:
         """Return the numbers of the rounds that have a summary: they are those that participations count."""
 

@@ -171,6 +171,11 @@ class RedisStore:
             documents = await self._client.hmget(PREFIX + "summary:" + run_id, numbers)
         return await from_documents(RoundSummary, [document for document in documents if document is not None])
 
+    async def summary_count(self, run_id: str) -> int:
+        """Return how many rounds have a summary."""
+        async with self._call():
+            return int(await self._client.hlen(PREFIX + "summary:" + run_id))
+
     async def summarized_numbers(self, run_id: str) -> Set[int]:
         """Return the numbers of the rounds that have a summary."""
         async with self._call():

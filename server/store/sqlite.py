@@ -148,6 +148,11 @@ class SqliteStore:
         query = "SELECT document FROM summaries WHERE run_id = ? AND number > ? AND number <= ? ORDER BY number"
         return await self._read(RoundSummary, query, run_id, after, after + limit)
 
+    async def summary_count(self, run_id: str) -> int:
+        """Return how many rounds have a summary."""
+        ((count,),) = await self._rows("SELECT count(*) FROM summaries WHERE run_id = ?", run_id)
+        return int(count)
+
     async def summarized_numbers(self, run_id: str) -> Set[int]:
         """Return the numbers of the rounds that have a summary."""
         return {number for (number,) in await self._rows("SELECT number FROM summaries WHERE run_id = ?", run_id)}

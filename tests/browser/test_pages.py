@@ -20,6 +20,7 @@ HOSTILE = "<img src=x onerror=window.hostile=1><script>window.hostile=1</script>
 RUN_ID = "0123456789ab"
 OTHER_ID = "ba9876543210"
 HELD_ID = "aaaa00000000"
+UNTESTED_ID = "bbbb00000000"
 CLIENT_ID = "c" * 64
 PHONE_WIDTH = 360
 
@@ -103,6 +104,30 @@ async def test_round_whose_moments_are_not_known_says_so(dashboard: Dashboard, h
     await timeline.get_by_role("button", name="Latest").click()
     await expect(timeline).to_contain_text("The clients were asked anew 1 min after the round had begun")
     await expect(timeline.locator(".track")).to_have_count(1)
+
+
+async def test_client_that_did_not_evaluate_is_shown_with_its_reason(
+    dashboard: Dashboard, hostile: Coordinator
+) -> None:
+    run = await stored_run(hostile, UNTESTED_ID, RunState.PAUSED, round_number=1)
+    contribution = make_round(1).contributions[0].model_copy(update={"client_id": CLIENT_ID})
+    failure = RefusalRecord(client_id=CLIENT_ID, reason="client_error", detail=HOSTILE)
+    record = make_round(1, UNTESTED_ID, RoundState.COMMITTED).with_(
+        attempt=0,
+        selected=[CLIENT_ID],
+        contributions=[contribution],
+        refusals=[],
+        evaluation_failures=[failure],
+    )
+    await hostile.store.commit_round(run, record)
+    page = await dashboard.open(address_of(hostile), f"runs/{UNTESTED_ID}")
+    timeline = card(page, "Round, client by client")
+    await expect(timeline).to_contain_text("1 asked: 1 accepted. 1 did not evaluate the new model.")
+    await expect(timeline).to_contain_text(f"AcceptedNot evaluated: client error{HOSTILE}")
+    page = await dashboard.open(address_of(hostile), f"clients/{CLIENT_ID}")
+    await expect(card(page, "Refused or failed")).to_contain_text(f"Evaluationclient error{HOSTILE}")
+
+    assert await page.evaluate("window.hostile === undefined")
 
 
 async def test_run_that_stands_still_shows_whom_its_round_refused(dashboard: Dashboard, hostile: Coordinator) -> None:

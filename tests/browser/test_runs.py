@@ -199,6 +199,28 @@ async def test_page_comes_back_by_itself_after_the_coordinator_was_killed(
     assert await dashboard.is_untouched()
 
 
+@pytest.mark.parametrize("place", ["runs", "runs/{run_id}"])
+async def test_wait_is_not_counted_down_while_the_coordinator_is_away(
+    dashboard: Dashboard, federation: Federation, place: str
+) -> None:
+    # A third client never comes.
+    run_id = federation.submit({**SPEC, "name": "waits", "cohort": {"size": 3, "wait_seconds": 3_600}})
+    page = await dashboard.open(federation.http_address, place.format(run_id=run_id))
+    waiting = page.locator(".waiting")
+    counted = re.compile(r"Waiting for 1 of 3 clients, \d+ min( \d+ s)? left")
+    await expect(waiting).to_have_text(counted)
+    dashboard.tolerated.append("net::ERR_")
+    assert federation.coordinator is not None
+    federation.coordinator.kill()
+    await expect(waiting).to_have_text(re.compile(r"The coordinator does not answer since \d\d:\d\d"))
+    federation.start_coordinator()
+    # Whoever is back counts anew.
+    federation.wait_for_clients(2)
+    await expect(waiting).to_have_text(counted)
+    federation.rest.post(f"/runs/{run_id}/stop")
+    assert await dashboard.is_untouched()
+
+
 async def tab_to(page: Page, target: str) -> None:
     """Press the tab key until something with a name, or "#" and an id, has the focus; each stop on the way must be seen to have it."""
     for _ in range(MOST_STOPS):

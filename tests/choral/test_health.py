@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 from client.presence import is_present, marked
+from server.replica import ReplicaConfig, serve_api
 from server.web import TLS
 from tests.client.certificates import Authority
 from tests.federation import free_port
 from tests.loopback import serving
+from tests.server.store.redis_server import RedisServer
 
 
 def check(*arguments: str) -> tuple[int, str]:
@@ -29,6 +31,18 @@ async def test_coordinator_is_well_while_it_serves(tmp_path: Path) -> None:
     async with serving(tmp_path / "plain") as coordinator:
         found = await asyncio.to_thread(check, "coordinator", f"http://{coordinator.http_address}")
         assert found == (0, "ok, 0 clients connected")
+
+
+async def test_api_replica_is_well_although_its_coordinator_is_away(
+    redis_server: RedisServer,
+) -> None:
+    async with serve_api(ReplicaConfig(redis_server.url, "127.0.0.1:0")) as replica:
+        url = f"http://{replica.http_address}"
+        assert await asyncio.to_thread(check, "api", url) == (0, "ok, serving")
+        code, said = await asyncio.to_thread(check, "coordinator", url)
+        assert (code, said) == (1, f"Error: Coordinator {url}: must answer 200, got 503 Service Unavailable.")
+    code, said = await asyncio.to_thread(check, "api", url)
+    assert (code, said.startswith(f"Error: API replica {url}: must answer as one, got")) == (1, True)
 
 
 def test_coordinator_that_does_not_answer_is_not_well() -> None:

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from client.connection import Connection
+from client.data import LocalData
+from client.training import Trainer
 from client.worker import Worker
+from models import Evaluation
 from privacy.secagg.session import SUITES
 from server.coordinator import Coordinator
 from server.records import RunState
@@ -22,6 +26,7 @@ from tests.client.relay import relaying
 from tests.client.sites import running, until_true
 from tests.loopback import run_in_state
 from wire import federation_pb2 as pb
+from wire.tensors import Vector
 
 STAGES = ("advertise", "shares", "upload", "survivor_ack", "unmask")
 REPLIES = {"advertise": pb.Advertise, "shares": pb.Shares, "survivor_ack": pb.SurvivorAck, "unmask": pb.Unmask}
@@ -66,6 +71,28 @@ async def test_masked_run_equals_the_serial_simulation_to_the_bit(
         assert record.session_count == 2
         assert [audit.kind for audit in record.audits] == ["train", "evaluate"]
         assert federation.signers(record) == [sorted(NAMES)] * 2
+
+
+async def test_client_that_cannot_evaluate_is_kept_with_its_reason_and_costs_no_other_result(
+    federation: Federation, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = [federation.agent(name, coordinator.address) for name in NAMES]
+    evaluate, broken = Trainer.evaluate, federation.data(NAMES[0])
+
+    def fail(self: Trainer, vector: Vector, data: LocalData) -> Evaluation:
+        if torch.equal(data.training.inputs, broken.training.inputs):
+            raise RuntimeError("the disk is gone")
+        return evaluate(self, vector, data)
+
+    monkeypatch.setattr(Trainer, "evaluate", fail)
+    async with joined(coordinator, agents):
+        _, (record,) = await played(coordinator, masked_spec(evaluate={"every": 1}))
+    assert len(record.contributions) == len(NAMES)
+    assert {"loss", "accuracy"} <= record.metrics.keys()
+    (failure,) = record.evaluation_failures
+    assert (failure.client_id, failure.reason) == (federation.client_id(NAMES[0]), "client_error")
+    assert failure.detail
+    assert record.refusals == []
 
 
 # --- Connections that break ---

@@ -60,7 +60,7 @@ def test_every_command_of_a_text_exists(name: str) -> None:
 
 def test_every_command_of_a_list_exists() -> None:
     calls = list(calls_of_lists())
-    assert sorted(words[0] for words in calls) == ["api"] + ["join"] * 4 + ["serve"] * 3
+    assert sorted(words[0] for words in calls) == ["api"] * 2 + ["join"] * 4 + ["serve"] * 3
     assert [problem for words in calls if (problem := problem_with(words))] == []
 
 

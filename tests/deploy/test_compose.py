@@ -25,6 +25,7 @@ KEYS = {
     "networks",
     "pids_limit",
     "ports",
+    "profiles",
     "read_only",
     "restart",
     "security_opt",
@@ -36,6 +37,8 @@ KEYS = {
 
 SITES = ["site-0", "site-1", "site-2"]
 OWN = ["certificates", "coordinator", "submit", *SITES]
+OPTIONAL = ["api"]
+"""With --profile of the same name."""
 
 
 @pytest.mark.parametrize("files", [[COMPOSE], [COMPOSE, GPU]], ids=["cpu", "gpu"])
@@ -46,10 +49,26 @@ def test_old_docker_compose_takes_the_files(files: list[Any]) -> None:
     done = subprocess.run(["docker-compose", *named, "config"], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     (document,) = read_yaml(done.stdout)
-    assert set(document["services"]) == {"redis", *OWN}
+    # The plugin leaves out what no profile asks for; this one lists it, and does not start it.
+    assert set(document["services"]) == {"redis", *OWN, *OPTIONAL}
+    assert [name for name, service in document["services"].items() if service.get("profiles")] == OPTIONAL
     for site in SITES:
         found = document["services"][site].get("deploy", {}).get("resources", {}).get("reservations", {})
         assert bool(found.get("devices")) == (len(files) == 2)
+
+
+def test_api_replica_has_what_it_needs_of_the_coordinator_and_does_not_wait_for_it() -> None:
+    found = services()
+    api, coordinator = found["api"], found["coordinator"]
+    assert api["profiles"] == ["api"]
+    assert all("profiles" not in service for name, service in found.items() if name not in OPTIONAL)
+    assert {*api["command"]} - {*coordinator["command"]} == {"api"}
+    assert api["environment"] == coordinator["environment"]
+    assert api["networks"] == coordinator["networks"]
+    assert set(api["depends_on"]) == {"certificates", "redis"}
+    # Its health is its own: it shows what is stored while the coordinator is away. It has no model, and no key of the coordinator's folder.
+    assert api["healthcheck"]["test"] == [*coordinator["healthcheck"]["test"][:4], "api", "https://127.0.0.1:8080"]
+    assert api["volumes"] == ["coordinator-certificates:/certificates/coordinator:ro"]
 
 
 def test_services_use_only_what_both_versions_read() -> None:
@@ -66,13 +85,15 @@ def test_every_service_is_confined() -> None:
 
 def test_ports_are_published_on_loopback_alone() -> None:
     ports = {name: service["ports"] for name, service in services().items() if "ports" in service}
-    assert set(ports) == {"coordinator"}
-    assert all(port.startswith("127.0.0.1:") for port in ports["coordinator"])
+    assert set(ports) == {"coordinator", "api"}
+    published = [port for found in ports.values() for port in found]
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert len({port.rpartition(":")[0] for port in published}) == len(published)
 
 
 def test_only_coordinator_and_its_tools_reach_redis() -> None:
     on_store = {name for name, service in services().items() if "store" in service.get("networks", [])}
-    assert on_store == {"redis", "coordinator", "submit"}
+    assert on_store == {"redis", "coordinator", "submit", "api"}
     (document,) = read_yaml(COMPOSE.read_text(encoding="utf-8"))
     assert document["networks"]["store"] == {"internal": True}
 
@@ -89,7 +110,7 @@ def test_keys_lie_only_where_they_are_needed() -> None:
     }
     assert where == {
         "authority": {"certificates"},
-        "coordinator-certificates": {"certificates", "coordinator", "submit"},
+        "coordinator-certificates": {"certificates", "coordinator", "submit", "api"},
         "client-certificates": {"certificates", *SITES},
     }
 

@@ -143,7 +143,7 @@ class ScriptedCohort(Cohort):
                 case Evaluation() as evaluation:
                     ballot.record(client_id, evaluation)
                 case Decline() as act:
-                    ballot.fail(client_id, act.detail)
+                    ballot.fail(client_id, act.reason, act.detail)
 
         self.evaluated.append((order, tuple(client_ids)))
         async with asyncio.TaskGroup() as group:

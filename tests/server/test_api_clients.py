@@ -81,7 +81,7 @@ async def test_client_is_shown_with_how_it_fared_of_late(coordinator: Coordinato
         "train_seconds": 0.5,
         "metrics": {"loss": 39.0},
     }
-    expected = {"run_id": "run-1", "round_number": 38, "client_id": me, "reason": "not_finite"}
+    expected = {"run_id": "run-1", "round_number": 38, "client_id": me, "kind": "train", "reason": "not_finite"}
     assert found["refusals"] == [expected | {"detail": "coordinate 3"}]
 
 

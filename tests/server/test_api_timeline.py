@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from server.coordinator import Coordinator
-from server.records import RoundRecord, RoundState, RunState
+from server.records import RefusalRecord, RoundRecord, RoundState, RunState
 from tests.client.masked import NAMES, Federation, masked_spec, played
 from tests.client.masked import joined as joined_masked
 from tests.hostile import drawn_vector, joined
@@ -130,6 +130,46 @@ async def test_timeline_has_what_a_client_would_not_do(coordinator: Coordinator,
     assert known_moments(row) == ["asked", "ended"]
 
 
+async def test_client_that_does_not_evaluate_is_told_with_its_reason_before_and_after_the_commit(
+    coordinator: Coordinator, api: httpx.AsyncClient
+) -> None:
+    spec = small_spec(rounds=1, cohort={"size": 3, "return_seconds": 0.1}, evaluate={"every": 1})
+    names = ("able", "unable", "silent")
+    async with everyone([joined(coordinator.address, name=name) for name in names]) as (able, unable, silent):
+        run = await coordinator.runs.submit(spec)
+        for number, session in enumerate((able, unable, silent)):
+            await session.contribute(await session.task(), drawn_vector(number, SIZE))
+        task, _, _ = [await session.task() for session in (able, unable, silent)]
+        failed = pb.TaskFailed(task_id=task.task_id, reason=pb.REFUSAL_REASON_CLIENT_DATA, detail="no such column")
+        await unable.send(pb.JoinRequest(task_failed=failed))
+
+        async def told() -> dict[str, dict[str, Any]] | None:
+            rows = await timeline(api, run.run_id, 1)
+            return rows if rows["unable"]["evaluation_reason"] else None
+
+        open_rows = await until(told, "the failure to be shown")
+        assert open_rows["unable"]["evaluation_detail"] == "no such column"
+        assert {row["outcome"] for row in open_rows.values()} == {"accepted"}
+        result = pb.EvaluateResult(task_id=task.task_id, example_count=2, metrics={"loss": 1.0})
+        await able.send(pb.JoinRequest(evaluate_result=result))
+        # Of one that has left nothing more is expected.
+        await silent.call.done_writing()
+        await run_in_state(coordinator, run.run_id, RunState.FINISHED)
+    rows = await timeline(api, run.run_id, 1)
+    assert {name: (row["outcome"], row["evaluation_reason"]) for name, row in rows.items()} == {
+        "able": ("accepted", ""),
+        "unable": ("accepted", "client_data"),
+        "silent": ("accepted", "no_answer"),
+    }
+    (record,) = (await api.get(f"/runs/{run.run_id}/rounds")).json()
+    failures = {failure["client_id"]: failure for failure in record["evaluation_failures"]}
+    assert failures.keys() == {unable.client_id, silent.client_id}
+    assert record["metrics"]["loss"] == 1.0
+    (lately,) = (await api.get(f"/clients/{unable.client_id}")).json()["refusals"]
+    place = {"run_id": run.run_id, "round_number": 1, "kind": "evaluate"}
+    assert lately == place | {"client_id": unable.client_id, "reason": "client_data", "detail": "no such column"}
+
+
 async def test_timeline_of_a_round_of_an_earlier_release_has_outcomes_alone(
     coordinator: Coordinator, api: httpx.AsyncClient
 ) -> None:
@@ -138,11 +178,24 @@ async def test_timeline_of_a_round_of_an_earlier_release_has_outcomes_alone(
     await coordinator.store.commit_round(run, record)
     await coordinator.store.put_round(record.with_(number=2, state=RoundState.OPEN))
     (row,) = (await api.get("/runs/r1/rounds/1/timeline")).json()
-    nothing = {"name": "", "reason": "", "detail": "", **dict.fromkeys(MOMENTS)}
+    nothing = {
+        "name": "",
+        "reason": "",
+        "detail": "",
+        "evaluation_reason": "",
+        "evaluation_detail": "",
+        **dict.fromkeys(MOMENTS),
+    }
     assert row == nothing | {"client_id": "ana", "outcome": "lost"}
     # Nobody plays the open round: it is as it was left.
     (row,) = (await api.get("/runs/r1/rounds/2/timeline")).json()
     assert row == nothing | {"client_id": "ana", "outcome": "pending"}
+    # Nobody is asked any more: whom it refused is told.
+    refusal = RefusalRecord(client_id="ben", reason="client_policy", detail="not here")
+    await coordinator.store.put_round(record.with_(number=2, state=RoundState.OPEN, selected=[], refusals=[refusal]))
+    (row,) = (await api.get("/runs/r1/rounds/2/timeline")).json()
+    refused = {"client_id": "ben", "outcome": "refused", "reason": "client_policy", "detail": "not here"}
+    assert row == nothing | refused
     sentence = problem(await api.get("/runs/r1/rounds/3/timeline"), 404)
     assert sentence == "Round 3 of run 'r1': must be in the store, got no such round."
 

@@ -252,17 +252,18 @@ async def test_refuse_cuts_long_details_and_keeps_a_bounded_number() -> None:
 
 
 async def test_ballot_takes_each_asked_clients_first_word() -> None:
-    ballot = Ballot(["ana", "ben", "eva"], Signal())
+    ballot = Ballot(["ana", "ben", "eva", "ida"], Signal())
     ballot.record("ana", Evaluation(10, {"loss": 1.0, "Bad Name": 1.0, "odd": math.nan}))
     ballot.record("ana", Evaluation(99, {"loss": 9.0}))
     ballot.record("zoe", Evaluation(99, {"loss": 9.0}))
-    ballot.fail("ben", "x" * 5000)
+    ballot.fail("ben", RefusalReason.REFUSAL_REASON_CLIENT_DATA, "x" * 5000)
     ballot.record("ben", Evaluation(99, {"loss": 9.0}))
-    assert ballot.unsettled == {"eva"}
+    assert ballot.unsettled == {"eva", "ida"}
     ballot.record("eva", Evaluation(30, {"loss": 2.0}))
-    ballot.fail("eva", "too late")
+    ballot.fail("eva", RefusalReason.REFUSAL_REASON_CLIENT_ERROR, "too late")
     assert ballot.count == 2
-    assert ballot.failures == {"ben": "x" * 1000}
+    found = [(failure.client_id, failure.reason, failure.detail) for failure in ballot.failures()]
+    assert found == [("ben", "client_data", "x" * 1000), ("ida", "no_answer", "nothing came of it in time")]
     # Of 10 and 30 examples with losses 1 and 2: 70 over 40 examples.
     assert ballot.means() == {"loss": 1.75}
 

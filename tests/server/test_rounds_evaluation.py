@@ -93,7 +93,13 @@ async def test_play_client_that_cannot_evaluate_does_not_cost_the_results_of_the
 
     scene.scripted.evaluate_script = fail_first
     await scene.play(spec(evaluate={"every": 1}))
-    assert (await scene.store.round("run", 1)).metrics == {"loss": 1.5}
+    record = await scene.store.round("run", 1)
+    assert record.metrics == {"loss": 1.5}
+    (failure,) = record.evaluation_failures
+    assert (failure.client_id, failure.reason, failure.detail) == ("b", "client_data", "the data is gone")
+    # It contributed, and that is counted as before.
+    assert record.refusals == []
+    assert [one.contributed for one in await scene.store.participations("run")] == [1, 1, 1]
 
 
 async def test_play_evaluates_on_whoever_contributed_or_was_not_refused(scene: Scene) -> None:

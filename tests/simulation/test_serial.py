@@ -204,6 +204,8 @@ async def test_client_that_cannot_evaluate_costs_no_other_result(store: Store, t
     record = await store.round("run", 1)
     assert len(record.contributions) == 3
     assert {"loss", "accuracy"} <= record.metrics.keys()
+    (failure,) = record.evaluation_failures
+    assert (failure.client_id, failure.reason, failure.detail != "") == ("site-2", "client_error", True)
 
 
 async def test_train_refuses_a_client_that_fails_and_goes_on(store: Store, tmp_path: Path) -> None:

@@ -315,7 +315,8 @@ async def test_error_of_an_evaluation_is_that_of_its_clients_and_not_the_rounds(
     monkeypatch.setattr(cohort._stacked, "measure", fail)
     ballot = Ballot(names, cohort.changed)
     await cohort.evaluate(Order("run", 1, 0, configured, model, len(names)), names, ballot)
-    assert ballot.failures == dict.fromkeys(names, "Unexpected RuntimeError('odd')")
+    found = [(failure.client_id, failure.detail) for failure in ballot.failures()]
+    assert found == [(name, "Unexpected RuntimeError('odd')") for name in sorted(names)]
 
 
 @pytest.mark.parametrize(

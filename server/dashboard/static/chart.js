@@ -112,7 +112,8 @@ function optionsOf(width, { lines, areBars, show, ticks, latest }) {
       width: areBars ? 0 : 2,
       dash: line.dash,
       spanGaps: true,
-      points: { show: false },
+      // A value that stands alone makes no line.
+      points: { show: (plot, place) => !areBars && plot.data[place].filter((one) => one != null).length === 1, size: 8, fill: stroke },
       ...(areBars && { fill: stroke, paths: globalThis.uPlot.paths.bars({ size: [0.8, 40] }) }),
     });
     if (line.low) {

@@ -1,6 +1,6 @@
 // Hooks: what is loaded once, what is loaded again as news comes, and what ticks.
 
-import { listen } from "./stream.js";
+import { connection, listen, lostTime } from "./stream.js";
 import { useCallback, useEffect, useRef, useState } from "./view.js";
 
 /**
@@ -87,6 +87,16 @@ export function useLiveStatus() {
 
 /** Return a run as it was loaded, with what the stream has said of it since. */
 export const latest = (stored, live) => (live?.since > stored.since ? { ...stored, ...live } : stored);
+
+/**
+ * Return since when nothing is heard that goes beyond what was heard at `since`, in seconds since the epoch; 0 while the connection holds.
+ * A coordinator that is back has first to say how things stand.
+ */
+export function useAway(since) {
+  const [, setState] = useState(connection());
+  useMessages((message) => message.event === "connection" && setState(message.state));
+  return connection() === "reconnecting" || since < lostTime() ? lostTime() : 0;
+}
 
 /** Return the present time in seconds since the epoch, anew every `seconds`. */
 export function useNow(seconds = 1) {

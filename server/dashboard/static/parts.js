@@ -1,7 +1,7 @@
 // Parts that several pages are made of.
 
-import { ago, capital, count, moment, percent, seconds, words } from "./format.js";
-import { useNow } from "./loading.js";
+import { ago, capital, clock, count, moment, percent, seconds, words } from "./format.js";
+import { useAway, useNow } from "./loading.js";
 import { useTitle } from "./routing.js";
 import { html, useEffect, useRef, useState } from "./view.js";
 
@@ -96,9 +96,14 @@ export function Facts({ facts }) {
   return html`<dl class="facts">${known.map(([term, value]) => html`<div key=${term}><dt>${term}</dt><dd>${value}</dd></div>`)}</dl>`;
 }
 
-/** What a run waits for: "waiting for 3 of 10 updates, 41 s left", counted down here between the server's words. */
+/**
+ * What a run waits for: "waiting for 3 of 10 updates, 41 s left", counted down here between the server's words; nobody knows what is left
+ * of a wait while the coordinator is away, which may have been started again meanwhile.
+ */
 export function Waiting({ waiting, since }) {
   const now = useNow();
+  const away = useAway(since);
+  if (away) return html`<span class="waiting">The coordinator does not answer since <span class="number">${clock(away, now)}</span></span>`;
   const missing = Math.max(0, waiting.need - waiting.have);
   const left = waiting.seconds_left == null ? null : Math.max(0, waiting.seconds_left - Math.max(0, now - since));
   return html`<span class="waiting">Waiting for ${count(missing)} of ${count(waiting.need)} ${words(waiting.for)}${

@@ -10,6 +10,7 @@ const SILENCE = 40_000;
 const listeners = new Set();
 let lastId = "";
 let state = "connecting";
+let lost = 0;
 let running = null;
 
 /** Call `listener` with each message ({event, id, data}) and each change of the connection ({event: "connection", state}). */
@@ -20,6 +21,9 @@ export function listen(listener) {
 
 /** "connecting", "live" or "reconnecting". */
 export const connection = () => state;
+
+/** When the connection was lost for the last time, in seconds since the epoch; 0 if it never was. */
+export const lostTime = () => lost;
 
 /** Begin to follow, if it is not done already. */
 export function follow() {
@@ -103,6 +107,7 @@ function tell(message) {
 function change(next) {
   if (next === state) return;
   state = next;
+  if (state === "reconnecting") lost = Date.now() / 1000;
   tell({ event: "connection", state });
 }
 

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 from choral.commands.runs import rounds_table
 from models import MODELS
+from server.records import RefusalRecord, RunState
 from tests.choral.command_line import WIDTH, Choral, Outcome, sentence
 from tests.federation import Federation, wait_until
 from tests.hostile import joined
 from tests.loopback import everyone, serving, small_spec
 from tests.server.rest import new_token
+from tests.server.store.samples import make_round, make_run
 
 ODD_NAME = "[/red]north"
 
@@ -140,6 +142,21 @@ def test_rounds_has_every_round_and_as_json_everything(choral: Choral, federatio
     assert [line.split()[0] for line in outcome.lines[2:]] == ["1", "2"]
     shown(outcome)
     assert json.loads(choral("runs", "rounds", finished, "--json").out) == federation.rounds(finished)
+
+
+async def test_rounds_names_who_was_refused_and_who_did_not_evaluate(choral: Choral, tmp_path: Path) -> None:
+    record = make_round(1).with_(
+        evaluation_failures=[RefusalRecord(client_id="ana", reason="client_error", detail="the disk is gone")]
+    )
+    async with serving(tmp_path) as coordinator:
+        await coordinator.store.put_run(make_run(round_number=1).with_(state=RunState.PAUSED))
+        await coordinator.store.put_round(record)
+        arguments = ["runs", "rounds", "run-1", "--url", f"http://{coordinator.http_address}"]
+        outcome = await asyncio.to_thread(choral, *arguments)
+    assert outcome.lines[-2:] == [
+        "round 1: ben refused, not_finite: coordinate 3",
+        "round 1: ana not evaluated, client_error: the disk is gone",
+    ]
 
 
 def test_rounds_table_of_a_large_run_fits_and_marks_the_open_round() -> None:

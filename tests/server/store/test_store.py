@@ -1,6 +1,7 @@
 """The contract of `server.store.contract`, against a SQLite file and a real Redis server."""
 
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -11,11 +12,13 @@ from server.records import (
     ClientRecord,
     EventRecord,
     Participation,
+    RoundRecord,
     RoundState,
     RoundSummary,
     RunState,
 )
 from server.store import Store, open_store
+from server.store.documents import from_document
 from tests.server.store.conftest import Backend
 from tests.server.store.samples import make_client, make_event, make_round, make_run, make_token, run_python
 
@@ -46,6 +49,12 @@ async def test_put_every_record_reads_back_equal(store: Store) -> None:
 async def test_put_round_nan_metric_reads_back_nan(store: Store) -> None:
     await store.put_round(make_round(1).with_(metrics={"loss": float("nan")}))
     assert str((await store.round("run-1", 1)).metrics["loss"]) == "nan"
+
+
+def test_round_of_before_failed_evaluations_were_kept_is_read() -> None:
+    document = make_round(1).model_dump(mode="json")
+    del document["evaluation_failures"]
+    assert from_document(RoundRecord, json.dumps(document)) == make_round(1)
 
 
 async def test_empty_store_returns_nothing(store: Store) -> None:
@@ -125,6 +134,8 @@ async def test_commit_summarizes_the_round_and_counts_it_for_its_clients_once(st
     assert await store.summaries("run-1", after=1, limit=2) == [third]
     assert await store.summaries("run-1", limit=0) == []
     assert await store.summarized_numbers("run-1") == {1, 3}
+    assert await store.summary_count("run-1") == 2
+    assert [await store.summary_count(run_id) for run_id in ("run-2", "run-3")] == [1, 0]
 
     seconds = 0.1 + 0.2
     ana = Participation(

@@ -19,7 +19,9 @@ const CONTRIBUTIONS = [
   { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds || null) },
 ];
 
-const REFUSALS = [RUN, ROUND, { title: "Reason", cell: (row) => words(row.reason) }, { title: "Detail", cell: (row) => row.detail }];
+// What the client did not do.
+const KINDS = { train: "Training", evaluate: "Evaluation" };
+const REFUSALS = [RUN, ROUND, { title: "Task", cell: (row) => KINDS[row.kind] ?? KINDS.train }, { title: "Reason", cell: (row) => words(row.reason) }, { title: "Detail", cell: (row) => row.detail }];
 
 export function ClientPage({ clientId }) {
   const loaded = useLoaded((signal) => get(`clients/${clientId}`, {}, signal), clientId);
@@ -52,13 +54,13 @@ function Client({ client }) {
       ]} /><//>
       <${Card} title="Learners it allows">${client.learners.length ? html`<ul class="chips">${client.learners.map((name) => html`<li key=${name}>${name}</li>`)}</ul>` : html`<${Empty} title="None are known." />`}<//>
       <${List} title="Latest contributions" columns=${CONTRIBUTIONS} rows=${client.contributions} none="It has contributed nothing yet." />
-      <${List} title="Refused" columns=${REFUSALS} rows=${client.refusals} none="Nothing of it was refused." />
+      <${List} title="Refused or failed" columns=${REFUSALS} rows=${client.refusals} none="Nothing of it was refused or failed." />
     </div>
   `;
 }
 
 function List({ title, columns, rows = [], none }) {
   return html`<${Card} title=${title} wide>${rows.length
-    ? html`<${Table} caption=${title} columns=${columns} rows=${rows} keyOf=${(row) => `${row.run_id}/${row.round_number}/${row.attempt ?? 0}/${row.detail ?? ""}`} isDense />`
+    ? html`<${Table} caption=${title} columns=${columns} rows=${rows} keyOf=${(row) => `${row.run_id}/${row.round_number}/${row.kind ?? ""}/${row.detail ?? ""}`} isDense />`
     : html`<${Empty} title=${none} />`}<//>`;
 }

@@ -34,18 +34,27 @@ export function Participation({ run }) {
 }
 
 const REFUSALS = [
-  { title: "Client", isHead: true, cell: (row) => html`<a href=${place(`clients/${row.client_id}`)}><code>${row.client_id.slice(0, 12)}</code></a>` },
+  COLUMNS[0],
   { title: "Reason", cell: (row) => words(row.reason) },
   { title: "Detail", cell: (row) => row.detail || "–" },
 ];
 
 /** Whom the round refused in which a run stands still; nothing where it refused nobody. */
 export function Refused({ run }) {
-  const path = `runs/${run.run_id}/rounds`;
-  const loaded = useLoaded((signal) => get(path, { after: run.round_number, limit: 1 }, signal), `${run.run_id}/${run.round_number}`);
-  const refusals = loaded.data?.[0]?.refusals ?? [];
+  const loaded = useLoaded((signal) => refusedIn(run, signal), `${run.run_id}/${run.round_number}`);
+  const refusals = loaded.data ?? [];
   if (!refusals.length) return null;
   return html`<${Card} title=${`Refused in round ${count(run.round_number + 1)}`} wide>
-    <div class="scroll" tabindex="0" role="region" aria-label="Refusals"><${Table} caption="Refusals of the round in which the run stands still" columns=${REFUSALS} rows=${refusals} keyOf=${(row) => `${row.client_id}/${row.reason}/${row.detail}`} isDense /></div>
+    <div class="scroll" tabindex="0" role="region" aria-label="Refusals"><${Table} caption="Refusals of the round in which the run stands still" columns=${REFUSALS} rows=${refusals} keyOf=${(row) => row.client_id} isDense /></div>
   <//>`;
+}
+
+async function refusedIn(run, signal) {
+  const path = `runs/${run.run_id}/rounds`;
+  const [round] = await get(path, { after: run.round_number, limit: 1 }, signal);
+  if (!round?.refusals.length) return [];
+  // It has the clients' names.
+  const rows = await get(`${path}/${round.number}/timeline`, {}, signal);
+  const name = (row) => row.name || row.client_id;
+  return rows.filter((row) => row.reason).sort((a, b) => name(a).localeCompare(name(b), "en", { numeric: true }));
 }

@@ -1,8 +1,8 @@
-// A round, client by client: when each downloaded, trained and uploaded, was refused or fell out.
+// A round, client by client: when each downloaded, trained and uploaded, was refused or fell out, or did not evaluate.
 
 import { get } from "../api.js";
 import { capital, count, percent, seconds, words } from "../format.js";
-import { useLoaded, useMessages, useNews, useNow } from "../loading.js";
+import { useAway, useLoaded, useMessages, useNews, useNow } from "../loading.js";
 import { Card, Choice, Empty, Loaded, Pager } from "../parts.js";
 import { amend, place } from "../routing.js";
 import { html, useEffect, useMemo, useState } from "../view.js";
@@ -44,7 +44,9 @@ function Round({ run, number, isOpen }) {
   useNews(concerns, loaded.reload, 1000);
   useEffect(() => void loaded.reload(), [number, isOpen]);
   const progress = useProgress(isOpen);
-  const now = useNow(isOpen ? 1 : 3600);
+  const away = useAway(run.since);
+  const ticking = useNow(isOpen ? 1 : 3600);
+  const now = away || ticking;
   const rows = useMemo(() => sorted(loaded.data?.rows ?? [], order), [loaded.data, order]);
   return html`<${Loaded} from=${loaded} what="the round" lines=${6}>${({ about }) => {
     if (!rows.length) return html`<${Empty} title="No client has been asked yet." />`;
@@ -131,12 +133,15 @@ function outcome(row, progress) {
   if (row.outcome === "pending" && progress?.phase) return `${capital(words(progress.phase))}${progress.fraction ? ` ${percent(progress.fraction)}` : ""}`;
   const isAsked = row.outcome !== "pending" || row.asked != null;
   const name = isAsked ? (OUTCOMES[row.outcome] ?? capital(row.outcome)) : "To be asked";
-  return row.reason ? html`${name}: ${words(row.reason)}${row.detail && html`<span class="quiet small detail">${row.detail}</span>`}` : name;
+  return html`${row.reason ? `${name}: ${words(row.reason)}` : name}${because(row.detail)}${row.evaluation_reason &&
+    html`<span class="not-evaluated">Not evaluated: ${words(row.evaluation_reason)}</span>${because(row.evaluation_detail)}`}`;
 }
+
+const because = (detail) => detail && html`<span class="quiet small detail">${detail}</span>`;
 
 function sorted(rows, order) {
   const name = (row) => row.name || row.client_id;
-  const trouble = (row) => ["refused", "lost", "pending", "accepted"].indexOf(row.outcome);
+  const trouble = (row) => (row.evaluation_reason && row.outcome === "accepted" ? 2.5 : ["refused", "lost", "pending", "accepted"].indexOf(row.outcome));
   const length = (row) => (row.ended ?? row.uploaded ?? Infinity) - (row.asked ?? 0);
   const ranks = { slowest: (a, b) => compared(length(b), length(a)), trouble: (a, b) => trouble(a) - trouble(b), name: () => 0 };
   return rows.toSorted((a, b) => ranks[order](a, b) || name(a).localeCompare(name(b), "en", { numeric: true }));
@@ -147,5 +152,6 @@ const compared = (a, b) => (a === b ? 0 : a - b);
 function summary(rows) {
   const counts = Object.keys(OUTCOMES).map((outcome) => [outcome, rows.filter((row) => row.outcome === outcome).length]);
   const parts = counts.filter(([, many]) => many).map(([outcome, many]) => `${count(many)} ${OUTCOMES[outcome].toLowerCase()}`);
-  return `${count(rows.length)} asked: ${parts.join(", ")}.`;
+  const failures = rows.filter((row) => row.evaluation_reason).length;
+  return `${count(rows.length)} asked: ${parts.join(", ")}.${failures ? ` ${count(failures)} did not evaluate the new model.` : ""}`;
 }
