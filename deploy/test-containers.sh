@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=900 WHEELS_PORT=18931
-export CHORAL_VERSION=test CHORAL_GRPC_PORT="" CHORAL_HTTP_PORT=""
+export CHORAL_VERSION=test CHORAL_GRPC_PORT="" CHORAL_HTTP_PORT="" CHORAL_API_PORT=""
 scratch=$(mktemp -d)
 # Seven times as many rounds as the demo has: it is over before somebody can kill anything.
 export CHORAL_RUN="$scratch/run.yaml"
@@ -26,7 +26,7 @@ clean_up() {
     status=$?
     if [ "$status" -ne 0 ]; then compose logs --no-color --tail 40 >&2 || true; fi
     docker rm --force "$PROJECT-edge" > /dev/null 2>&1 || true
-    compose down --volumes > /dev/null 2>&1 || true
+    compose --profile api down --volumes > /dev/null 2>&1 || true
     docker volume rm "$PROJECT-edge" > /dev/null 2>&1 || true
     if [ -n "$wheel_server" ]; then kill "$wheel_server" 2> /dev/null || true; fi
     rm -rf "$scratch"
@@ -226,6 +226,18 @@ rounds=$(run_field round_number)
 accuracy=$(api "/api/v1/runs/$run/rounds/$rounds" | python3 -c 'import json, sys; print(json.load(sys.stdin)["metrics"]["accuracy"])')
 python3 -c 'import sys; sys.exit(float(sys.argv[1]) < 0.85)' "$accuracy" || fail "the model's accuracy must be at least 0.85, got $accuracy"
 say "the model after round $rounds has an accuracy of $accuracy"
+
+# --- REST in a process of its own, while the coordinator is away ---------------------------------------------------------------------------
+
+compose --profile api up --detach --no-build api > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log" >&2; fail "the profile api"; }
+replica=$(compose --profile api ps --quiet api)
+await "the API replica is healthy" is_healthy "$replica"
+docker stop "$coordinator" > /dev/null
+shown=$(curl --silent --fail --max-time 10 --cacert "$scratch/authority.pem" --header "Authorization: Bearer $token" \
+    "https://localhost:$(docker port "$replica" 8080 | head -n 1 | sed 's/.*://')/api/v1/runs/$run" | python3 -c 'import json, sys; print(json.load(sys.stdin)["state"])')
+[ "$shown" = finished ] || fail "the API replica must show the run while the coordinator is away, got $shown"
+docker start "$coordinator" > /dev/null
+say "an API replica shows the run while the coordinator is away"
 
 # --- an edge machine, by the one line of README.md -----------------------------------------------------------------------------------------
 
