@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunS
 from server.secure import Authority
 from server.status import Status
 from server.store import Store
-from server.tallies import REFUSED, as_training, refusal_counts, spread, summary, training_means
+from server.tallies import REFUSED, as_training, refusal_counts, shortfall, spread, training_means
 from server.tasks import task_group, to_its_end
 from wire.errors import ChoralError
 from wire.logs import about
@@ -216,11 +215,7 @@ class Rounds:
                 asking.cancel()
         record = record.with_(refusals=[*record.refusals, *inbox.refusals])
         self._site.observer.note_refusals(inbox.refusals)
-        reasons = Counter(refusal.reason for refusal in inbox.refusals)
-        problem = (
-            f"quorum must be {rules.fewest} contributions, got {inbox.count} of {len(record.selected)} asked, "
-            f"{summary(reasons, len(inbox.unsettled))}."
-        )
+        problem = shortfall(rules.fewest, inbox.count, len(record.selected), inbox.refusals, len(inbox.unsettled))
         return record, inbox, problem
 
     def _empty_sum(self, order: Order, size: int) -> WeightedMean:

@@ -8,7 +8,6 @@ Source: CSA-1 (docs/secure-aggregation.md), section "Coordinator".
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +27,7 @@ from server.masked import MaskedSum
 from server.records import AuditRecord, RefusalRecord
 from server.replies import Replies
 from server.status import Status
-from server.tallies import summary
+from server.tallies import shortfall
 from server.tasks import task_group
 from wire import federation_pb2 as pb
 from wire.federation_pb2 import RefusalReason
@@ -187,10 +186,8 @@ class SecureSession:
             SecureAggregationError: Fewer are left than its quorum.
         """
         if replies.count < self._quorum:
-            reasons = Counter(refusal.reason for refusal in self.refusals)
             raise SecureAggregationError(
-                f"quorum must be {self._quorum} contributions, got {replies.count} of {len(self._names)} asked, "
-                f"{summary(reasons, len(replies.unsettled))}."
+                shortfall(self._quorum, replies.count, len(self._names), self.refusals, len(replies.unsettled))
             )
 
     def _inbox(self, sharers: Sequence[str]) -> Inbox:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from server.errors import NO_ANSWER
 from server.inbox import weighted_means
-from server.records import Participation, RoundRecord, RoundSummary
+from server.records import Participation, RefusalRecord, RoundRecord, RoundSummary
 
 REFUSED = "refused_"
 """Beginning of the names of counts among a round's metrics."""
@@ -99,8 +99,19 @@ def _quartiles(values: Sequence[float]) -> list[float]:
     return cuts
 
 
-def summary(reasons: Counter[str], silent_count: int) -> str:
-    """Return, for instance, "2 not_finite, 1 no_answer"."""
-    counts = Counter(reasons)
-    counts[NO_ANSWER] = silent_count
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if count) or "none refused"
+def shortfall(fewest: int, count: int, asked_count: int, refusals: Sequence[RefusalRecord], silent_count: int) -> str:
+    """Return why a round cannot close: whom it lacks, by the reason, and what the first who was refused was told.
+
+    Args:
+        fewest: Contributions that it needs.
+        count: Contributions that are in.
+        asked_count: Clients that were asked.
+        refusals: Of those clients.
+        silent_count: Clients that have not answered; nobody has waited for them if they could not have been enough.
+    """
+    counts = Counter(refusal.reason for refusal in refusals)
+    counts["not_awaited" if count + silent_count < fewest else NO_ANSWER] = silent_count
+    reasons = ", ".join(f"{many} {reason}" for reason, many in sorted(counts.items()) if many) or "none refused"
+    first = f" The first refusal: {refusals[0].detail.removesuffix('.')}." if refusals else ""
+    contributions = "1 contribution" if fewest == 1 else f"{fewest} contributions"
+    return f"quorum must be {contributions}, got {count} of {asked_count} asked, {reasons}.{first}"

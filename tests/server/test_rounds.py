@@ -91,7 +91,7 @@ async def test_play_below_quorum_is_retried_then_raises_and_can_be_played_again(
     strict = spec(rounds=2, cohort={"size": 3, "quorum": 2, "retries": 2})
     message = (
         r"^Round 1: quorum must be 2 contributions, got 1 of 3 asked, 1 client_data, 1 client_error\. "
-        r"Mend the clients, then resume the run\.$"
+        r"The first refusal: the data is gone\. Mend the clients, then resume the run\.$"
     )
     with pytest.raises(QuorumError, match=message):
         await scene.play(strict)

@@ -121,7 +121,7 @@ async def test_run_that_cannot_reach_its_quorum_any_more_does_not_wait_for_the_d
             assert verdict.reason == pb.REFUSAL_REASON_WRONG_WEIGHT
         await paused(coordinator, run)
         assert (
-            "got 0 of 3 asked, 1 no_answer, 2 wrong_weight."
+            "got 0 of 3 asked, 1 not_awaited, 2 wrong_weight. The first refusal: weight must be 1 to "
             in (await rest(coordinator, f"/runs/{run.run_id}"))["reason"]
         )
 
