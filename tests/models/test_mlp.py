@@ -140,6 +140,7 @@ class Row:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "row",
     [
