@@ -1,4 +1,4 @@
-"""Convolutional network for images: blocks of convolution, activation and pooling, then a dense classifier.
+"""Convolutional network for images and series: blocks of convolution, activation and pooling, then a dense classifier.
 
     block_i:  x <- pool_2(act(norm(conv_i(x))))        logits = W dropout(act(V vec(x)))
 
@@ -27,13 +27,13 @@ class CNNParameters(ClassifierParameters):
     """Parameters of the learner `cnn`."""
 
     image: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 8, 8], min_length=3, max_length=3)
-    """Channels, height and width of an image."""
+    """Channels, height and width of an image; one of height 1 is a series, along which filters and pooling go."""
     channels: list[Channels | Annotated[list[Channels], Field(min_length=1, max_length=8)]] = Field(
         default=[16, 32], min_length=1, max_length=8
     )
     """Channels of each block, which halves height and width in the end: of its convolution, or a list for several of them."""
     kernel: int = Field(default=3, ge=1, le=15)
-    """Height and width of a filter; odd."""
+    """Height and width of a filter, or its length along a series; odd."""
     padding: Literal["same", "valid"] = "same"
     """Whether zeros around an image let a convolution keep its size, or it loses its margin."""
     pooling: Literal["max", "average"] = "max"
@@ -56,11 +56,18 @@ class CNNParameters(ClassifierParameters):
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
         side, margin = min(self.image[1:]), self.kernel - 1 if self.padding == "valid" else 0
+        if self.is_series:
+            side = self.image[2]
         for convolutions in self.blocks:
             side = (side - margin * len(convolutions)) // 2
         if side < 1:
             raise ValueError(f"image must be large enough for {len(self.blocks)} blocks, got {self.image[1:]}")
         return self
+
+    @property
+    def is_series(self) -> bool:
+        """Whether there is a width alone."""
+        return self.image[1] == 1
 
     @property
     def blocks(self) -> list[list[int]]:
@@ -82,15 +89,17 @@ class CNN(Classifier):
         layers: list[nn.Module] = []
         kernel, padding = self.parameters.kernel, self.parameters.padding
         margin = kernel - 1 if padding == "valid" else 0
+        is_series = self.parameters.is_series
+        filters, pool = ((1, kernel), (1, 2)) if is_series else ((kernel, kernel), (2, 2))
         for convolutions in self.parameters.blocks:
             for out_channels in convolutions:
-                layers.append(nn.Conv2d(channels, out_channels, kernel, padding=padding))
+                layers.append(nn.Conv2d(channels, out_channels, filters, padding=padding))
                 if self.parameters.batch_norm:
                     layers.append(nn.BatchNorm2d(out_channels))
                 layers.append(activation())  # (batch, out_channels, height, width)
-                channels, height, width = out_channels, height - margin, width - margin
-            layers.append(nn.MaxPool2d(2) if self.parameters.pooling == "max" else nn.AvgPool2d(2))
-            height, width = height // 2, width // 2
+                channels, height, width = out_channels, height if is_series else height - margin, width - margin
+            layers.append(nn.MaxPool2d(pool) if self.parameters.pooling == "max" else nn.AvgPool2d(pool))
+            height, width = height if is_series else height // 2, width // 2
         layers.append(FlatImages())  # (batch, channels * height * width)
         # Behind it, where draws do not depend on how images lie in memory.
         if self.parameters.feature_dropout:

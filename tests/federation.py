@@ -111,6 +111,10 @@ class Process:
         self._file.close()
         return code
 
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
     def pause(self) -> None:
         """Hold it where it is until `resume`."""
         self._process.send_signal(signal.SIGSTOP)
@@ -122,6 +126,17 @@ class Process:
     def wait(self, seconds: float = START_SECONDS) -> int:
         """Wait for it to end by itself and return its exit code."""
         return self._process.wait(seconds)
+
+
+def finished(
+    arguments: list[str], log: Path, seconds: float = START_SECONDS, is_forked: bool = True
+) -> tuple[int, str]:
+    """Run Python with arguments to its end; return its exit code and all that it printed."""
+    process = Process([sys.executable, *arguments], log, is_forked)
+    try:
+        return process.wait(seconds), process.output
+    finally:
+        process.close()
 
 
 class Federation:

@@ -10,13 +10,17 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from functools import cache
 from multiprocessing.context import ForkServerContext
 
 import pytest
 
-PRELOADED = ["choral.cli", "client.agent", "server.coordinator"]
-"""None of them starts a thread or opens a connection, which a child would lack."""
+PRELOADED = ["choral.cli", "client.agent", "server.coordinator", "torch._dynamo", "uvicorn.protocols.http.h11_impl"]
+"""None of them starts a thread or opens a connection, which a child would lack.
+
+torch's compiler is what the first step of an optimizer imports, which takes half as long as torch itself.
+"""
 
 
 @cache
@@ -31,7 +35,7 @@ def _context() -> ForkServerContext:
 
 
 def run(arguments: list[str], log: str, folder: str, environment: dict[str, str]) -> None:
-    """Run a program as `python ARGUMENTS` would, in this process: "-m MODULE ..." or "SCRIPT ..."."""
+    """Run a program as `python ARGUMENTS` would, in this process: "-m MODULE ...", "-c CODE ..." or "SCRIPT ..."."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (sys.__stdout__.fileno(), sys.__stderr__.fileno()):  # type: ignore[union-attr]
         os.dup2(descriptor, number)
@@ -40,9 +44,22 @@ def run(arguments: list[str], log: str, folder: str, environment: dict[str, str]
     os.environ.clear()
     os.environ.update(environment)
     sys.path.insert(0, folder)
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        # As Python's own main does, so that who waits for it sees the signal.
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+
+
+def _run(arguments: list[str]) -> None:
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(arguments[1], {"__name__": "__main__"})
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")

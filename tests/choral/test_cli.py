@@ -16,7 +16,7 @@ import typer.main
 from choral import cli
 from models import MODELS
 from tests.choral.command_line import WIDTH, Choral, sentence
-from tests.federation import Process
+from tests.federation import finished
 from wire.errors import SpecError
 from wire.spec import RunSpec
 
@@ -136,11 +136,10 @@ def test_error_is_one_sentence(
 
 
 def test_error_with_debug_shows_the_traceback(tmp_path: Path) -> None:
-    process = Process([sys.executable, "-m", "choral", "--debug", "spec", "check", "none.yaml"], tmp_path / "log")
-    assert process.wait() == 1
-    process.close()
-    assert "Traceback" in process.output
-    assert "SpecError: none.yaml: must be a readable UTF-8 file" in process.output
+    code, output = finished(["-m", "choral", "--debug", "spec", "check", "none.yaml"], tmp_path / "log")
+    assert code == 1
+    assert "Traceback" in output
+    assert "SpecError: none.yaml: must be a readable UTF-8 file" in output
 
 
 def test_error_keeps_brackets_that_look_like_markup(choral: Choral) -> None:

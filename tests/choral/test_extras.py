@@ -80,7 +80,8 @@ def test_command_starts_with_only_the_extra_of_its_side(
 def test_missing_package_is_one_sentence_that_names_its_extra(
     start: Start, tmp_path: Path, missing: str, arguments: Sequence[str], extra: str
 ) -> None:
-    process = start(missing, *arguments, "--folder", str(tmp_path / "state"))
+    absent = missing if extra == "llm" else f"{missing},{others(extra)}"
+    process = start(absent, *arguments, "--folder", str(tmp_path / "state"))
     assert process.wait() == 1
     sentence = f"Error: Package {missing}: must be installed, got none. Run pip install 'choral[{extra}]'.\n"
     assert process.output == sentence

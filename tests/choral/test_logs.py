@@ -14,7 +14,7 @@ import pytest
 
 from choral.logs import json_handler
 from choral.rest import Rest
-from tests.federation import HERE, Federation, wait_until
+from tests.federation import HERE, Federation, finished, wait_until
 from wire.logs import about
 
 JSON = ("--log-format", "json")
@@ -58,9 +58,11 @@ def test_every_line_of_a_federation_is_an_object_with_what_it_is_about(tmp_path:
         willing = federation.start_client("ana", "digits,blocks=0", *JSON)
         unwilling = federation.start_client("ben", "digits,blocks=1", "--policy", str(policy), *JSON)
         federation.wait_for_clients(2)
-        command = [sys.executable, "-m", "choral", "token", "create", "me", "--role", "operator"]
+        command = ["-m", "choral", "token", "create", "me", "--role", "operator"]
         command += ["--folder", str(federation.coordinator_folder)]
-        secret = subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True).stdout.strip()
+        code, output = finished(command, tmp_path / "token.log")
+        assert code == 0, output
+        secret = output.splitlines()[-1]
         federation.rest.close()
         federation.rest = Rest(f"http://{federation.http_address}", token=secret)
         run_id = federation.submit(SPEC)
@@ -93,10 +95,10 @@ def test_every_line_of_a_federation_is_an_object_with_what_it_is_about(tmp_path:
 
 
 def test_error_that_ends_a_command_is_a_line_too(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "choral", "serve", "--listen", "nonsense", "--folder", str(tmp_path / "c"), *JSON]
-    ended = subprocess.run(command, cwd=HERE.parent, check=False, capture_output=True, text=True)
-    assert ended.returncode == 1
-    line = lines_of(ended.stderr)[-1]
+    command = ["-m", "choral", "serve", "--listen", "nonsense", "--folder", str(tmp_path / "c"), *JSON]
+    code, output = finished(command, tmp_path / "log")
+    assert code == 1
+    line = lines_of(output)[-1]
     assert line["level"] == "ERROR"
     assert line["message"].startswith("gRPC address: must be ")
 

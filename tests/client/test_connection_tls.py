@@ -1,7 +1,5 @@
 import asyncio
-import os
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -16,9 +14,8 @@ from server.errors import ConfigurationError
 from server.web import TLS
 from tests.client.certificates import Authority
 from tests.client.sites import digits_spec, make_agent, played, running, until_joined, until_true, within
+from tests.federation import Process, finished
 from tests.loopback import serving
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -165,26 +162,15 @@ def test_serve_defaults_to_loopback(tmp_path: Path) -> None:
     assert (config.address, config.http_address, config.is_insecure) == ("127.0.0.1:7070", "127.0.0.1:8080", False)
 
 
-async def command(*arguments: str) -> asyncio.subprocess.Process:
-    """Start `choral` with arguments."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "choral",
-        *arguments,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "1000"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-
-
-async def test_join_plain_text_beyond_loopback_ends_with_one_sentence(tmp_path: Path) -> None:
+def test_join_plain_text_beyond_loopback_ends_with_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     folder = tmp_path / "site"
-    process = await command("join", "10.0.0.1:7070", "--data", "digits", "--folder", str(folder))
-    output, _ = await within(process.communicate(), "the client to end")
-    assert process.returncode == 1
-    assert output.decode().split("\n") == [
+    arguments = ["-m", "choral", "join", "10.0.0.1:7070", "--data", "digits", "--folder", str(folder)]
+    code, output = finished(arguments, tmp_path / "log")
+    assert code == 1
+    assert output.split("\n") == [
         "Error: Coordinator address: must be on loopback without TLS, got 10.0.0.1:7070. Give --tls-ca, or --insecure.",
         "",
     ]
@@ -195,11 +181,11 @@ async def test_plain_text_beyond_loopback_is_allowed_where_both_sides_say_so(tmp
     config = CoordinatorConfig(tmp_path / "coordinator", "", "0.0.0.0:0", "127.0.0.1:0", is_insecure=True)
     async with serve(config) as coordinator:
         assert coordinator.address.startswith("0.0.0.0:")
-        options = ["--data", "digits,blocks=0", "--folder", str(tmp_path / "site"), "--insecure"]
-        process = await command("join", coordinator.address, *options)
+        command = [sys.executable, "-m", "choral", "join", coordinator.address, "--data", "digits,blocks=0"]
+        command += ["--folder", str(tmp_path / "site"), "--insecure"]
+        process = await asyncio.to_thread(Process, command, tmp_path / "log", is_forked=True)
         try:
             await until_true(coordinator.sessions.clients, "the client to join")
         finally:
-            process.send_signal(signal.SIGTERM)
-            output, _ = await within(process.communicate(), "the client to end")
-    assert process.returncode == 0, output.decode()
+            code = await asyncio.to_thread(process.end)
+    assert code == 0, process.output

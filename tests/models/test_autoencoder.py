@@ -16,6 +16,7 @@ from models import DataError, Examples, Learner, build_learner
 from models.autoencoder import Reconstructor
 from simulation.resources import Resources
 from simulation.serial import SerialCohort
+from tests.models.digits import trained_slower
 from tests.simulation.federations import federation, play
 from wire.spec import LocalSpec, Named
 from wire.tensors import State
@@ -97,14 +98,16 @@ def test_reduction_leaves_less_error_than_as_many_principal_components(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("code", "most"), [(4, 0.027), (16, 0.0095)])
-def test_reduction_to_other_widths_leaves_less_error_than_principal_components(
+@pytest.mark.parametrize(("code", "most"), [(4, 0.0245), (8, 0.0155), (16, 0.0083)])
+def test_reduction_at_a_rate_that_falls_comes_near_its_reference(
     parts: tuple[Examples, Examples], code: int, most: float
 ) -> None:
+    """References, one split each: .0214, .0131 and .0067; a plain loop of torch on this one has .0211, .0139 and .0067."""
     training, held_out = parts
     learner = made(code=code)
-    found = learner.evaluate(trained(learner, training), held_out).metrics["mse"]
-    assert found < min(most, 0.9 * float(errors(PCA(code).fit(training.inputs.numpy()), held_out.inputs).mean()))
+    state = trained_slower(learner, training, [(40, 0.005), (20, 0.002), (20, 0.0005)], batch_size=32)
+    found = learner.evaluate(state, held_out).metrics["mse"]
+    assert found < min(most, 0.75 * float(errors(PCA(code).fit(training.inputs.numpy()), held_out.inputs).mean()))
 
 
 def test_features_are_enough_for_a_linear_model(

@@ -38,6 +38,29 @@ def test_maps_are_the_layers_worked_out_with_functions(images: Examples, pooling
     assert learner.evaluate(state, images.select(torch.tensor([7]))).metrics["loss"] == pytest.approx(float(loss))
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_series_are_convolved_and_pooled_along_their_length(pooling: str, padding: str) -> None:
+    learner = build_learner(
+        Named(name="cnn", image=[2, 1, 13], channels=[[3, 4], 5], kernel=3, pooling=pooling, padding=padding)
+    )
+    assert isinstance(learner, ActivationMaps)
+    state, series = learner.init(1), torch.randn(2, 1, 13, generator=torch.Generator().manual_seed(1))
+    pool = functional.max_pool1d if pooling == "max" else functional.avg_pool1d
+    values, margin = series.squeeze(1), int(padding == "same")
+    for layers in ((0, 2), (5,)):
+        for layer in layers:
+            weight, bias = state[f"{layer}.weight"].squeeze(2), state[f"{layer}.bias"]
+            values = functional.conv1d(values, weight, bias, padding=margin).relu()
+        values = pool(values, 2)
+    found = learner.maps(state, series)
+    torch.testing.assert_close(found[f"{pooling} pool 2"].squeeze(1), values)
+    data = Examples(series[None], torch.tensor([4]))
+    logits = functional.linear(values.flatten(), state["9.weight"], state["9.bias"])
+    loss = functional.cross_entropy(logits, data.targets[0])
+    assert learner.evaluate(state, data).metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
 def test_maps_are_those_of_evaluation_and_not_of_training(images: Examples) -> None:
     learner = build_learner(Named(name="cnn", channels=[[3, 4]], batch_norm=True, feature_dropout=0.5))
     assert isinstance(learner, ActivationMaps)

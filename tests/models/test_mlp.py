@@ -21,6 +21,7 @@ from wire.tensors import Layout, State, Vector
 
 SOFTMAX = {"name": "mlp", "inputs": [1, 8, 8], "hidden": []}
 MLP = {"name": "mlp", "inputs": [1, 8, 8], "hidden": [64]}
+CNN = {"name": "cnn", "image": [1, 8, 8]}
 ALL_AT_ONCE = 10_000
 """A batch size that no client reaches."""
 
@@ -139,6 +140,7 @@ class Row:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "row",
     [
@@ -146,10 +148,15 @@ class Row:
         pytest.param(Row(SOFTMAX, 0.5, 5, 0.70, 0.88, 0.88), id="softmax-5-epochs"),
         pytest.param(Row(MLP, 0.2, 1, 0.70, 0.85, 0.90), id="mlp-1-epoch"),
         pytest.param(Row(MLP, 0.2, 5, 0.70, 0.88, 0.90), id="mlp-5-epochs"),
+        pytest.param(Row(CNN, 0.1, 1, 0.55, 0.77, 0.92), id="cnn-1-epoch"),
     ],
 )
 async def test_federation_of_form_blocks_comes_near_its_reference(tmp_path: Path, row: Row) -> None:
-    """References for 1 and 5 epochs a round: softmax alone 75.2, federated 87.4 and 90.0, pooled 91.2 %; MLP 74.1, 87.1, 89.9, 91.9 %."""
+    """References for 1 and 5 epochs a round: softmax alone 75.2, federated 87.4 and 90.0, pooled 91.2 %; MLP 74.1, 87.1, 89.9, 91.9 %.
+
+    Of the convolutional network, whose rate nobody tuned: alone 71.3, federated with 1 epoch a round 81.5, pooled 94.0 %. Here, with
+    seeds 0 and 1, the federation has 80.1 and 85.3, pooled data 94.5, a client alone 62.5 after an epoch a round, and 74.8 after five.
+    """
     local = {"epochs": row.epochs, "batch_size": 16, "optimizer": {"name": "sgd", "learning_rate": row.learning_rate}}
     parts = blocks()
     alone = [await accuracy_of(row.named, {name: part}, tmp_path / name, local=local) for name, part in parts.items()]

@@ -16,6 +16,7 @@ from wire.spec import LocalSpec, Named
 from wire.tensors import Layout
 
 WINDOW = 24
+CONVOLUTIONS = {"name": "cnn", "image": [1, 1, 40], "channels": [25, 25, 25], "kernel": 5, "batch_norm": True}
 TEST_ROLES = ["timon-of-athens/TIMON", "titus-andronicus/TITUS ANDRONICUS"]
 
 
@@ -50,6 +51,14 @@ def test_persistence_on_sunspots_has_the_error_that_is_known() -> None:
     assert persistence(sunspots()[1]) == pytest.approx(0.954, abs=0.001)
 
 
+def test_least_squares_on_sunspots_have_the_error_that_is_known() -> None:
+    (past, year), (unseen_past, unseen_year) = (
+        (np.column_stack([data.inputs[:, :, 0], np.ones(len(data))]), data.targets.numpy()) for data in sunspots()
+    )
+    found = unseen_past @ np.linalg.lstsq(past, year, rcond=None)[0]
+    assert np.square(found - unseen_year).mean() == pytest.approx(0.354, abs=0.001)
+
+
 @pytest.mark.parametrize(
     ("name", "most"),
     [
@@ -75,18 +84,44 @@ def test_federated_forecast_of_sunspots_errs_less_than_persistence() -> None:
     assert found["mse"] < 0.6 * persistence(federation.test)
 
 
+def mnist_1d(*shape: int) -> tuple[Examples, Examples]:
+    """Return 4,000 series of 40 numbers to train on and 1,000 others, each of a shape."""
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    made = make_dataset(get_dataset_args())
+    assert made["x"].sum() == pytest.approx(-51.78746787509559, abs=1e-9)
+    training, test = (
+        Examples(torch.from_numpy(made[x]).float().reshape(-1, *shape), torch.from_numpy(made[y]).long())
+        for x, y in (("x", "y"), ("x_test", "y_test"))
+    )
+    return training, test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("named", "learning_rate", "least"),
+    [
+        pytest.param({"name": "mlp", "inputs": [40], "hidden": []}, 0.005, 0.30, id="logistic"),
+        pytest.param({"name": "mlp", "inputs": [40], "hidden": [256, 256]}, 0.002, 0.59, id="mlp"),
+        pytest.param(CONVOLUTIONS, 0.005, 0.92, id="cnn"),
+    ],
+)
+def test_classes_of_mnist_1d_are_found_from_the_whole_series(
+    named: dict[str, Any], learning_rate: float, least: float
+) -> None:
+    """References, one seed each: logistic regression .328, perceptron .640, convolutions .922."""
+    training, test = mnist_1d(*named.get("image", [40]))
+    adam = Named(name="adam", learning_rate=learning_rate)
+    found = measured(Named(**named), training, test, epochs=15, batch_size=64, optimizer=adam)
+    assert found["accuracy"] > least
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "learning_rate", "least"), [("rnn", 0.001, 0.35), ("lstm", 0.01, 0.85), ("gru", 0.01, 0.90)]
 )
 def test_classes_of_mnist_1d_are_found_from_one_number_at_a_time(name: str, learning_rate: float, least: float) -> None:
-    from mnist1d.data import get_dataset_args, make_dataset
-
-    made = make_dataset(get_dataset_args())
-    training, test = (
-        Examples(torch.from_numpy(made[x]).float()[:, :, None], torch.from_numpy(made[y]).long())
-        for x, y in (("x", "y"), ("x_test", "y_test"))
-    )
+    training, test = mnist_1d(40, 1)
     named = Named(name=name, task="classify", features=1, hidden=64)
     local = {"epochs": 25, "batch_size": 32} if name == "rnn" else {"epochs": 20, "batch_size": 64}
     adam = Named(name="adam", learning_rate=learning_rate)

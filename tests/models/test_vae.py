@@ -150,6 +150,7 @@ def test_fit_of_digits_beats_independent_pixels_on_unseen_blocks() -> None:
 
 @pytest.mark.slow
 def test_fit_of_digits_to_the_end_reaches_the_reference() -> None:
+    """Reference: -23.9 nats, of one split. Over four seeds a plain loop of torch has -24.1 to -24.3 here, and this -24.2 to -24.3."""
     learner = made(inputs=[1, 8, 8], hidden=[128])
     metrics = learner.evaluate(trained(learner, digits(*range(11)), **ADAM, epochs=100), digits(11, 12, 13)).metrics
     assert metrics["elbo"] > -24.4

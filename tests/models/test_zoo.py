@@ -64,6 +64,11 @@ def test_build_with_defaults_gives_a_learner_with_a_summary(name: str) -> None:
             r"image must be large enough for 1 blocks, got \[5, 8\]\.",
             id="small-image-without-padding",
         ),
+        pytest.param(
+            {"name": "cnn", "image": [1, 1, 3]},
+            r"image must be large enough for 2 blocks, got \[1, 3\]\.",
+            id="short-series",
+        ),
         pytest.param({"name": "cnn", "channels": [[]]}, r"channels\.0.+ must have at least 1 item", id="empty-block"),
         pytest.param(
             {"name": "cnn", "image": [8, 8]}, r"image must have at least 3 items .*, got \[8, 8\]\.", id="axes"

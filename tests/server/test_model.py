@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +15,11 @@ from server.checkpoints import checkpoint_path
 from server.cohort import Order
 from server.errors import StoreError
 from server.model import Model, ModelShop, read_checkpoint, write_checkpoint
+from tests.federation import finished
 from tests.server.cohorts import Act, Bring, Scene, spec
 from wire.saved import OPTIMIZER_PREFIX
 from wire.spec import RunSpec
 
-ROOT = Path(__file__).parents[2]
 HEADER = {"run": "r1", "round": "3", "spec_sha256": "ab" * 32}
 ADAM = {"optimizer": {"name": "adam", "learning_rate": 0.01}}
 
@@ -145,8 +143,8 @@ write_checkpoint(Path(sys.argv[1]), ModelShop(spec(seed=2)).initial(), {"round":
 def test_checkpoint_killed_before_its_rename_leaves_the_old_one_whole(tmp_path: Path) -> None:
     path, old = tmp_path / "x.safetensors", ModelShop(spec(seed=1)).initial()
     write_checkpoint(path, old, HEADER)
-    done = subprocess.run([sys.executable, "-c", DIE_BEFORE_RENAME, str(path)], cwd=ROOT, timeout=100, check=False)
-    assert done.returncode == -9
+    code, output = finished(["-c", DIE_BEFORE_RENAME, str(path)], tmp_path / "log")
+    assert code == -9, output
     assert_same(read_checkpoint(path, old.layout), old)
     new = ModelShop(spec(seed=2)).initial()
     # What the killed process had written was whole already: nothing but the rename was missing.

@@ -1,8 +1,6 @@
 """Runs whose clients, store or disk fail: each pauses or ends with the reason, and loses nothing."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from server.errors import StoreError
 from server.records import EventRecord, RoundRecord, RunRecord, RunState
 from server.store import Store
 from server.store.sqlite import SqliteStore
+from tests.federation import finished
 from tests.server.cohorts import (
     Act,
     Bring,
@@ -26,8 +25,6 @@ from tests.server.cohorts import (
     when,
 )
 from tests.server.playing import Hanging, playing, state_of, undisturbed
-
-ROOT = Path(__file__).parents[2]
 
 
 async def test_round_without_a_quorum_pauses_the_run_with_the_reason(store: Store, tmp_path: Path) -> None:
@@ -185,13 +182,13 @@ async def test_store_that_cannot_be_read_is_tried_again(tmp_path: Path, monkeypa
     ],
 )
 def test_full_disk_pauses_the_run_and_loses_nothing(tmp_path: Path, limit: int, hidden: int, reason: str) -> None:
-    command = [sys.executable, "-m", "tests.server.full_disk", str(tmp_path), str(limit), str(hidden)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    status, number, left, finished, undisturbed = json.loads(done.stdout)
+    command = ["-m", "tests.server.full_disk", str(tmp_path), str(limit), str(hidden)]
+    code, output = finished(command, tmp_path / "log")
+    assert code == 0, output
+    status, number, left, ended, undisturbed = json.loads(output.splitlines()[-1])
     assert status.startswith("paused: ")
     assert reason in status
     assert number == 2
     assert {"round-0000001.safetensors", "round-0000002.safetensors"} <= set(left)
     assert not [name for name in left if name.endswith(".tmp")]
-    assert finished == undisturbed
+    assert ended == undisturbed

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from server.aggregation import WeightedMean
 from server.coordinator import Coordinator
 from server.model import ModelShop
 from server.records import RunRecord, RunState
+from tests.federation import Process
 from tests.hostile import (
     HALF_SENT,
     Session,
@@ -43,7 +45,6 @@ from wire.frames import Part
 from wire.slices import Assembly
 from wire.tensors import Vector
 
-ROOT = Path(__file__).parents[2]
 SIZE = 67
 
 
@@ -69,19 +70,18 @@ async def half_uploaded(
 
 async def killed_process(coordinator: Coordinator, key: Ed25519PrivateKey) -> None:
     """Let a process upload half of vector 2, and kill it."""
-    arguments = ["-m", "tests.hostile", coordinator.address, key.private_bytes_raw().hex(), "2"]
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT)
+    command = [sys.executable, "-m", "tests.hostile", coordinator.address, key.private_bytes_raw().hex(), "2"]
+    process = await asyncio.to_thread(Process, command, Path(os.devnull), is_forked=True)
 
     async def half_sent() -> bool:
-        assert process.returncode is None
+        assert process.is_alive, process.output
         served = coordinator.sessions.by_client(client_id(key))
         return served is not None and served.progress is not None and served.progress.fraction == HALF_SENT
 
     try:
         await until(half_sent, "half of the contribution")
     finally:
-        process.kill()
-        await process.wait()
+        await asyncio.to_thread(process.kill)
 
 
 async def cancelled_call(coordinator: Coordinator, key: Ed25519PrivateKey) -> None:

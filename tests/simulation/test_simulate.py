@@ -3,11 +3,8 @@
 import asyncio
 import csv
 import functools
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ from simulation.partition import local_data, partition
 from simulation.resources import Resources
 from simulation.serial import run_serially
 from simulation.simulate import RESULTS
-from tests.federation import tensor_bytes
+from tests.federation import finished, tensor_bytes
 from wire.errors import SpecError
 from wire.spec import validate_spec
 
@@ -164,13 +161,10 @@ def test_simulate_that_was_cut_off_goes_on_to_the_undisturbed_model(
     tmp_path: Path, undisturbed: Undisturbed, engine: str, commit_seconds: str, number: signal.Signals
 ) -> None:
     setting = SETTING | {"engine": engine}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "cut"), number.name, engine, commit_seconds],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-    )
-    assert killed.returncode == -number, killed.stderr
+    arguments = ["-c", KILLED, str(tmp_path / "cut"), number.name, engine, commit_seconds]
+    # What makes processes of its own has to be a program of its own.
+    code, output = finished(arguments, tmp_path / "log", LIMIT_SECONDS, is_forked=engine != "processes")
+    assert code == -number, output
     durable = 1 if number is signal.SIGKILL and commit_seconds == AT_THE_END else 2
     assert committed_rounds(tmp_path / "cut") == durable
     if number is signal.SIGINT:
@@ -316,26 +310,17 @@ def assert_same_model(one: Path, other: Path) -> None:
 def test_ctrl_c_between_a_rounds_sum_and_its_commit_leaves_the_round_before_it(
     tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", LATE_CTRL_C, str(tmp_path / "cut")],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-    )
-    assert ended.returncode == -signal.SIGINT, ended.stderr
+    code, output = finished(["-c", LATE_CTRL_C, str(tmp_path / "cut")], tmp_path / "log", LIMIT_SECONDS)
+    assert code == -signal.SIGINT, output
     assert committed_rounds(tmp_path / "cut") == 2
     choral.simulate(SPEC, tmp_path / "cut", engine="serial", **SETTING)
     assert_same_model(tmp_path / "cut", undisturbed("serial"))
 
 
 def test_ctrl_c_while_the_data_is_read_ends_before_anything_is_built(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", EARLY_CTRL_C, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-    )
-    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, b""), ended.stderr
+    code, output = finished(["-c", EARLY_CTRL_C, str(tmp_path / "out")], tmp_path / "log", LIMIT_SECONDS)
+    assert code == -signal.SIGINT, output
+    assert "built" not in output.splitlines()
 
 
 def committed_rounds(folder: Path) -> int:
@@ -381,21 +366,10 @@ def test_simulate_with_behaviour_goes_on_at_the_moment_at_which_it_was_cut_off(t
     # Presence is a matter of the time of day: on a clock that started again, other clients would be there.
     setting = SETTING | {"engine": "serial"}
     undisturbed = choral.simulate(SPEC | BEHAVIOUR, tmp_path / "undisturbed", **setting)
-    killed = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            KILLED.replace("(SPEC,", "(SPEC | BEHAVIOUR,"),
-            str(tmp_path / "cut"),
-            "SIGKILL",
-            "serial",
-            AT_ONCE,
-        ],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    program = KILLED.replace("(SPEC,", "(SPEC | BEHAVIOUR,")
+    arguments = ["-c", program, str(tmp_path / "cut"), "SIGKILL", "serial", AT_ONCE]
+    code, output = finished(arguments, tmp_path / "log", LIMIT_SECONDS)
+    assert code == -signal.SIGKILL, output
     result = choral.simulate(SPEC | BEHAVIOUR, tmp_path / "cut", **setting)
     assert [record.selected for record in result.rounds] == [record.selected for record in undisturbed.rounds]
     assert result.run.model_sha256 == undisturbed.run.model_sha256

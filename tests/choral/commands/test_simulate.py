@@ -1,8 +1,6 @@
 """`choral simulate`: rounds as they come, what is left, and how it goes on."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.choral.command_line import Choral, sentence
+from tests.federation import Process, wait_until
 from tests.simulation.test_simulate import SPEC
 
 
@@ -57,17 +56,16 @@ def test_simulate_whose_data_cannot_be_dealt_is_one_sentence(choral: Choral, spe
 
 def test_simulate_interrupted_says_how_it_goes_on(choral: Choral, spec: str, tmp_path: Path) -> None:
     Path(spec).write_text(json.dumps(SPEC | {"rounds": 100_000}))
-    command = [sys.executable, "-m", "choral", "simulate", spec, "--clients", "10"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
-    assert process.stdout
-    process.stdout.readline()
-    process.send_signal(2)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Interrupted. The same command goes on from the last round in simulated." in err
-    assert "Traceback" not in err
+    folder = str(tmp_path / "simulated")
+    command = [sys.executable, "-m", "choral", "simulate", str(tmp_path / spec), "--clients", "10", "--folder", folder]
+    process = Process(command, tmp_path / "log", is_forked=True)
+    wait_until(lambda: "round 1: " in process.output, "the first round")
+    process.interrupt()
+    assert process.wait() == 130
+    process.close()
+    said = " ".join(process.output.split())
+    assert f"Interrupted. The same command goes on from the last round in {folder}." in said
+    assert "Traceback" not in said
 
 
 def test_simulate_tracked_twice_is_one_run_with_all_rounds_and_the_model(
