@@ -40,9 +40,7 @@ async def test_run_that_no_policy_allows_is_paused_with_each_sites_words(
     dashboard: Dashboard, frail: Federation
 ) -> None:
     page = await opened(dashboard, frail, "paused", learner={"name": "mlp", "inputs": [1, 8, 8]}, cohort={"size": 1})
-    await expect(page.locator(".now-status")).to_have_text(
-        re.compile("^Round 1: quorum must be 1 contributions, got 0")
-    )
+    await expect(page.locator(".now-status")).to_have_text(re.compile("^Round 1: quorum must be 1 contribution, got 0"))
     rows = card(page, "Refused in round 1").get_by_role("row")
     await expect(rows).to_have_count(3)
     for row, name in zip((rows.nth(1), rows.nth(2)), ("site-0", "site-1"), strict=True):
