@@ -116,7 +116,19 @@ def ask(address: str, rate: float, seconds: float, paths: list[str]) -> dict[str
         wait = began + asked / rate - time.perf_counter() if asked < count else 1.0
         for key, _ in selector.select(max(0.0, wait)):
             one = key.data
-            one.data += one.connection.recv(BUFFER_BYTES)
+            if not (data := one.connection.recv(BUFFER_BYTES)):
+                # The server has closed what was idle for long. As a browser does, ask again on a new one if that was too late.
+                selector.unregister(one.connection)
+                one.connection.close()
+                if one.place < 0:
+                    idle.remove(one)
+                else:
+                    one.connection = connected(address)
+                    selector.register(one.connection, selectors.EVENT_READ, one)
+                    one.data.clear()
+                    one.connection.sendall(requests[one.place])
+                continue
+            one.data += data
             if not one.is_whole():
                 continue
             if not one.data.startswith(b"HTTP/1.1 200 "):
