@@ -3,6 +3,7 @@
 # it is killed, it is upgraded, gets certificates of a new authority, and is restored from a backup, by the commands of README.md.
 # It needs a Docker engine that runs, docker-compose 1.29 or the plugin `docker compose`, curl and python3. Where no registry can be reached it
 # also needs root, debootstrap and what pip of this machine can reach: then base images and wheels are made here. It leaves nothing running.
+# Exit status 69: nothing was tested, because no container can be made or run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,6 +17,7 @@ wheel_server=""
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 fail() { say "FAILED: $*" >&2; exit 1; }
+unavailable() { say "not tested: $*" >&2; exit 69; }
 compose() {
     if docker compose version > /dev/null 2>&1; then docker compose --project-name "$PROJECT" "$@"; else docker-compose --project-name "$PROJECT" "$@"; fi
 }
@@ -24,10 +26,11 @@ state() { docker inspect --format "$1" "$2"; }
 
 clean_up() {
     status=$?
-    if [ "$status" -ne 0 ]; then compose logs --no-color --tail 40 >&2 || true; fi
+    if [ "$status" -ne 0 ] && [ "$status" -ne 69 ]; then compose logs --no-color --tail 40 >&2 || true; fi
     docker rm --force "$PROJECT-edge" > /dev/null 2>&1 || true
     compose --profile api down --volumes > /dev/null 2>&1 || true
     docker volume rm "$PROJECT-edge" > /dev/null 2>&1 || true
+    docker network rm "$PROJECT-probe" > /dev/null 2>&1 || true
     if [ -n "$wheel_server" ]; then kill "$wheel_server" 2> /dev/null || true; fi
     rm -rf "$scratch"
 }
@@ -53,7 +56,7 @@ make_base() {
     docker image inspect "$1" > /dev/null 2>&1 && return
     debootstrap --variant=minbase --include="$2" bookworm "$scratch/base" > "$scratch/debootstrap.log" || { tail -n 5 "$scratch/debootstrap.log" >&2; return 1; }
     rm -rf "$scratch"/base/var/cache/apt/archives/*.deb "$scratch"/base/var/lib/apt/lists/*
-    tar --create --directory "$scratch/base" . | docker import --change "$3" - "$1" > /dev/null
+    tar --create --directory "$scratch/base" . | docker import --change "$3" - "$1" > /dev/null || return 1
     rm -rf "$scratch/base"
 }
 
@@ -79,11 +82,13 @@ if can_pull "${BASE_IMAGE:=python:3.11-slim-bookworm}" && can_pull "${REDIS_IMAG
     say "base images: $BASE_IMAGE, $REDIS_IMAGE"
 else
     BASE_IMAGE=choral-test-python REDIS_IMAGE=choral-test-redis
-    make_base "$BASE_IMAGE" python3,python3-venv,ca-certificates 'CMD ["python3"]'
-    make_base "$REDIS_IMAGE" redis-server 'CMD ["redis-server"]'
+    { make_base "$BASE_IMAGE" python3,python3-venv,ca-certificates 'CMD ["python3"]' && make_base "$REDIS_IMAGE" redis-server 'CMD ["redis-server"]'; } \
+        || unavailable "no base image can be pulled or made"
     say "base images: of debootstrap, because no registry can be reached"
 fi
 export REDIS_IMAGE
+{ docker network create "$PROJECT-probe" && docker run --rm --network "$PROJECT-probe" "$BASE_IMAGE" python3 -c pass; } > "$scratch/probe.log" 2>&1 \
+    || { cat "$scratch/probe.log" >&2; unavailable "no container runs here"; }
 if ! curl --silent --fail --max-time 20 --output /dev/null https://download.pytorch.org/whl/cpu/; then
     serve_wheels
     arguments=(--network host --build-arg PIP_NO_INDEX=1 --build-arg "PIP_FIND_LINKS=http://127.0.0.1:$WHEELS_PORT/")
