@@ -3,10 +3,20 @@
 # it is killed, it is upgraded, gets certificates of a new authority, and is restored from a backup, by the commands of README.md.
 # It needs a Docker engine that runs, docker-compose 1.29 or the plugin `docker compose`, curl and python3. Where no registry can be reached it
 # also needs root, debootstrap and what pip of this machine can reach: then base images and wheels are made here. It leaves nothing running.
+#
+#   deploy/test-containers.sh            all of it
+#   deploy/test-containers.sh --short    the images, and a federation that is killed and ends; in a third less time
+#
 # Exit status 69: nothing was tested, because no container can be made or run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+is_short=""
+case "${1:-}" in
+    "") ;;
+    --short) is_short=1 ;;
+    *) echo "test-containers.sh: the only option is --short, got $1" >&2; exit 64 ;;
+esac
 readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=900 WHEELS_PORT=18931
 export CHORAL_VERSION=test CHORAL_GRPC_PORT="" CHORAL_HTTP_PORT="" CHORAL_API_PORT=""
 scratch=$(mktemp -d)
@@ -105,7 +115,7 @@ build() {
 }
 build client test 1200
 build coordinator test 400
-build coordinator test-torch 1200 --build-arg COORDINATOR_TORCH=1
+[ -n "$is_short" ] || build coordinator test-torch 1200 --build-arg COORDINATOR_TORCH=1
 torch_of() { docker run --rm --network none --entrypoint python "$1" -c 'import importlib.util; print("some" if importlib.util.find_spec("torch") else "none")'; }
 
 # --- what is in them ---------------------------------------------------------------------------------------------------------------------
@@ -118,7 +128,7 @@ for role in coordinator client; do
     [ "$(docker image inspect --format '{{.Config.User}}' "choral-$role:test")" = 10001:10001 ] || fail "choral-$role must not run as root"
 done
 [ "$(torch_of choral-coordinator:test)" = none ] || fail "the coordinator must be without torch"
-[ "$(torch_of choral-coordinator:test-torch)" = some ] || fail "COORDINATOR_TORCH=1 must bring torch"
+[ -n "$is_short" ] || [ "$(torch_of choral-coordinator:test-torch)" = some ] || fail "COORDINATOR_TORCH=1 must bring torch"
 say "images: no tests, secrets, caches or build tools"
 
 # --- the federation ----------------------------------------------------------------------------------------------------------------------
@@ -164,55 +174,59 @@ docker kill "$coordinator" > /dev/null
 docker start "$coordinator" > /dev/null
 goes_on
 
-for role in coordinator client; do
-    printf 'FROM choral-%s:test\nLABEL org.opencontainers.image.version=next\n' "$role" | docker build --quiet --tag "choral-$role:test-next" - > /dev/null 2>&1
-done
-export CHORAL_VERSION=test-next
-while_it_runs "both images are upgraded"
-compose up --detach --no-build > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log" >&2; fail "the upgrade"; }
-[ "$(container coordinator)" != "$coordinator" ] || fail "the coordinator's container must be another one"
-coordinator=$(container coordinator)
-goes_on
+# What operators do with a federation in the course of time.
+lives_on() {
+    for role in coordinator client; do
+        printf 'FROM choral-%s:test\nLABEL org.opencontainers.image.version=next\n' "$role" | docker build --quiet --tag "choral-$role:test-next" - > /dev/null 2>&1
+    done
+    export CHORAL_VERSION=test-next
+    while_it_runs "both images are upgraded"
+    compose up --detach --no-build > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log" >&2; fail "the upgrade"; }
+    [ "$(container coordinator)" != "$coordinator" ] || fail "the coordinator's container must be another one"
+    coordinator=$(container coordinator)
+    goes_on
 
-# certify COMMANDS: before certificates are made, in the authority's folder.
-names="--host coordinator --host localhost --host 127.0.0.1 --client site-0 --client site-1 --client site-2"
-certify() {
-    compose run --rm -T certificates "cd /certificates/authority; $1; choral certificates /certificates $names > /dev/null" > "$scratch/run.log" 2>&1 \
-        || { cat "$scratch/run.log" >&2; fail "certificates"; }
-    # shellcheck disable=SC2086 # a list of words
-    compose restart coordinator $FEDERATION > /dev/null 2>&1
-    docker exec "$coordinator" cat /certificates/coordinator/authority.pem > "$scratch/authority.pem"
+    # certify COMMANDS: before certificates are made, in the authority's folder.
+    names="--host coordinator --host localhost --host 127.0.0.1 --client site-0 --client site-1 --client site-2"
+    certify() {
+        compose run --rm -T certificates "cd /certificates/authority; $1; choral certificates /certificates $names > /dev/null" > "$scratch/run.log" 2>&1 \
+            || { cat "$scratch/run.log" >&2; fail "certificates"; }
+        # shellcheck disable=SC2086 # a list of words
+        compose restart coordinator $FEDERATION > /dev/null 2>&1
+        docker exec "$coordinator" cat /certificates/coordinator/authority.pem > "$scratch/authority.pem"
+    }
+    while_it_runs "a second authority is trusted"
+    old=$(cat "$scratch/authority.pem")
+    certify 'choral certificates /tmp/next --host coordinator > /dev/null; cp certificate.pem old.pem; mv /tmp/next/authority new
+             cat old.pem new/certificate.pem > certificate.pem'
+    goes_on
+    while_it_runs "it signs all certificates"
+    certify 'cat new/certificate.pem old.pem > certificate.pem; cp new/key.pem key.pem'
+    goes_on
+    while_it_runs "the first authority is forgotten"
+    certify 'cp new/certificate.pem certificate.pem; rm -r new old.pem'
+    goes_on
+    [ "$(cat "$scratch/authority.pem")" != "$old" ] && [ "$(grep -c BEGIN "$scratch/authority.pem")" = 1 ] || fail "the second authority must be the only one"
+
+    volumes="redis coordinator authority coordinator-certificates client-certificates"
+    while_it_runs "a backup is taken, and all is lost but the clients' volumes"
+    compose stop coordinator redis > /dev/null 2>&1
+    for volume in $volumes; do
+        docker run --rm --user 0 --volume "${PROJECT}_$volume:/volume:ro" --entrypoint tar choral-coordinator:test --create --directory /volume . > "$scratch/$volume.tar"
+    done
+    compose down > /dev/null 2>&1
+    for volume in $volumes; do docker volume rm "${PROJECT}_$volume" > /dev/null; done
+    # Not by `compose up --no-start`: 1.29 then waits for the certificates, which nobody makes.
+    for volume in $volumes; do
+        docker volume create --label "com.docker.compose.project=$PROJECT" --label "com.docker.compose.volume=$volume" "${PROJECT}_$volume" > /dev/null
+        docker run --rm --interactive --user 0 --volume "${PROJECT}_$volume:/volume" --entrypoint tar choral-coordinator:test --extract --same-owner --directory /volume < "$scratch/$volume.tar"
+    done
+    compose up --detach --no-build > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log" >&2; fail "the restored federation"; }
+    coordinator=$(container coordinator)
+    await "the restored federation answers" has_rounds "$before"
+    goes_on
 }
-while_it_runs "a second authority is trusted"
-old=$(cat "$scratch/authority.pem")
-certify 'choral certificates /tmp/next --host coordinator > /dev/null; cp certificate.pem old.pem; mv /tmp/next/authority new
-         cat old.pem new/certificate.pem > certificate.pem'
-goes_on
-while_it_runs "it signs all certificates"
-certify 'cat new/certificate.pem old.pem > certificate.pem; cp new/key.pem key.pem'
-goes_on
-while_it_runs "the first authority is forgotten"
-certify 'cp new/certificate.pem certificate.pem; rm -r new old.pem'
-goes_on
-[ "$(cat "$scratch/authority.pem")" != "$old" ] && [ "$(grep -c BEGIN "$scratch/authority.pem")" = 1 ] || fail "the second authority must be the only one"
-
-volumes="redis coordinator authority coordinator-certificates client-certificates"
-while_it_runs "a backup is taken, and all is lost but the clients' volumes"
-compose stop coordinator redis > /dev/null 2>&1
-for volume in $volumes; do
-    docker run --rm --user 0 --volume "${PROJECT}_$volume:/volume:ro" --entrypoint tar choral-coordinator:test --create --directory /volume . > "$scratch/$volume.tar"
-done
-compose down > /dev/null 2>&1
-for volume in $volumes; do docker volume rm "${PROJECT}_$volume" > /dev/null; done
-# Not by `compose up --no-start`: 1.29 then waits for the certificates, which nobody makes.
-for volume in $volumes; do
-    docker volume create --label "com.docker.compose.project=$PROJECT" --label "com.docker.compose.volume=$volume" "${PROJECT}_$volume" > /dev/null
-    docker run --rm --interactive --user 0 --volume "${PROJECT}_$volume:/volume" --entrypoint tar choral-coordinator:test --extract --same-owner --directory /volume < "$scratch/$volume.tar"
-done
-compose up --detach --no-build > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log" >&2; fail "the restored federation"; }
-coordinator=$(container coordinator)
-await "the restored federation answers" has_rounds "$before"
-goes_on
+[ -n "$is_short" ] || lives_on
 
 while_it_runs "the client site-1 is killed"
 victim=$(container site-1)
@@ -231,6 +245,7 @@ rounds=$(run_field round_number)
 accuracy=$(api "/api/v1/runs/$run/rounds/$rounds" | python3 -c 'import json, sys; print(json.load(sys.stdin)["metrics"]["accuracy"])')
 python3 -c 'import sys; sys.exit(float(sys.argv[1]) < 0.85)' "$accuracy" || fail "the model's accuracy must be at least 0.85, got $accuracy"
 say "the model after round $rounds has an accuracy of $accuracy"
+if [ -n "$is_short" ]; then say "all is well, as far as --short looks"; exit; fi
 
 # --- REST in a process of its own, while the coordinator is away ---------------------------------------------------------------------------
 
