@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## Train a model over a small federation on this machine
 	$(BIN)/choral demo
 
 test: $(INSTALLED) ## Run the tests, but the slow ones
-	$(BIN)/pytest -m "not slow" -n 5 --dist worksteal $(ALONE:%=--ignore=%)
+	$(BIN)/pytest -m "not slow" -n 4 --dist worksteal $(ALONE:%=--ignore=%)
 	$(BIN)/pytest -m "not slow" $(ALONE)
 
 test-slow: $(INSTALLED) ## Run the slow tests, which train learners to their reference results

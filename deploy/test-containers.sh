@@ -6,16 +6,18 @@
 #
 #   deploy/test-containers.sh            all of it
 #   deploy/test-containers.sh --short    the images, and a federation that is killed and ends; in half the time
+#   deploy/test-containers.sh --images   the images alone; what is built is there for the next call
 #
 # Exit status 69: nothing was tested, because no container can be made or run here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-is_short=""
+is_short="" ends_at_images=""
 case "${1:-}" in
     "") ;;
     --short) is_short=1 ;;
-    *) echo "test-containers.sh: the only option is --short, got $1" >&2; exit 64 ;;
+    --images) is_short=1 ends_at_images=1 ;;
+    *) echo "test-containers.sh: the option must be --short or --images, got $1" >&2; exit 64 ;;
 esac
 readonly PROJECT="choral-test-$$" FEDERATION="site-0 site-1 site-2" PATIENCE_SECONDS=900 WHEELS_PORT=18931
 export CHORAL_VERSION=test CHORAL_GRPC_PORT="" CHORAL_HTTP_PORT="" CHORAL_API_PORT=""
@@ -132,6 +134,7 @@ done
 [ "$(torch_of choral-coordinator:test)" = none ] || fail "the coordinator must be without torch"
 [ -n "$is_short" ] || [ "$(torch_of choral-coordinator:test-torch)" = some ] || fail "COORDINATOR_TORCH=1 must bring torch"
 say "images: no tests, secrets, caches or build tools"
+[ -z "$ends_at_images" ] || exit 0
 
 # --- the federation ----------------------------------------------------------------------------------------------------------------------
 
