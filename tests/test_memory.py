@@ -182,10 +182,8 @@ def clear_round(folder: Path, client_count: int) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("measure", "client_count", "vector_count", "constant"),
     [
-        # The model, and the sum: float64 in the clear.
-        pytest.param(clear_round, 4, 3 + UPLOAD_SLOTS, TRANSPORT_BYTES + DOWNLOAD_BYTES, id="clear-4"),
+        # The model, and the sum: float64 in the clear. Many more clients than slots: with fewer there is less of everything.
         pytest.param(clear_round, 24, 3 + UPLOAD_SLOTS, TRANSPORT_BYTES + DOWNLOAD_BYTES, id="clear-24"),
-        pytest.param(masked_round, 4, 2 + UPLOAD_SLOTS, TRANSPORT_BYTES, id="masked-4"),
         pytest.param(masked_round, 8, 2 + UPLOAD_SLOTS, TRANSPORT_BYTES, id="masked-8"),
     ],
 )
