@@ -16,13 +16,19 @@ WAIT_MILLISECONDS = 30_000
 expect.set_options(timeout=WAIT_MILLISECONDS)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """Where the browser is; asked for first, so that no federation starts in vain."""
     if (path := shutil.which(PROGRAM)) is None:
         pytest.skip(f"{PROGRAM} is not installed: apt-get install {PROGRAM}")
+    return path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(chromium: str) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         # Its sandbox wants a user other than root.
-        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         await browser.close()
 
@@ -40,10 +46,8 @@ async def dashboard(browser: Browser) -> AsyncIterator[Dashboard]:
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def federation(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A coordinator and two clients, each with the handwriting of about one person."""
-    if shutil.which(PROGRAM) is None:
-        pytest.skip(f"{PROGRAM} is not installed: apt-get install {PROGRAM}")
     with Federation(tmp_path_factory.mktemp("federation")) as federation:
         federation.start_coordinator()
         federation.start_digits_clients(2)

@@ -1,7 +1,6 @@
 """Runs that really fail, with real clients: what each page says of it, in light and in dark, and on a phone."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.browser.conftest import PROGRAM
 from tests.browser.dashboard import Dashboard, card
 from tests.browser.test_pages import PHONE_WIDTH, WIDE
 from tests.federation import Federation
@@ -21,10 +19,8 @@ ASKED_ALONE = "This site's policy: a round must ask at least minimum_cohort (2) 
 
 
 @pytest.fixture(scope="module")
-def frail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def frail(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A coordinator and two clients with a learner that fails, and a policy by which no client is asked alone."""
-    if shutil.which(PROGRAM) is None:
-        pytest.skip(f"{PROGRAM} is not installed: apt-get install {PROGRAM}")
     folder = tmp_path_factory.mktemp("frail")
     (folder / "policy.yaml").write_text("minimum_cohort: 2\n")
     with Federation(folder, "--learner", OWN) as federation:
