@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
 GPU = ROOT / "docker-compose.gpu.yml"
+DIGESTS = ROOT / "deploy" / "digests.env"
 CHART = ROOT / "deploy" / "helm" / "choral"
 
 CALL = re.compile(r"(?:^|[\s`'\"(/])choral(?:-client:\S+|-coordinator:\S+)? (?=([a-z].*)$)", re.M)

@@ -1,13 +1,14 @@
 """The compose files against docker-compose 1.29, and what they promise about every service."""
 
 import json
+import re
 import shutil
 import subprocess
 from typing import Any
 
 import pytest
 
-from tests.deploy.manifests import COMPOSE, GPU, ROOT, read_yaml, services
+from tests.deploy.manifests import COMPOSE, DIGESTS, GPU, ROOT, read_yaml, services
 from wire.spec import read_spec
 
 KEYS = {
@@ -55,6 +56,24 @@ def test_old_docker_compose_takes_the_files(files: list[Any]) -> None:
     for site in SITES:
         found = document["services"][site].get("deploy", {}).get("resources", {}).get("reservations", {})
         assert bool(found.get("devices")) == (len(files) == 2)
+
+
+def test_images_from_elsewhere_are_held_still_by_their_digests() -> None:
+    found = dict(line.split("=", 1) for line in DIGESTS.read_text(encoding="utf-8").splitlines() if line[0] != "#")
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    assert set(found) == {"BASE_IMAGE", "REDIS_IMAGE"}
+    for name, image in found.items():
+        assert (tag := re.fullmatch(r"(.+:.+)@sha256:[0-9a-f]{64}", image)) is not None
+        assert f"${{{name}:-{tag[1]}}}" in COMPOSE.read_text(encoding="utf-8")
+        assert name == "REDIS_IMAGE" or f"ARG {name}={tag[1]}\n" in dockerfile
+    if shutil.which("docker-compose") is None:
+        pytest.skip("docker-compose is not installed: apt-get install docker-compose")
+    command = ["docker-compose", "--env-file", str(DIGESTS), "--file", str(COMPOSE), "--file", str(GPU), "config"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (document,) = read_yaml(done.stdout)
+    assert document["services"].pop("redis")["image"] == found["REDIS_IMAGE"]
+    assert {one["build"]["args"]["BASE_IMAGE"] for one in document["services"].values()} == {found["BASE_IMAGE"]}
 
 
 def test_api_replica_has_what_it_needs_of_the_coordinator_and_does_not_wait_for_it() -> None:
