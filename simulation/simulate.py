@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,7 +91,8 @@ class Simulation:
     """
 
     run: RunRecord
-    rounds: tuple[RoundRecord, ...]
+    # A notebook would show them all, and asyncio has its result's text made when it gives back the handler of Ctrl-C.
+    rounds: tuple[RoundRecord, ...] = field(repr=False)
     folder: Path
     engine: str
     engine_reason: str

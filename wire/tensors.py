@@ -143,8 +143,8 @@ class Layout:
         import torch
 
         self._check(vector)
-        flat = torch.from_numpy(vector)
-        return {entry.name: flat[entry.offset : entry.offset + entry.size].view(entry.shape) for entry in self.entries}
+        parts = torch.split(torch.from_numpy(vector), [entry.size for entry in self.entries])
+        return {entry.name: part.view(entry.shape) for entry, part in zip(self.entries, parts, strict=True)}
 
     def arrays(self, vector: Vector) -> dict[str, Vector]:
         """Return what `views` does as arrays, without torch. Raises as `views`."""

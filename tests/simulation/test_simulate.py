@@ -200,6 +200,9 @@ def test_simulate_with_an_engine_that_cannot_train_the_learner_is_refused(tmp_pa
 def test_simulate_twice_shows_the_same_result_without_a_new_round(tmp_path: Path) -> None:
     first = choral.simulate(SPEC, tmp_path, **SETTING)
     assert choral.simulate(SPEC, tmp_path, **SETTING).rounds == first.rounds
+    # However many rounds there are, it is shown in a line or two.
+    assert len(first.rounds) == 4
+    assert "RoundRecord(" not in repr(first)
 
 
 def test_simulate_stops_early(tmp_path: Path) -> None:
