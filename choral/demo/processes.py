@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -137,7 +138,8 @@ class Federation:
         """Start the coordinator on free ports; `is_healthy` tells when it serves."""
         addresses = ["--listen", self._address, "--http", self._http_address]
         arguments = ["serve", "--folder", str(self._state / "coordinator"), *addresses, *self._roster]
-        self._coordinator = Process("Coordinator", arguments, self._logs / "coordinator.log")
+        with _held_signals():
+            self._coordinator = Process("Coordinator", arguments, self._logs / "coordinator.log")
 
     def start_client(self, block: int, held_out: float) -> None:
         """Start the client that holds one form block of the digits, and holds a part of it out for evaluation."""
@@ -145,8 +147,8 @@ class Federation:
         data = ["--data", f"digits,blocks={block}", "--held-out", str(held_out)]
         own = ["--folder", str(self._state / name), "--name", name, "--device", "cpu", "--threads", "1"]
         arguments = ["join", self._address, *data, *own, *self._roster]
-        process = Process(f"Client {block}", arguments, self._logs / f"{name}.log")
-        self.clients.append(process)
+        with _held_signals():
+            self.clients.append(Process(f"Client {block}", arguments, self._logs / f"{name}.log"))
 
     def is_healthy(self) -> bool:
         """Tell whether the coordinator answers. Raises `DemoError` when it has ended."""
@@ -172,6 +174,21 @@ class Federation:
         """Raise `DemoError` when the coordinator has ended."""
         if self._coordinator is not None:
             self._coordinator.check()
+
+
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    """Let Ctrl-C and its like wait: a process that has begun and is not known here yet would be ended by nobody."""
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda came, _: held.append(came)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
 
 
 def _environment() -> dict[str, str]:

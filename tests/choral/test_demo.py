@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -293,6 +294,25 @@ def test_demo_files_agree_with_each_other(tmp_path: Path) -> None:
     assert float(history[-1]["accuracy"]) == pytest.approx(accuracy, abs=1e-6)
     byte_counts = [int(row["bytes"]) for row in history]
     assert byte_counts == [3 * model.layout.byte_count] * 2
+
+
+def test_interrupt_while_a_process_begins_ends_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, begun = subprocess.Popen.__init__, []
+
+    def begin_and_interrupt(process: subprocess.Popen[bytes], *arguments: Any, **setting: Any) -> None:
+        begin(process, *arguments, **setting)
+        begun.append(process.pid)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", begin_and_interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Federation(tmp_path / "state", tmp_path / "logs") as federation:
+            federation.start_client(0, HELD_OUT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(begun) == 1
+    assert not psutil.pid_exists(begun[0])
 
 
 @pytest.mark.slow
