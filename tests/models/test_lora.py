@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models import Examples, LearnerError
 from models.gpt import GPT, GPTParameters
 from models.lora import AdaptedLinear, LoRAParameters, adapt
-from tests.models.text import ROLES, adam, joined, plays, role, trained, windows
+from tests.models.text import ROLES, adam, joined, king_james, plays, role, trained, windows
 from wire.spec import LocalSpec, Named
 from wire.tensors import Layout, State
 
@@ -110,11 +110,16 @@ def test_base_is_the_same_to_the_bit_after_training(optimizer: Named) -> None:
     assert all(not torch.equal(after[name], state[name]) for name in state)
 
 
-def federated(learner: GPT, parts: list[Examples], rounds: int) -> State:
+def drawn(data: Examples, count: int) -> Examples:
+    """Return so many examples of all, in an order that is always the same."""
+    return data.select(torch.randperm(len(data), generator=torch.Generator().manual_seed(1))[:count])
+
+
+def federated(learner: GPT, parts: list[Examples], rounds: int, **setting: Any) -> State:
     """Return the mean of what clients contribute, round after round."""
     state = learner.init(7)
     layout = learner.contribution_layout
-    local = LocalSpec(batch_size=8, optimizer=adam(0.01))
+    local = LocalSpec(**{"batch_size": 8, "optimizer": adam(0.01), **setting})
     for number in range(rounds):
         generators = [torch.Generator().manual_seed(100 * number + place) for place in range(len(parts))]
         found = [
@@ -143,30 +148,35 @@ def test_federation_adapts_a_base_to_another_author() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_comedies_are_adapted_to_histories() -> None:
-    """Low rank does about half of what full fine-tuning does in as many steps, with 4.4 % of the numbers.
+@pytest.mark.timeout(900)
+def test_comedies_are_adapted_to_the_king_james_version() -> None:
+    """4.4 % of the numbers take .60 to .74 bits off, where full fine-tuning takes .84 in as many steps.
 
-    Of seeds 1, 2 and 3 (of base and adapters) it took .117, .129 and .118 bits off 3.083 to 3.103, full fine-tuning .22 to .25.
+    Of seeds 1 to 3 (of everything that is drawn): 3.40 to 3.50 before, LoRA 2.75 to 2.81, full 2.55 and 2.56, from scratch 2.83 and 2.84,
+    five clients' 2.76 and 2.77. A reference of our own, on another author: 3.28, LoRA 2.63, full 2.50, from scratch 3.23, clients' 2.62.
     """
     learner = plain(width=96, layers=3)
     comedies = joined(*(windows(text) for text in plays("comedies").values()))
-    rows = torch.randperm(len(comedies), generator=torch.Generator().manual_seed(1))
     step = {"batch_size": 16, "clip_norm": 1.0}
-    base = trained(learner, learner.init(1), comedies.select(rows[: 500 * 16]), optimizer=adam(2e-3), **step)
-    *training, last = plays("histories").values()
-    other = joined(*(windows(text) for text in training)).select(torch.arange(200 * 16))
-    held_out = windows(last)
+    base = trained(
+        learner, learner.init(1), drawn(comedies, 500 * 32), batch_size=32, optimizer=adam(2e-3), clip_norm=1.0
+    )
+    codes = windows(king_james()[:600_000]), windows(king_james()[3_000_000:3_100_000])
+    training, held_out = drawn(codes[0], 400 * 16), codes[1]
 
     def bits(learner: GPT, state: State) -> float:
         return learner.evaluate(state, held_out).metrics["bits_per_character"]
 
     low = adapted(base, width=96, layers=3, lora={"rank": 4, "targets": ["query", "value", "expand", "contract"]})
     zero_shot = bits(learner, base)
-    full = bits(learner, trained(learner, base, other, optimizer=adam(1e-3), **step))
-    lora = bits(low, trained(low, low.init(1), other, optimizer=adam(1e-2), **step))
-    # Below the worst of three seeds by over three times what lies between them.
-    assert full < lora < zero_shot - 0.07
+    scratch = bits(learner, trained(learner, learner.init(2), training, optimizer=adam(2e-3), **step))
+    full = bits(learner, trained(learner, base, training, optimizer=adam(1e-3), **step))
+    lora = bits(low, trained(low, low.init(1), training, optimizer=adam(5e-3), **step))
+    sites = [training.select(torch.arange(site, len(training), 5)) for site in range(5)]
+    together = bits(low, federated(low, sites, rounds=5, batch_size=16, optimizer=adam(5e-3), clip_norm=1.0))
+    assert full < lora < zero_shot - 0.5
+    assert full < scratch - 0.15
+    assert together < zero_shot - 0.5
 
 
 def test_target_that_is_no_dense_layer_is_refused() -> None:

