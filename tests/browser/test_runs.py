@@ -151,7 +151,9 @@ async def test_run_is_paused_resumed_and_stopped(dashboard: Dashboard, federatio
     await page.get_by_role("button", name="Pause run").click()
     await expect(heading).to_contain_text("Paused")
     assert federation.run(run_id)["state"] == "paused"
-    await page.get_by_role("button", name="Resume").click()
+    await page.get_by_role("button", name="Resume", exact=True).click()
+    await expect(page.get_by_role("dialog")).to_contain_text("It goes on with round ")
+    await page.get_by_role("button", name="Resume run").click()
     await expect(heading).to_contain_text("Running")
     await page.get_by_role("button", name="Stop", exact=True).click()
     await page.get_by_role("button", name="Stop run").click()
@@ -209,15 +211,35 @@ async def test_wait_is_not_counted_down_while_the_coordinator_is_away(
     waiting = page.locator(".waiting")
     counted = re.compile(r"Waiting for 1 of 3 clients, \d+ min( \d+ s)? left")
     await expect(waiting).to_have_text(counted)
+    if "{" in place:
+        await expect(card(page, "Round, client by client")).to_contain_text("No client has been asked yet.")
     dashboard.tolerated.append("net::ERR_")
     assert federation.coordinator is not None
     federation.coordinator.kill()
-    await expect(waiting).to_have_text(re.compile(r"The coordinator does not answer since \d\d:\d\d"))
+    await expect(waiting).to_have_text(re.compile(r"The coordinator has not answered since \d\d:\d\d"))
     federation.start_coordinator()
     # Whoever is back counts anew.
     federation.wait_for_clients(2)
     await expect(waiting).to_have_text(counted)
     federation.rest.post(f"/runs/{run_id}/stop")
+    assert await dashboard.is_untouched()
+
+
+async def test_spec_is_checked_again_after_the_coordinator_was_away(
+    dashboard: Dashboard, federation: Federation
+) -> None:
+    page = await dashboard.open(federation.http_address, "submit")
+    verdict = page.locator(".verdict")
+    await expect(verdict).to_have_text("The spec is sound.")
+    dashboard.tolerated.append("net::ERR_")
+    assert federation.coordinator is not None
+    federation.coordinator.kill()
+    await page.locator("#rounds").fill("7")
+    await expect(page.get_by_role("alert")).to_contain_text("The coordinator does not answer.")
+    federation.start_coordinator()
+    await expect(verdict).to_have_text("The spec is sound.")
+    await expect(page.get_by_role("alert")).to_have_count(0)
+    await expect(page.get_by_role("button", name="Submit run")).to_be_enabled()
     assert await dashboard.is_untouched()
 
 

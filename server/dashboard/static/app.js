@@ -14,7 +14,7 @@ import { Failure, Loading, NotFound } from "./parts.js";
 import { usePlace } from "./routing.js";
 import { connection, follow, unfollow } from "./stream.js";
 import { ThemeButton } from "./theme.js";
-import { html, render, useEffect, useState } from "./view.js";
+import { html, render, useEffect, useLayoutEffect, useState } from "./view.js";
 
 const PLACES = [
   ["runs", "Runs"],
@@ -56,8 +56,8 @@ function App() {
 function Frame({ me, onSignOut }) {
   const here = usePlace();
   const first = here.parts[0] ?? "runs";
-  // A new page begins at its top, and a screen reader at its main part.
-  useEffect(() => {
+  // A new page begins at its top, and a screen reader at its main part: before anybody can have pressed a key on it.
+  useLayoutEffect(() => {
     scrollTo(0, 0);
     document.getElementById("main").focus({ preventScroll: true });
   }, [here.path]);

@@ -6,10 +6,9 @@ import { html, useEffect, useState } from "./view.js";
 let yaml = null;
 let schema = null;
 
-export function SpecText({ document, onChange }) {
+/** `typed` is {document, text, problem}: what was typed last, and what it was read as; while it cannot be read, it has a problem. */
+export function SpecText({ document, typed, onTyped, onChange }) {
   const [language, setLanguage] = useState("yaml");
-  const [typed, setTyped] = useState(null);
-  const [problem, setProblem] = useState("");
   const [isReady, setReady] = useState(Boolean(yaml));
   useEffect(() => {
     // Loaded here alone: no other page needs it.
@@ -20,24 +19,21 @@ export function SpecText({ document, onChange }) {
     });
   }, []);
   // What somebody is typing stays as it is, until the document is changed elsewhere.
-  const text = typed && typed.document === document ? typed.text : isReady ? written(document, language) : "";
+  const { text, problem } = typed?.document === document ? typed : { text: isReady ? written(document, language) : "", problem: "" };
   const type = (event) => {
     const given = event.target.value;
     try {
       const read = yaml.load(given, { schema });
       if (read === null || typeof read !== "object" || Array.isArray(read)) throw new Error("The spec must be a mapping of keys to values.");
-      setProblem("");
-      setTyped({ document: read, text: given });
+      onTyped({ document: read, text: given, problem: "" });
       onChange(read);
     } catch (error) {
-      setProblem(error.reason ? `${error.reason} in line ${error.mark.line + 1}.` : error.message);
-      setTyped({ document, text: given });
+      onTyped({ document, text: given, problem: error.reason ? `${error.reason} in line ${error.mark.line + 1}.` : error.message });
     }
   };
   const choose = (next) => {
     setLanguage(next);
-    setTyped(null);
-    setProblem("");
+    onTyped(null);
   };
   return html`<section class="card editor-text" aria-labelledby="spec-text">
     <div class="card-head"><h2 id="spec-text">As text</h2>

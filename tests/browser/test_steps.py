@@ -1,0 +1,116 @@
+"""What people do on a page, step by step: search, pick, type and press, also what they should not."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Request, Route, expect
+
+from server.coordinator import Coordinator
+from tests.browser.dashboard import Dashboard, address_of, card
+from tests.browser.seeding import add_clients, add_run, store_in
+from tests.loopback import serving
+from wire.spec import EvaluateSpec
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RUN_ID = f"{1:012x}"
+NO_RUN_ID = "ba9876543210"
+OTHER_ID = "aaaa00000000"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def coordinator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Coordinator]:
+    """A coordinator with one run, of two rounds."""
+    folder = tmp_path_factory.mktemp("steps")
+    store = await store_in(folder)
+    await add_clients(store)
+    assert await add_run(store, 1, 2) == RUN_ID
+    await store.close()
+    async with serving(folder) as coordinator:
+        yield coordinator
+
+
+async def test_search_that_found_nothing_is_emptied_with_its_filter(
+    dashboard: Dashboard, coordinator: Coordinator
+) -> None:
+    page = await dashboard.open(address_of(coordinator))
+    search = page.get_by_label("Search by name or identity")
+    await search.fill("no such name")
+    await page.get_by_role("button", name="Show all runs").click()
+    await expect(page.locator(".runs .run")).to_have_count(1)
+    await expect(search).to_have_value("")
+
+
+async def test_run_that_there_is_not_is_left_out_of_a_comparison(
+    dashboard: Dashboard, coordinator: Coordinator
+) -> None:
+    dashboard.tolerated.append("404 (Not Found)")
+    page = await dashboard.open(address_of(coordinator), f"compare?runs={NO_RUN_ID},{RUN_ID},{RUN_ID}")
+    await expect(page.get_by_role("alert")).to_contain_text(f"There is no run {NO_RUN_ID}.")
+    await expect(card(page, "What they reached").get_by_role("row")).to_have_count(2)
+    assert await dashboard.violations() == []
+    await page.get_by_role("button", name="Leave it out").click()
+    await expect(page.get_by_role("alert")).to_have_count(0)
+    await expect(page.get_by_label("Runs in this chart").get_by_role("listitem")).to_have_count(1)
+
+
+async def test_text_that_cannot_be_read_is_not_submitted(dashboard: Dashboard, coordinator: Coordinator) -> None:
+    page = await dashboard.open(address_of(coordinator), "submit")
+    text, submit = page.get_by_label("The spec as text"), page.get_by_role("button", name="Submit run")
+    await expect(submit).to_be_enabled()
+    await text.fill(await text.input_value() + "rounds: [\n")
+    problem = page.locator("#spec-text-problem")
+    await expect(problem).to_contain_text("in line")
+    await expect(submit).to_be_disabled()
+    await expect(page.locator(".verdict")).to_contain_text("The spec as text cannot be read.")
+    assert await dashboard.violations() == []
+    # What is changed in the form is written anew beside it.
+    await page.locator("#rounds").fill("4")
+    await expect(problem).to_be_empty()
+    await expect(text).not_to_have_value("rounds: [")
+    await expect(submit).to_be_enabled()
+
+
+async def test_button_that_is_pressed_twice_clones_a_run_once(dashboard: Dashboard, coordinator: Coordinator) -> None:
+    asked: list[Request] = []
+
+    async def refuse(route: Route) -> None:
+        asked.append(route.request)
+        await route.fulfill(status=503, json={"detail": "Nothing was changed."})
+
+    dashboard.tolerated.append("503 (Service Unavailable)")
+    await dashboard.page.route("**/clone", refuse)
+    page = await dashboard.open(address_of(coordinator), f"runs/{RUN_ID}")
+    await page.get_by_role("button", name="Clone").click()
+    await page.get_by_role("button", name="Run again").dblclick()
+    await expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("Nothing was changed.")
+    assert len(asked) == 1
+    await expect(page.get_by_role("button", name="Run again")).to_be_enabled()
+
+
+async def test_model_card_that_cannot_be_saved_says_so(dashboard: Dashboard, coordinator: Coordinator) -> None:
+    dashboard.tolerated += ["net::ERR_", "404 (Not Found)"]
+    page = await dashboard.open(address_of(coordinator), f"runs/{RUN_ID}")
+    await page.get_by_role("button", name="Model card").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_label("Loading")).to_have_count(0)
+    await page.route("**/card", lambda route: route.abort())
+    told = dialog.get_by_text("The coordinator does not answer.")
+    await expect(told).to_have_count(0)
+    await dialog.get_by_role("button", name="Save as JSON").click()
+    await expect(told).to_be_visible()
+
+
+async def test_curve_of_what_the_coordinator_measured_is_not_called_a_mean_over_clients(
+    dashboard: Dashboard, coordinator: Coordinator
+) -> None:
+    run = await coordinator.store.run(RUN_ID)
+    spec = run.spec.model_copy(update={"evaluate": EvaluateSpec(on="coordinator")})
+    await coordinator.store.put_run(run.with_(run_id=OTHER_ID, spec=spec))
+    for run_id, words in (
+        (RUN_ID, "Line: mean over the clients, weighted by examples."),
+        (OTHER_ID, "Line: measured on the coordinator's own data."),
+    ):
+        page = await dashboard.open(address_of(coordinator), f"runs/{run_id}")
+        await expect(card(page, "Learning")).to_contain_text(words)
