@@ -14,7 +14,7 @@ const COLUMNS = [
   { title: "Client", isHead: true, cell: (row) => html`<a href=${place(`clients/${row.client_id}`)} title=${row.client_id}>${row.name || row.client_id.slice(0, 12)}</a>` },
   { title: "Contributed", isNumber: true, cell: (row) => share(row.contributed, row.asked) },
   { title: "Refused", cell: (row) => reasons(row.refused) || html`<span class="quiet">none</span>` },
-  { title: "Sent", isNumber: true, cell: (row) => bytes(row.bytes) },
+  { title: "Bytes accepted", isNumber: true, cell: (row) => bytes(row.bytes) },
   // A masked contribution does not tell it.
   { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds || null) },
   { title: "Last round", isNumber: true, cell: (row) => count(row.last_round) },
