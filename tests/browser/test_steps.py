@@ -1,5 +1,7 @@
 """What people do on a page, step by step: search, pick, type and press, also what they should not."""
 
+import re
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -7,6 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Request, Route, expect
 
 from server.coordinator import Coordinator
+from server.records import EventRecord, RunState
 from tests.browser.dashboard import Dashboard, address_of, card
 from tests.browser.seeding import add_clients, add_run, store_in
 from tests.loopback import serving
@@ -17,6 +20,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 RUN_ID = f"{1:012x}"
 NO_RUN_ID = "ba9876543210"
 OTHER_ID = "aaaa00000000"
+LIVE_ID = "bbbb00000000"
+LOOK_MILLISECONDS = 400
+"""What is left of a second for a page after news have come to it, in which they may wait for each other for 0.6 s."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -65,11 +71,37 @@ async def test_text_that_cannot_be_read_is_not_submitted(dashboard: Dashboard, c
     await expect(submit).to_be_disabled()
     await expect(page.locator(".verdict")).to_contain_text("The spec as text cannot be read.")
     assert await dashboard.violations() == []
+    # A button that cannot be pressed yet is read all the same.
+    assert await submit.evaluate(CONTRAST) > 4.5
     # What is changed in the form is written anew beside it.
     await page.locator("#rounds").fill("4")
     await expect(problem).to_be_empty()
     await expect(text).not_to_have_value("rounds: [")
     await expect(submit).to_be_enabled()
+
+
+CONTRAST = """(part) => {
+    const { color, backgroundColor, opacity } = getComputedStyle(part);
+    const light = (text) => {
+        const parts = text.match(/[\\d.]+/g).slice(0, 3).map((one) => one / 255);
+        const [red, green, blue] = parts.map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05;
+    };
+    const [low, high] = [light(color), light(backgroundColor)].sort((a, b) => a - b);
+    return opacity === "1" ? high / low : 1;
+}"""
+"""How much the text of a part stands out, as WCAG 2.2 has it in 1.4.3, which leaves out what cannot be pressed."""
+
+
+async def test_list_of_runs_to_add_is_left_by_the_escape_key(dashboard: Dashboard, coordinator: Coordinator) -> None:
+    page = await dashboard.open(address_of(coordinator), "compare")
+    summary = page.get_by_text("Add a run")
+    await summary.click()
+    search = page.get_by_label("Search runs to add")
+    await search.fill("run")
+    await page.keyboard.press("Escape")
+    await expect(search).to_be_hidden()
+    await expect(summary).to_be_focused()
 
 
 async def test_button_that_is_pressed_twice_clones_a_run_once(dashboard: Dashboard, coordinator: Coordinator) -> None:
@@ -105,6 +137,8 @@ async def test_model_card_that_cannot_be_saved_says_so(dashboard: Dashboard, coo
 async def test_curve_of_what_the_coordinator_measured_is_not_called_a_mean_over_clients(
     dashboard: Dashboard, coordinator: Coordinator
 ) -> None:
+    # Its copy has no rounds of its own.
+    dashboard.tolerated.append("404 (Not Found)")
     run = await coordinator.store.run(RUN_ID)
     spec = run.spec.model_copy(update={"evaluate": EvaluateSpec(on="coordinator")})
     await coordinator.store.put_run(run.with_(run_id=OTHER_ID, spec=spec))
@@ -114,3 +148,33 @@ async def test_curve_of_what_the_coordinator_measured_is_not_called_a_mean_over_
     ):
         page = await dashboard.open(address_of(coordinator), f"runs/{run_id}")
         await expect(card(page, "Learning")).to_contain_text(words)
+
+
+async def test_news_are_on_every_part_of_a_runs_page_within_a_second(
+    dashboard: Dashboard, coordinator: Coordinator
+) -> None:
+    store, page = coordinator.store, dashboard.page
+    run = (await store.run(RUN_ID)).with_(run_id=LIVE_ID, state=RunState.PAUSED)
+    await store.put_run(run)
+    first, second = [record.model_copy(update={"run_id": LIVE_ID}) for record in await store.rounds(RUN_ID, 0, 2)]
+    await store.commit_round(run.with_(round_number=1), first)
+    await page.clock.install()
+    await dashboard.open(address_of(coordinator), f"runs/{LIVE_ID}")
+    await expect(page.get_by_label("Loading")).to_have_count(0)
+    last_round = card(page, "Participation").get_by_role("row").last.get_by_role("cell").last
+    bytes_of = card(page, "Cost of a round").get_by_role("img", name="Bytes of a round.")
+    await expect(last_round).to_have_text("1")
+    # From here on, only as much time passes on the page as is let pass.
+    await page.clock.pause_at(time.time() + 5)
+    for number in (1, 2):
+        event = EventRecord(time=1.0, kind="round_committed", run_id=LIVE_ID, detail=f"news {number}")
+        if number == 1:
+            await store.append_event(event)
+        else:
+            await store.commit_round(run.with_(round_number=2), second, event)
+        await expect(page.get_by_text(f"news {number}")).to_be_visible()
+        # The first is told at once. What follows waits for its turn.
+        await page.clock.run_for(LOOK_MILLISECONDS)
+        await expect(page.get_by_label("Loading")).to_have_count(0)
+    await expect(last_round).to_have_text("2")
+    await expect(bytes_of).to_have_attribute("aria-label", re.compile("Rounds 1 to 2:"))

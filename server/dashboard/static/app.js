@@ -23,22 +23,27 @@ const PLACES = [
   ["system", "System"],
 ];
 
+// Too many wrong tokens came from this address.
+const TOO_MANY = 429;
+
 function App() {
-  const [refusal, setRefusal] = useState("");
+  const [refusal, setRefusal] = useState(null);
   const me = useLoaded((signal) => get("me", {}, signal), "me");
-  const refused = me.error?.status === 401 || me.error?.status === 403 ? me.error : null;
+  const refused = [401, 403, TOO_MANY].includes(me.error?.status) ? me.error : null;
 
   useEffect(() => {
     if (me.data) follow();
-    if (refused && token()) {
+    // Who has to wait may have the right token.
+    if (refused?.status === TOO_MANY) setRefusal(refused);
+    else if (refused && token()) {
       setToken("");
-      setRefusal(refused.message);
+      setRefusal(refused);
     }
   }, [me.data, me.error]);
   useMessages((message) => message.event === "refused" && me.reload());
 
   const signIn = (given) => {
-    setRefusal("");
+    setRefusal(null);
     setToken(given);
     me.reload();
   };

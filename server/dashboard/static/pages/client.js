@@ -26,7 +26,7 @@ const REFUSALS = [RUN, ROUND, { title: "Task", cell: (row) => KINDS[row.kind] ??
 export function ClientPage({ clientId }) {
   const loaded = useLoaded((signal) => get(`clients/${clientId}`, {}, signal), clientId);
   const [live, setLive] = useState({});
-  useNews((message) => message.event !== "status" && (message.data?.client_id === clientId || message.event === "round_committed"), loaded.reload, 1000);
+  useNews((message) => message.event !== "status" && (message.data?.client_id === clientId || message.event === "round_committed"), loaded.reload);
   useMessages((message) => {
     const news = message.event === "status" && message.data.clients?.[clientId];
     if (news) setLive(news);

@@ -7,7 +7,7 @@ import { useLoaded, useNews, useSettled } from "../loading.js";
 import { Card, Choice, Empty, Failure, Loaded, State, Table } from "../parts.js";
 import { amend, place, useTitle } from "../routing.js";
 import { shown } from "../schema.js";
-import { html, useEffect, useMemo, useState } from "../view.js";
+import { html, useEffect, useMemo, useRef, useState } from "../view.js";
 
 const MOST = 6;
 const POINTS = 400;
@@ -17,7 +17,7 @@ export function ComparePage({ query }) {
   useTitle("Compare");
   const ids = [...new Set((query.runs ?? "").split(",").filter(Boolean))].slice(0, MOST);
   const runs = useLoaded((signal) => Promise.all(ids.map((id) => found(id, signal))), ids.join());
-  useNews((message) => ids.includes(message.data?.run_id) && message.event !== "status", runs.reload, 1000);
+  useNews((message) => ids.includes(message.data?.run_id) && message.event !== "status", runs.reload);
   const setIds = (next) => amend({ runs: next.join(",") });
   const remove = (id) => setIds(ids.filter((one) => one !== id));
   return html`
@@ -47,10 +47,16 @@ function Picker({ ids, onAdd }) {
   const search = useSettled(text);
   const found = useLoaded((signal) => getPage("runs", { search, limit: 8 + MOST, order: "newest" }, signal), search);
   const [isOpen, setOpen] = useState(false);
+  const summary = useRef(null);
   if (ids.length >= MOST) return html`<p class="quiet list-note">Six runs are the most for one chart. Remove one to add another.</p>`;
   const left = (found.data?.items ?? []).filter((run) => !ids.includes(run.run_id)).slice(0, 8);
-  return html`<details class="picker" open=${isOpen} onToggle=${(event) => setOpen(event.target.open)}>
-    <summary class="button">Add a run</summary>
+  const close = (event) => {
+    if (event.key !== "Escape") return;
+    setOpen(false);
+    summary.current.focus();
+  };
+  return html`<details class="picker" open=${isOpen} onToggle=${(event) => setOpen(event.target.open)} onKeyDown=${close}>
+    <summary class="button" ref=${summary}>Add a run</summary>
     <div class="picker-list">
       <input class="input" type="search" placeholder="Search by name or identity" aria-label="Search runs to add" value=${text} onInput=${(event) => setText(event.target.value)} />
       ${found.error && html`<${Failure} error=${found.error} retry=${found.reload} />`}

@@ -74,7 +74,7 @@ export function Costs({ run, last }) {
   const after = Math.max(0, end - ROUNDS_SHOWN);
   const query = { after, limit: ROUNDS_SHOWN };
   const loaded = useLoaded((signal) => get(`runs/${run.run_id}/summaries`, query, signal), `${run.run_id}/${last ? end : "latest"}`);
-  useNews(isRoundOf(run.run_id), loaded.reload, 1000);
+  useNews(isRoundOf(run.run_id), loaded.reload);
   const move = (to) => amend({ rounds_to: to >= run.round_number ? "" : to });
   const pager = run.round_number > ROUNDS_SHOWN && html`<nav class="pager" aria-label="Rounds shown">
     <button type="button" class="button" disabled=${after === 0} onClick=${() => move(Math.max(ROUNDS_SHOWN, after))}>Earlier</button>

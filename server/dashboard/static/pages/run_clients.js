@@ -24,7 +24,7 @@ export function Participation({ run }) {
   const [offset, setOffset] = useState(0);
   const query = { offset, limit: LIMIT };
   const loaded = useLoaded((signal) => getPage(`runs/${run.run_id}/participation`, query, signal), `${run.run_id}/${offset}`);
-  useNews(isRoundOf(run.run_id), loaded.reload, 2000);
+  useNews(isRoundOf(run.run_id), loaded.reload);
   return html`<${Card} title="Participation" wide>
     <${Loaded} from=${loaded} what="participation" lines=${5}>${({ items, total }) => items.length
       ? html`<${Table} caption="Participation of clients in this run" columns=${COLUMNS} rows=${items} keyOf=${(row) => row.client_id} />

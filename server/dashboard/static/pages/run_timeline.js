@@ -8,6 +8,8 @@ import { amend, place } from "../routing.js";
 import { html, useEffect, useMemo, useState } from "../view.js";
 
 const LIMIT = 20;
+// Rows beyond which a round is not loaded again at every look.
+const MANY = 200;
 const PARTS = [["download", "asked", "downloaded"], ["train", "downloaded", "trained"], ["upload", "trained", "uploaded"]];
 const OUTCOMES = { accepted: "Accepted", refused: "Refused", lost: "Fell out", pending: "Under way" };
 const ORDERS = [["slowest", "Slowest first"], ["trouble", "Trouble first"], ["name", "By name"]];
@@ -41,7 +43,7 @@ function Round({ run, number, isOpen }) {
   const loaded = useLoaded((signal) => load(run.run_id, number, isOpen, signal), run.run_id);
   const concerns = (message) =>
     message.event === "status" ? isOpen && Boolean(message.data.clients || message.data.runs?.[run.run_id]) : message.data?.run_id === run.run_id;
-  useNews(concerns, loaded.reload, 1000);
+  useNews(concerns, loaded.reload, loaded.data?.rows.length > MANY ? 1000 : undefined);
   useEffect(() => void loaded.reload(), [number, isOpen]);
   const progress = useProgress(isOpen);
   const away = useAway(run.since);
