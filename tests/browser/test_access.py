@@ -6,11 +6,13 @@ from typing import Literal
 import pytest
 from playwright.async_api import expect
 
+from server import gate
 from server.attempts import MOST_FAILURES
 from server.records import Role, RunState
 from tests.browser.dashboard import Dashboard, address_of
 from tests.loopback import serving
 from tests.server.rest import calling, new_token, stored_run
+from tests.server.store.samples import make_event, make_token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -62,6 +64,25 @@ async def test_who_has_to_wait_after_wrong_tokens_is_told_how_long_and_may_try_a
         await page.get_by_label("Token").fill(WRONG)
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.get_by_label("Token")).to_be_enabled()
+
+
+async def test_page_whose_token_is_revoked_tells_nothing_more(
+    dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "LOOK_SECONDS", 0.0)
+    dashboard.tolerated.append("401 (Unauthorized)")
+    async with serving(tmp_path) as coordinator:
+        secret = await new_token(coordinator, Role.VIEWER)
+        page = await dashboard.open(address_of(coordinator), "system")
+        await page.get_by_label("Token").fill(secret)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("status").first).to_have_text("Live")
+        await coordinator.store.add_token(make_token("other", "cd" * 32))
+        await coordinator.store.remove_token(Role.VIEWER)
+        await coordinator.store.append_event(make_event("run_failed", RUN_ID).with_(detail="secret"))
+        await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        await expect(page.get_by_role("alert")).to_contain_text("The token was refused.")
+        await expect(page.get_by_text("secret")).to_have_count(0)
 
 
 async def test_viewer_is_shown_no_button_that_an_operator_has(dashboard: Dashboard, tmp_path: Path) -> None:
