@@ -162,6 +162,51 @@ async def test_run_is_paused_resumed_and_stopped(dashboard: Dashboard, federatio
     await expect(page.get_by_role("button", name="Resume")).to_have_count(0)
 
 
+async def test_client_that_holds_a_round_up_is_told_as_it_happens(dashboard: Dashboard, federation: Federation) -> None:
+    run_id = federation.submit({**LONG, "name": "held-up"})
+    page = await dashboard.open(federation.http_address, f"runs/{run_id}")
+    await expect(page.locator(".now-rounds")).to_contain_text(re.compile(r"[1-9]\d* of 5,000 rounds"))
+    held = federation.clients["site-0"]
+    held.pause()
+    try:
+        # It is held wherever it was.
+        waiting = re.compile(r"Waiting for 1 of 2 (updates|evaluations), \d+ min( \d+ s)? left")
+        await expect(page.locator(".waiting")).to_have_text(waiting)
+        await expect(page.get_by_label("State of the run")).to_contain_text(
+            re.compile(r"Round \d+, (train|evaluate) · ")
+        )
+        await page.get_by_role("link", name="Clients", exact=True).click()
+        row = page.get_by_role("row").filter(has_text="site-0")
+        await expect(row).to_contain_text("Busy")
+        await expect(page.get_by_role("row").filter(has_text="site-1")).to_contain_text("Connected")
+        assert await dashboard.is_untouched()
+    finally:
+        held.resume()
+    await page.go_back()
+    await expect(page.get_by_role("img", name="Accuracy over the rounds")).to_be_visible()
+    federation.rest.post(f"/runs/{run_id}/stop")
+    # What is idle again is told, too.
+    await page.go_forward()
+    await expect(row).to_contain_text("Connected")
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/{run_id}"])
+async def test_clients_that_are_waited_for_are_counted_as_they_go_and_come(
+    dashboard: Dashboard, federation: Federation, place: str
+) -> None:
+    run_id = federation.submit({**SPEC, "name": "counts", "cohort": {"size": 3, "wait_seconds": 3_600}})
+    page = await dashboard.open(federation.http_address, place.format(run_id=run_id))
+    waiting = page.locator(".waiting")
+    await expect(waiting).to_contain_text("Waiting for 1 of 3 clients")
+    federation.clients["site-1"].kill()
+    await expect(waiting).to_contain_text("Waiting for 2 of 3 clients")
+    federation.start_client("site-1", "digits,blocks=1", fault="never")
+    await expect(waiting).to_contain_text("Waiting for 1 of 3 clients")
+    federation.rest.post(f"/runs/{run_id}/stop")
+    await expect(waiting).to_have_count(0)
+    assert await dashboard.is_untouched()
+
+
 async def test_curve_is_shown_although_rounds_are_faster_than_answers(
     dashboard: Dashboard, federation: Federation
 ) -> None:
@@ -212,6 +257,7 @@ async def test_wait_is_not_counted_down_while_the_coordinator_is_away(
     counted = re.compile(r"Waiting for 1 of 3 clients, \d+ min( \d+ s)? left")
     await expect(waiting).to_have_text(counted)
     if "{" in place:
+        await expect(page.get_by_label("State of the run")).to_contain_text("Round 1, select · Started ")
         await expect(card(page, "Round, client by client")).to_contain_text("No client has been asked yet.")
     dashboard.tolerated.append("net::ERR_")
     assert federation.coordinator is not None

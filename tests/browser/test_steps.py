@@ -13,6 +13,7 @@ from server.records import EventRecord, RunState
 from tests.browser.dashboard import Dashboard, address_of, card
 from tests.browser.seeding import add_clients, add_run, store_in
 from tests.loopback import serving
+from wire.secure import PrivacySpec, SecureAggregationSpec
 from wire.spec import EvaluateSpec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,6 +22,7 @@ RUN_ID = f"{1:012x}"
 NO_RUN_ID = "ba9876543210"
 OTHER_ID = "aaaa00000000"
 LIVE_ID = "bbbb00000000"
+MASKED_ID = "cccc00000000"
 LOOK_MILLISECONDS = 400
 """What is left of a second for a page after news have come to it, in which they may wait for each other for 0.6 s."""
 
@@ -178,3 +180,28 @@ async def test_news_are_on_every_part_of_a_runs_page_within_a_second(
         await expect(page.get_by_label("Loading")).to_have_count(0)
     await expect(last_round).to_have_text("2")
     await expect(bytes_of).to_have_attribute("aria-label", re.compile("Rounds 1 to 2:"))
+
+
+async def test_what_protects_the_clients_of_a_masked_run_is_told_in_its_numbers(
+    dashboard: Dashboard, coordinator: Coordinator
+) -> None:
+    run = await coordinator.store.run(RUN_ID)
+    masking = SecureAggregationSpec(corrupt_fraction=0.25, dropout_fraction=0.125, minimum_cohort=5, metrics=["loss"])
+    spec = run.spec.model_copy(update={"privacy": PrivacySpec(secure_aggregation=masking)})
+    await coordinator.store.put_run(run.with_(run_id=MASKED_ID, spec=spec, round_number=0, state=RunState.PAUSED))
+    for run_id, words in (
+        (RUN_ID, ["Secure aggregation is off: this coordinator sees the update of each client."]),
+        (
+            MASKED_ID,
+            [
+                "learns only the sum of a round",
+                "25 % may conspire",
+                "12.5 % may fall out",
+                "at least 5 honest clients",
+                "only sums of loss leave",
+            ],
+        ),
+    ):
+        page = await dashboard.open(address_of(coordinator), f"runs/{run_id}")
+        for part in (*words, "Differential privacy is off"):
+            await expect(card(page, "Privacy")).to_contain_text(part)
