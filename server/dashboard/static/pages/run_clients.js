@@ -17,7 +17,7 @@ const COLUMNS = [
   { title: "Bytes accepted", isNumber: true, cell: (row) => bytes(row.bytes) },
   // A masked contribution does not tell it.
   { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds || null) },
-  { title: "Last round", isNumber: true, cell: (row) => count(row.last_round) },
+  { title: "Last round", isNumber: true, cell: (row) => count(row.last_round || null) },
 ];
 
 export function Participation({ run }) {
