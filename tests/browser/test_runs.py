@@ -297,8 +297,10 @@ async def tab_to(page: Page, target: str) -> None:
             """() => {
                 const here = document.activeElement;
                 const { outlineStyle, boxShadow } = getComputedStyle(here);
+                const { left, top, width, height } = here.getBoundingClientRect();
+                const isBare = here.contains(document.elementFromPoint(left + width / 2, top + height / 2));
                 // Between its last stop and its first, a page has none.
-                const isSeen = here === document.body || outlineStyle !== "none" || boxShadow !== "none";
+                const isSeen = here === document.body || (isBare && (outlineStyle !== "none" || boxShadow !== "none"));
                 return [here.innerText, `#${here.id}`, isSeen, here.outerHTML];
             }"""
         )

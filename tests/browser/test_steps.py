@@ -67,6 +67,9 @@ async def test_text_that_cannot_be_read_is_not_submitted(dashboard: Dashboard, c
     page = await dashboard.open(address_of(coordinator), "submit")
     text, submit = page.get_by_label("The spec as text"), page.get_by_role("button", name="Submit run")
     await expect(submit).to_be_enabled()
+    # Keys and names of learners are no words of a language.
+    for field in (text, page.locator("#name")):
+        assert await field.evaluate("(field) => field.spellcheck") is False
     await text.fill(await text.input_value() + "rounds: [\n")
     problem = page.locator("#spec-text-problem")
     await expect(problem).to_contain_text("in line")

@@ -40,7 +40,7 @@ export function SpecText({ document, typed, onTyped, onChange }) {
       <div class="segments" role="group" aria-label="Language">
         ${["yaml", "json"].map((name) => html`<button type="button" key=${name} class="segment" aria-pressed=${name === language} onClick=${() => choose(name)}>${name.toUpperCase()}</button>`)}
       </div></div>
-    <textarea class="input code" aria-label="The spec as text" spellcheck="false" rows="28" aria-invalid=${problem ? "true" : null} aria-describedby="spec-text-problem" value=${text} onInput=${type} disabled=${!isReady}></textarea>
+    <textarea class="input code" aria-label="The spec as text" spellcheck=${false} rows="28" aria-invalid=${problem ? "true" : null} aria-describedby="spec-text-problem" value=${text} onInput=${type} disabled=${!isReady}></textarea>
     <p class="field-error" id="spec-text-problem" role="status">${problem}</p>
     <p class="quiet small">Save it as <code>run.yaml</code>, and <code>choral submit run.yaml</code> does the same.</p>
   </section>`;

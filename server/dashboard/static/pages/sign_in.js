@@ -18,7 +18,7 @@ export function SignIn({ refusal, onToken }) {
       ${refusal && html`<div class="notice notice-bad" role="alert" id="refusal"><p>${refusal.status !== 429 && html`<strong>The token was refused.</strong> `}${refusal.message}</p></div>`}
       <label class="field" for="token">
         <span class="field-name">Token</span>
-        <input id="token" class="input" type="password" autocomplete="off" spellcheck="false" autofocus
+        <input id="token" class="input" type="password" autocomplete="off" spellcheck=${false} autofocus
           aria-invalid=${refusal ? "true" : null} aria-describedby=${refusal ? "refusal" : null}
           value=${given} onInput=${(event) => setGiven(event.target.value)} />
       </label>
