@@ -289,6 +289,27 @@ async def test_spec_is_checked_again_after_the_coordinator_was_away(
     assert await dashboard.is_untouched()
 
 
+async def test_pages_that_are_opened_while_the_coordinator_is_away_come_with_it(
+    dashboard: Dashboard, federation: Federation
+) -> None:
+    page = await dashboard.open(federation.http_address, "system")
+    health = card(page, "Coordinator")
+    await expect(health).to_contain_text("StatusWell")
+    dashboard.tolerated.append("net::ERR_")
+    assert federation.coordinator is not None
+    federation.coordinator.kill()
+    # Nobody is well who does not answer.
+    await expect(health.get_by_role("alert")).to_contain_text("The coordinator does not answer.")
+    await expect(health).not_to_contain_text("Well")
+    await page.evaluate("location.hash = '#/submit'")
+    await expect(page.get_by_role("alert")).to_contain_text("The coordinator does not answer.")
+    federation.start_coordinator()
+    await expect(page.locator(".verdict")).to_have_text("The spec is sound.")
+    await page.evaluate("location.hash = '#/system'")
+    await expect(health).to_contain_text("StatusWell")
+    assert await dashboard.is_untouched()
+
+
 async def tab_to(page: Page, target: str) -> None:
     """Press the tab key until something with a name, or "#" and an id, has the focus; each stop on the way must be seen to have it."""
     for _ in range(MOST_STOPS):

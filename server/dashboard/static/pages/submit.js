@@ -15,6 +15,7 @@ const FIRST_LEARNER = "mlp";
 export function SubmitPage({ query }) {
   useTitle("New run");
   const start = useLoaded((signal) => beginning(query.clone, signal), query.clone ?? "");
+  useMessages((message) => message.event === "connection" && message.state === "live" && start.error && start.reload());
   return html`
     <div class="page-head"><div><h1>New run</h1>
       ${query.clone && html`<p class="quiet">From <a href=${`#/runs/${query.clone}`}><code>${query.clone}</code></a>: what you change here is changed in the clone.</p>`}</div></div>
