@@ -208,3 +208,22 @@ async def test_what_protects_the_clients_of_a_masked_run_is_told_in_its_numbers(
         page = await dashboard.open(address_of(coordinator), f"runs/{run_id}")
         for part in (*words, "Differential privacy is off"):
             await expect(card(page, "Privacy")).to_contain_text(part)
+
+
+async def test_numbers_are_rounded_to_none_that_they_are_not(dashboard: Dashboard, coordinator: Coordinator) -> None:
+    page = await dashboard.open(address_of(coordinator))
+    written = await page.evaluate(
+        """async () => {
+            const { bytes, percent, seconds } = await import("/dashboard/format.js");
+            return [
+                [0, 0.0002, 0.056, 0.123, 0.9, 0.9996, 1].map(percent),
+                [0, 0.0002, 0.25, 0.9996, 1, 9.96, 59.4, 59.7, 61, 3599.9, 86400].map(seconds),
+                [0, 999, 999_400, 999_600, 1_500_000].map(bytes),
+            ];
+        }"""
+    )
+    assert written == [
+        ["0 %", "0.1 %", "5.6 %", "12 %", "90 %", "99.9 %", "100 %"],
+        ["0 s", "under 1 ms", "250 ms", "1.0 s", "1.0 s", "10 s", "59 s", "1 min", "1 min 1 s", "59 min 59 s", "1 d"],
+        ["0 B", "999 B", "999 kB", "1 MB", "1.5 MB"],
+    ]
