@@ -7,6 +7,7 @@ port. Each of these is ASGI around the application and looks at headers and at t
 import ipaddress
 import time
 from collections.abc import Sequence
+from functools import partial
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -36,6 +37,9 @@ CHALLENGE = {"WWW-Authenticate": "Bearer"}
 READING = ("GET", "HEAD")
 """What a viewer may do."""
 
+LOOK_SECONDS = 1.0
+"""Time between two looks at the tokens for those who were let in and still read."""
+
 
 class Caller(BaseModel):
     """Who asks: the name and role of a token. Where none is asked for, the name is empty."""
@@ -47,6 +51,7 @@ class Caller(BaseModel):
 class TokenGate:
     """Lets in whoever shows a token that allows the request, and tells the application who that is, as `request.state.caller`.
 
+    An answer that lasts asks `request.state.may_stay` whether that still holds.
     On loopback nobody needs a token as long as there is none at all. Then only who asks for this machine is answered: a page in the user's
     browser must not come in by a name that it made up.
     """
@@ -56,6 +61,8 @@ class TokenGate:
         self._store = store
         self._is_loopback = is_loopback
         self._attempts = Attempts()
+        self._seen: Sequence[TokenRecord] = ()
+        self._seen_time = float("-inf")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may come in."""
@@ -74,7 +81,7 @@ class TokenGate:
             if is_protected:
                 return problem(503, "Store", str(error))
         if self._is_loopback and not tokens:
-            scope.setdefault("state", {})["caller"] = Caller()
+            self._let_in(scope, Caller(), None)
             return _foreign_name(scope)
         return await self._check(scope, tokens) if is_protected else None
 
@@ -98,8 +105,25 @@ class TokenGate:
             detail = f"Token {token.name!r}: role must be operator to {scope['method']}, got {token.role.value}."
             return problem(403, "HTTP", detail)
         await note_use(self._store, token, now)
-        scope.setdefault("state", {})["caller"] = Caller(name=token.name, role=token.role)
+        self._let_in(scope, Caller(name=token.name, role=token.role), token)
         return None
+
+    def _let_in(self, scope: Scope, caller: Caller, token: TokenRecord | None) -> None:
+        scope.setdefault("state", {}).update(caller=caller, may_stay=partial(self._may_stay, token))
+
+    async def _may_stay(self, token: TokenRecord | None) -> bool:
+        """Tell whether who was let in would be again: its token is there and has not run out, or there is still none at all."""
+        if time.monotonic() >= self._seen_time + LOOK_SECONDS:
+            try:
+                self._seen = await self._store.tokens()
+            except StoreError:
+                # Whoever is in learns nothing new from a store that does not answer.
+                return True
+            self._seen_time = time.monotonic()
+        if token is None:
+            return not self._seen
+        is_there = any(one.sha256 == token.sha256 for one in self._seen)
+        return is_there and (token.expires_time is None or time.time() < token.expires_time)
 
 
 class BodyLimit:

@@ -3,9 +3,12 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from server.errors import NO_ANSWER
+from server.errors import NO_ANSWER, reason_name
 from server.inbox import weighted_means
 from server.records import Participation, RefusalRecord, RoundRecord, RoundSummary
+from wire.federation_pb2 import RefusalReason
+
+NOT_INVITED = reason_name(RefusalReason.REFUSAL_REASON_NOT_INVITED)
 
 REFUSED = "refused_"
 """Beginning of the names of counts among a round's metrics."""
@@ -73,17 +76,19 @@ def tallied(record: RoundRecord, known: Mapping[str, Participation]) -> dict[str
     refusals: dict[str, Counter[str]] = defaultdict(Counter)
     for refusal in record.refusals:
         refusals[refusal.client_id][refusal.reason] += 1
-    selected, tallies = set(record.selected), {}
+    # Of an attempt before the last, only refusals tell who was asked.
+    invited = {refusal.client_id for refusal in record.refusals if refusal.reason != NOT_INVITED}
+    asked, tallies = invited.union(record.selected), {}
     for client_id in takers(record):
         before = known.get(client_id) or Participation(run_id=record.run_id, client_id=client_id)
         part = contributions.get(client_id)
         tallies[client_id] = before.with_(
-            asked=before.asked + (client_id in selected),
+            asked=before.asked + (client_id in asked),
             contributed=before.contributed + (part is not None),
             refused=dict(Counter(before.refused) + refusals[client_id]),
             bytes=before.bytes + (part.byte_count if part else 0),
             train_seconds=before.train_seconds + (part.train_seconds if part else 0.0),
-            last_round=max(before.last_round, record.number) if client_id in selected else before.last_round,
+            last_round=max(before.last_round, record.number) if client_id in asked else before.last_round,
         )
     return tallies
 

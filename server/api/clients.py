@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from server.api.lists import as_json, listed
+from server.api.lists import as_json, listed, name_order
 from server.api.pages import PAGED, OfPage
 from server.api.sources import Sources
 from server.cohort import Kind
@@ -103,7 +103,7 @@ def client_routes(sources: Sources) -> APIRouter:
 
     @router.get(
         "/clients",
-        summary="List the clients that ever joined, by identity",
+        summary="List the clients that ever joined, by name",
         response_model=list[ClientView],
         responses=PAGED,
     )
@@ -113,6 +113,7 @@ def client_routes(sources: Sources) -> APIRouter:
         doing = (await sources.desk.now()).clients
         pairs = [(client, doing.get(client.client_id, ClientNow())) for client in await sources.desk.clients()]
         found = [pair for pair in pairs if wanted.takes(*pair)]
+        found.sort(key=lambda pair: name_order(pair[0].name, pair[0].client_id))
         response = await listed(ClientView(**dict(client), **dict(now)) for client, now in page.of(found))
         return page.mark(response, request, len(found))
 

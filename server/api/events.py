@@ -1,8 +1,10 @@
 """Routes of events: a list, and a stream for who watches."""
 
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from server.api.lists import listed, streamed
 from server.api.sources import Sources
@@ -40,6 +42,7 @@ def event_routes(sources: Sources) -> APIRouter:
 
     @router.get("/events/stream", summary="Follow events", response_class=Response, responses=STREAM)
     async def stream(
+        request: Request,
         run_id: RunId = "",
         after: Annotated[
             int | None, Query(ge=0, le=1 << 53, description="As Last-Event-ID, for the first time.")
@@ -50,6 +53,7 @@ def event_routes(sources: Sources) -> APIRouter:
 
         Each has its number as id, its kind as event and its record as data. Who comes back with Last-Event-ID is given what happened
         since. Beside them, at most twice a second, come events `status` without id: first all that goes on, then what has changed.
+        The stream ends when the token with which it was asked for is revoked or has run out.
         """
         if run_id:
             await sources.store.run(run_id)
@@ -57,6 +61,18 @@ def event_routes(sources: Sources) -> APIRouter:
         if last_event_id.isascii() and last_event_id.isdecimal():
             after = int(last_event_id[:18])
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return await streamed(sources.broadcast.view(run_id, after), "text/event-stream", headers)
+        view = _while(request.state.may_stay, sources.broadcast.view(run_id, after))
+        return await streamed(view, "text/event-stream", headers)
 
     return router
+
+
+async def _while(
+    may_stay: Callable[[], Awaitable[bool]], pieces: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    """Yield pieces as long as their reader may stay."""
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            if not await may_stay():
+                return
+            yield piece

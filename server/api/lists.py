@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
@@ -29,6 +30,13 @@ async def streamed(
                 yield piece
 
     return StreamingResponse(body(), media_type=media_type, headers=headers)
+
+
+def name_order(name: str, identity: str) -> tuple[Sequence[str | int], str]:
+    """Return by what a list of names is sorted, as people would: site-2 before site-10, and who has the same name by identity."""
+    # Digits are every other part, so that numbers meet numbers.
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(part) if part.isdecimal() and part.isascii() else part for part in parts], identity
 
 
 def joined(records: Iterable[BaseModel]) -> bytes:

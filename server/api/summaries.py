@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from server.api.lists import as_json, listed
+from server.api.lists import as_json, listed, name_order
 from server.api.pages import PAGED, OfPage
 from server.api.rounds import After, Limit
 from server.api.sources import Sources
@@ -53,7 +53,7 @@ def summary_routes(sources: Sources) -> APIRouter:
     async def participation(run_id: str, request: Request, page: OfPage) -> Response:
         found = await participations(store, await store.run(run_id))
         names = await sources.names()
-        ordered = sorted(found, key=lambda one: (names.get(one.client_id, ""), one.client_id))
+        ordered = sorted(found, key=lambda one: name_order(names.get(one.client_id, ""), one.client_id))
         shown = [ParticipationView(**dict(one), name=names.get(one.client_id, "")) for one in page.of(ordered)]
         return page.mark(await listed(shown), request, len(found))
 

@@ -6,10 +6,13 @@ from typing import Literal
 import pytest
 from playwright.async_api import expect
 
+from server import gate
+from server.attempts import MOST_FAILURES
 from server.records import Role, RunState
 from tests.browser.dashboard import Dashboard, address_of
 from tests.loopback import serving
-from tests.server.rest import new_token, stored_run
+from tests.server.rest import calling, new_token, stored_run
+from tests.server.store.samples import make_event, make_token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -43,6 +46,43 @@ async def test_token_that_is_wrong_is_refused_in_words_and_a_right_one_lets_in(
         assert secret not in await page.evaluate("JSON.stringify(localStorage) + document.cookie")
         await page.get_by_role("button", name="Sign out").click()
         await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+async def test_who_has_to_wait_after_wrong_tokens_is_told_how_long_and_may_try_another(
+    dashboard: Dashboard, tmp_path: Path
+) -> None:
+    dashboard.tolerated += ["401 (Unauthorized)", "429 (Too Many Requests)"]
+    async with serving(tmp_path) as coordinator:
+        await new_token(coordinator, Role.OPERATOR)
+        async with calling(coordinator, WRONG) as client:
+            for _ in range(MOST_FAILURES):
+                assert (await client.get("/me")).status_code == 401
+        page = await dashboard.open(address_of(coordinator))
+        await expect(page.get_by_role("alert")).to_contain_text(f" s after {MOST_FAILURES} tokens that were not valid.")
+        await expect(page.get_by_role("alert")).not_to_contain_text("The token was refused.")
+        assert await dashboard.violations() == []
+        await page.get_by_label("Token").fill(WRONG)
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_label("Token")).to_be_enabled()
+
+
+async def test_page_whose_token_is_revoked_tells_nothing_more(
+    dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "LOOK_SECONDS", 0.0)
+    dashboard.tolerated.append("401 (Unauthorized)")
+    async with serving(tmp_path) as coordinator:
+        secret = await new_token(coordinator, Role.VIEWER)
+        page = await dashboard.open(address_of(coordinator), "system")
+        await page.get_by_label("Token").fill(secret)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("status").first).to_have_text("Live")
+        await coordinator.store.add_token(make_token("other", "cd" * 32))
+        await coordinator.store.remove_token(Role.VIEWER)
+        await coordinator.store.append_event(make_event("run_failed", RUN_ID).with_(detail="secret"))
+        await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        await expect(page.get_by_role("alert")).to_contain_text("The token was refused.")
+        await expect(page.get_by_text("secret")).to_have_count(0)
 
 
 async def test_viewer_is_shown_no_button_that_an_operator_has(dashboard: Dashboard, tmp_path: Path) -> None:

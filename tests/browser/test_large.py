@@ -31,6 +31,9 @@ async def test_page_of_10_000_rounds_is_sent_in_under_2_mb(dashboard: Dashboard,
         await page.get_by_text("As a table").first.click()
         rows = page.get_by_role("region", name="Accuracy over the rounds, as a table").get_by_role("row")
         await expect(rows.first).to_be_visible()
+        await expect(rows.first.get_by_role("columnheader").first).to_have_css("text-align", "right")
         points = await rows.count()
         assert MOST_POINTS / 2 < points <= MOST_POINTS + 1
         assert 50_000 < dashboard.sent_bytes < MOST_BYTES
+        page = await dashboard.open(address_of(coordinator), f"compare?runs={run_id}")
+        await expect(page.get_by_text("A point of run-1 is the mean of 25 rounds.")).to_be_visible()

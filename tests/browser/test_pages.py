@@ -7,6 +7,7 @@ import pytest_asyncio
 from playwright.async_api import expect
 
 from server.coordinator import Coordinator
+from server.history import LATEST_ROUNDS
 from server.records import Moments, RefusalRecord, RoundState, RunState
 from tests.browser.dashboard import Dashboard, address_of, card
 from tests.browser.seeding import store_in
@@ -21,8 +22,12 @@ RUN_ID = "0123456789ab"
 OTHER_ID = "ba9876543210"
 HELD_ID = "aaaa00000000"
 UNTESTED_ID = "bbbb00000000"
+SHOWN_ID = "cccc00000000"
+LATELY_ID = "dddd00000000"
 CLIENT_ID = "c" * 64
+SITES = {"a" * 64: "bank", "b" * 64: "edge", "d" * 64: "lab", "e" * 64: "ward" * 16}
 PHONE_WIDTH = 360
+NONE = "\N{EN DASH}"
 
 PLACES = {
     "runs": 2,
@@ -51,6 +56,8 @@ async def hostile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Coo
     await before.put_client(
         make_client(CLIENT_ID, HOSTILE).with_(device=HOSTILE, data_kind=HOSTILE, learners=[HOSTILE])
     )
+    for client_id, name in SITES.items():
+        await before.put_client(make_client(client_id, name))
     await before.close()
     async with serving(folder) as coordinator:
         store = coordinator.store
@@ -153,3 +160,90 @@ async def test_part_that_a_coordinator_lacks_is_told_and_the_rest_works(
     await expect(card(page, "Cost of a round").get_by_role("alert")).to_contain_text(told)
     await expect(card(page, "Settings")).to_contain_text("mlp")
     await expect(page.get_by_role("alert")).to_have_count(1)
+
+
+async def test_round_shows_when_each_client_did_what(dashboard: Dashboard, hostile: Coordinator) -> None:
+    whole, late, refused, _ = SITES
+    moments = {
+        whole: Moments(asked=1000.0, downloaded=1001.0, trained=1005.0, uploaded=1008.0, ended=1008.0),
+        late: Moments(asked=1000.0, downloaded=1002.0, ended=1010.0),
+        refused: Moments(asked=1000.0, downloaded=1001.0, trained=1002.5, uploaded=1003.0, ended=1003.0),
+    }
+    record = make_round(1, SHOWN_ID, RoundState.COMMITTED).with_(
+        attempt=0,
+        selected=[whole, late, refused],
+        contributions=[make_round(1).contributions[0].model_copy(update={"client_id": whole})],
+        refusals=[RefusalRecord(client_id=refused, reason="not_finite", detail="coordinate 3")],
+        moments=moments,
+        started_time=1000.0,
+    )
+    run = await stored_run(hostile, SHOWN_ID, RunState.PAUSED, round_number=1)
+    await hostile.store.commit_round(run, record)
+    page = await dashboard.open(address_of(hostile), f"runs/{SHOWN_ID}")
+    timeline = card(page, "Round, client by client")
+    await expect(timeline).to_contain_text("3 asked: 1 accepted, 1 refused, 1 fell out.")
+    assert await timeline.locator("tbody tr").evaluate_all(STRETCHES) == [
+        ["b", "download 0 20", "wait 20 100", "lost", "Fell out"],
+        ["a", "download 0 10", "train 10 50", "upload 50 80", "Accepted"],
+        ["d", "download 0 10", "train 10 25", "upload 25 30", "refused", "Refused: not finitecoordinate 3"],
+    ]
+    await timeline.get_by_text("As a table").click()
+    rows = timeline.get_by_role("table", name="When the clients of round 1 did what").get_by_role("row")
+    await expect(rows).to_have_count(4)
+    assert [(await row.inner_text()).split("\t")[2:] for row in await rows.all()] == [
+        ["Download", "Train", "Upload", "In all"],
+        ["2.0 s", NONE, NONE, "10 s"],
+        ["1.0 s", "4.0 s", "3.0 s", "8.0 s"],
+        ["1.0 s", "1.5 s", "500 ms", "3.0 s"],
+    ]
+    assert await dashboard.violations() == []
+    # Bytes of updates that were not taken are not in the sum.
+    await expect(card(page, "Participation").get_by_role("row").last).to_contain_text("0 of 1 (0 %)1 not finite0 B")
+    await page.set_viewport_size({"width": PHONE_WIDTH, "height": 740})
+    scale = timeline.get_by_text("10 s", exact=True).first
+    await scale.scroll_into_view_if_needed()
+    await expect(scale).to_be_in_viewport(ratio=1)
+    assert await page.evaluate(WIDE) == ""
+
+
+STRETCHES = """(rows) => rows.map((row) => {
+    const parts = [...row.querySelectorAll(".stretch")].map(({ dataset, style }) => {
+        const left = parseFloat(style.left);
+        return `${dataset.part} ${Math.round(left)} ${Math.round(left + parseFloat(style.width))}`;
+    });
+    const end = row.querySelector(".stretch-end");
+    return [row.querySelector("a").title[0], ...parts, ...(end ? [end.dataset.outcome] : []), row.cells[2].textContent];
+})"""
+"""Of each row of a timeline: the client, its stretches with where they begin and end in percent, its mark, and its outcome."""
+
+
+async def test_short_words_stay_whole_beside_a_long_name(dashboard: Dashboard, hostile: Coordinator) -> None:
+    page = await dashboard.open(address_of(hostile), "clients?search=ward")
+    cells = page.get_by_role("table", name="Clients").get_by_role("cell")
+    await expect(cells.first).to_be_visible()
+    for text in ("cpu", "images"):
+        # Where a line is broken, its text has another box.
+        assert await cells.filter(has_text=text).evaluate(LINES) == 1
+
+
+LINES = """(cell) => {
+    const text = document.createRange();
+    text.selectNodeContents(cell);
+    return text.getClientRects().length;
+}"""
+"""On how many lines the text of a cell is."""
+
+
+async def test_client_of_whom_the_last_rounds_tell_nothing_has_not_contributed_nothing(
+    dashboard: Dashboard, hostile: Coordinator
+) -> None:
+    client_id = list(SITES)[-1]
+    run = await stored_run(hostile, LATELY_ID, RunState.PAUSED, round_number=LATEST_ROUNDS + 1)
+    contribution = make_round(1).contributions[0].model_copy(update={"client_id": client_id})
+    for number in range(1, LATEST_ROUNDS + 2):
+        record = make_round(number, LATELY_ID, RoundState.COMMITTED).with_(
+            selected=[client_id], contributions=[contribution] if number == 1 else [], refusals=[]
+        )
+        await hostile.store.commit_round(run.with_(round_number=number), record)
+    page = await dashboard.open(address_of(hostile), f"clients/{client_id}")
+    await expect(card(page, "Latest contributions")).to_contain_text("none of the last rounds that asked it")

@@ -151,13 +151,60 @@ async def test_run_is_paused_resumed_and_stopped(dashboard: Dashboard, federatio
     await page.get_by_role("button", name="Pause run").click()
     await expect(heading).to_contain_text("Paused")
     assert federation.run(run_id)["state"] == "paused"
-    await page.get_by_role("button", name="Resume").click()
+    await page.get_by_role("button", name="Resume", exact=True).click()
+    await expect(page.get_by_role("dialog")).to_contain_text("It goes on with round ")
+    await page.get_by_role("button", name="Resume run").click()
     await expect(heading).to_contain_text("Running")
     await page.get_by_role("button", name="Stop", exact=True).click()
     await page.get_by_role("button", name="Stop run").click()
     await expect(heading).to_contain_text("Stopped")
     assert federation.run(run_id)["state"] == "stopped"
     await expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+
+
+async def test_client_that_holds_a_round_up_is_told_as_it_happens(dashboard: Dashboard, federation: Federation) -> None:
+    run_id = federation.submit({**LONG, "name": "held-up"})
+    page = await dashboard.open(federation.http_address, f"runs/{run_id}")
+    await expect(page.locator(".now-rounds")).to_contain_text(re.compile(r"[1-9]\d* of 5,000 rounds"))
+    held = federation.clients["site-0"]
+    held.pause()
+    try:
+        # It is held wherever it was.
+        waiting = re.compile(r"Waiting for 1 of 2 (updates|evaluations), \d+ min( \d+ s)? left")
+        await expect(page.locator(".waiting")).to_have_text(waiting)
+        await expect(page.get_by_label("State of the run")).to_contain_text(
+            re.compile(r"Round \d+, (train|evaluate) · ")
+        )
+        await page.get_by_role("link", name="Clients", exact=True).click()
+        row = page.get_by_role("row").filter(has_text="site-0")
+        await expect(row).to_contain_text("Busy")
+        await expect(page.get_by_role("row").filter(has_text="site-1")).to_contain_text("Connected")
+        assert await dashboard.is_untouched()
+    finally:
+        held.resume()
+    await page.go_back()
+    await expect(page.get_by_role("img", name="Accuracy over the rounds")).to_be_visible()
+    federation.rest.post(f"/runs/{run_id}/stop")
+    # What is idle again is told, too.
+    await page.go_forward()
+    await expect(row).to_contain_text("Connected")
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/{run_id}"])
+async def test_clients_that_are_waited_for_are_counted_as_they_go_and_come(
+    dashboard: Dashboard, federation: Federation, place: str
+) -> None:
+    run_id = federation.submit({**SPEC, "name": "counts", "cohort": {"size": 3, "wait_seconds": 3_600}})
+    page = await dashboard.open(federation.http_address, place.format(run_id=run_id))
+    waiting = page.locator(".waiting")
+    await expect(waiting).to_contain_text("Waiting for 1 of 3 clients")
+    federation.clients["site-1"].kill()
+    await expect(waiting).to_contain_text("Waiting for 2 of 3 clients")
+    federation.start_client("site-1", "digits,blocks=1", fault="never")
+    await expect(waiting).to_contain_text("Waiting for 1 of 3 clients")
+    federation.rest.post(f"/runs/{run_id}/stop")
+    await expect(waiting).to_have_count(0)
+    assert await dashboard.is_untouched()
 
 
 async def test_curve_is_shown_although_rounds_are_faster_than_answers(
@@ -209,15 +256,57 @@ async def test_wait_is_not_counted_down_while_the_coordinator_is_away(
     waiting = page.locator(".waiting")
     counted = re.compile(r"Waiting for 1 of 3 clients, \d+ min( \d+ s)? left")
     await expect(waiting).to_have_text(counted)
+    if "{" in place:
+        await expect(page.get_by_label("State of the run")).to_contain_text("Round 1, select · Started ")
+        await expect(card(page, "Round, client by client")).to_contain_text("No client has been asked yet.")
     dashboard.tolerated.append("net::ERR_")
     assert federation.coordinator is not None
     federation.coordinator.kill()
-    await expect(waiting).to_have_text(re.compile(r"The coordinator does not answer since \d\d:\d\d"))
+    await expect(waiting).to_have_text(re.compile(r"The coordinator has not answered since \d\d:\d\d"))
     federation.start_coordinator()
     # Whoever is back counts anew.
     federation.wait_for_clients(2)
     await expect(waiting).to_have_text(counted)
     federation.rest.post(f"/runs/{run_id}/stop")
+    assert await dashboard.is_untouched()
+
+
+async def test_spec_is_checked_again_after_the_coordinator_was_away(
+    dashboard: Dashboard, federation: Federation
+) -> None:
+    page = await dashboard.open(federation.http_address, "submit")
+    verdict = page.locator(".verdict")
+    await expect(verdict).to_have_text("The spec is sound.")
+    dashboard.tolerated.append("net::ERR_")
+    assert federation.coordinator is not None
+    federation.coordinator.kill()
+    await page.locator("#rounds").fill("7")
+    await expect(page.get_by_role("alert")).to_contain_text("The coordinator does not answer.")
+    federation.start_coordinator()
+    await expect(verdict).to_have_text("The spec is sound.")
+    await expect(page.get_by_role("alert")).to_have_count(0)
+    await expect(page.get_by_role("button", name="Submit run")).to_be_enabled()
+    assert await dashboard.is_untouched()
+
+
+async def test_pages_that_are_opened_while_the_coordinator_is_away_come_with_it(
+    dashboard: Dashboard, federation: Federation
+) -> None:
+    page = await dashboard.open(federation.http_address, "system")
+    health = card(page, "Coordinator")
+    await expect(health).to_contain_text("StatusWell")
+    dashboard.tolerated.append("net::ERR_")
+    assert federation.coordinator is not None
+    federation.coordinator.kill()
+    # Nobody is well who does not answer.
+    await expect(health.get_by_role("alert")).to_contain_text("The coordinator does not answer.")
+    await expect(health).not_to_contain_text("Well")
+    await page.evaluate("location.hash = '#/submit'")
+    await expect(page.get_by_role("alert")).to_contain_text("The coordinator does not answer.")
+    federation.start_coordinator()
+    await expect(page.locator(".verdict")).to_have_text("The spec is sound.")
+    await page.evaluate("location.hash = '#/system'")
+    await expect(health).to_contain_text("StatusWell")
     assert await dashboard.is_untouched()
 
 
@@ -229,8 +318,10 @@ async def tab_to(page: Page, target: str) -> None:
             """() => {
                 const here = document.activeElement;
                 const { outlineStyle, boxShadow } = getComputedStyle(here);
+                const { left, top, width, height } = here.getBoundingClientRect();
+                const isBare = here.contains(document.elementFromPoint(left + width / 2, top + height / 2));
                 // Between its last stop and its first, a page has none.
-                const isSeen = here === document.body || outlineStyle !== "none" || boxShadow !== "none";
+                const isSeen = here === document.body || (isBare && (outlineStyle !== "none" || boxShadow !== "none"));
                 return [here.innerText, `#${here.id}`, isSeen, here.outerHTML];
             }"""
         )

@@ -49,7 +49,7 @@ async def test_clients_are_found_by_state_name_and_identity_in_pages(
         assert first.headers["x-total-count"] == "3"
         rest = await api.get(first.links["next"]["url"].removeprefix("/api/v1"))
         found = [client["client_id"] for client in first.json() + rest.json()]
-        assert found == sorted([north.client_id, south.client_id, gone.client_id])
+        assert found == [gone.client_id, north.client_id, south.client_id]
     assert "state" in problem(await api.get("/clients?state=here"), 422)
 
 

@@ -5,19 +5,21 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from server import broadcast
+from server import broadcast, gate
 from server.coordinator import Coordinator
-from server.records import EventRecord, RunState
+from server.records import EventRecord, Role, RunState
 from server.store import Store
+from server.tokens import create_token
 from tests.hostile import joined
 from tests.loopback import everyone, run_in_state, serving, until
 from tests.server.cohorts import opened
-from tests.server.rest import DOCUMENT, calling, problem, stored_run
+from tests.server.rest import DOCUMENT, calling, new_token, problem, stored_run
 from tests.server.stream import Stream, following
 from wire import federation_pb2 as pb
 
@@ -294,3 +296,40 @@ async def test_end_of_the_coordinator_ends_streams_without_an_error(
             with pytest.raises(EOFError):
                 await stream.event()
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_stream_ends_when_its_token_does(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "LOOK_SECONDS", 0.0)
+    secrets = [await new_token(coordinator, Role.VIEWER, name) for name in ("kept", "revoked")]
+    token, secret = await create_token(coordinator.store, "lasts a day", Role.VIEWER, days=1)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(calling(coordinator, one)) for one in (*secrets, secret)]
+        kept, revoked, lasts = [await stack.enter_async_context(following(client)) for client in clients]
+        await append(coordinator.store, 1)
+        for stream in (kept, revoked, lasts):
+            await stream.event()
+        await coordinator.store.remove_token("revoked")
+        await append(coordinator.store, 1, detail="secret")
+        with pytest.raises(EOFError):
+            await revoked.event()
+        for stream in (kept, lasts):
+            assert (await stream.event()).data["detail"] == "secret"
+        after = SimpleNamespace(time=lambda: token.expires_time, monotonic=time.monotonic)
+        monkeypatch.setattr(gate, "time", after)
+        await append(coordinator.store, 1)
+        with pytest.raises(EOFError):
+            await lasts.event()
+        await kept.event()
+
+
+async def test_stream_of_nobody_ends_when_a_token_is_asked_for(
+    coordinator: Coordinator, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "LOOK_SECONDS", 0.0)
+    async with following(api) as stream:
+        await append(coordinator.store, 1)
+        await stream.event()
+        await new_token(coordinator)
+        await append(coordinator.store, 1)
+        with pytest.raises(EOFError):
+            await stream.event()

@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from server.api.clients import ClientView
+from server.api.lists import name_order
 from server.api.rounds import PIECE_ROUNDS
 from server.api.runs import RunView
 from server.coordinator import Coordinator
@@ -113,3 +114,9 @@ async def test_number_that_json_does_not_have_is_null(coordinator: Coordinator, 
     (found,) = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert found["metrics"] == {"loss": None, "rate": None}
     assert found["number"] == odd.number
+
+
+def test_names_are_in_the_order_in_which_people_read_them() -> None:
+    names = ["site-10", "Site-2", "9 lakes", "site-2", "", "lakes 9", "site"]
+    ordered = sorted(names, key=lambda name: name_order(name, f"identity of {name}"))
+    assert ordered == ["", "9 lakes", "lakes 9", "site", "Site-2", "site-2", "site-10"]

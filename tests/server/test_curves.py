@@ -8,9 +8,9 @@ import pytest
 from server import curves
 from server.curves import Curves
 from server.history import PIECE_ROUNDS, participations, summaries
-from server.records import ContributionRecord, RoundRecord, RoundState, RunRecord
+from server.records import ContributionRecord, RefusalRecord, RoundRecord, RoundState, RunRecord
 from server.store import Store
-from server.tallies import spread, summarized
+from server.tallies import spread, summarized, tallied
 from tests.server.store.samples import make_run
 
 
@@ -106,3 +106,14 @@ async def test_rounds_without_a_summary_are_counted_from_themselves(store: Store
     assert (ben.train_seconds, ben.last_round) == (0.5 * count, count)
     assert (cleo.asked, cleo.contributed, cleo.last_round) == (count, 0, count)
     assert (await Curves(store).of(run, [], 1000)).rounds == list(range(1, count + 1))
+
+
+def test_who_was_refused_in_an_attempt_before_the_last_was_asked_in_that_round() -> None:
+    refusals = [
+        RefusalRecord(client_id="dora", reason="not_finite", detail="coordinate 3"),
+        RefusalRecord(client_id="zoe", reason="not_invited", detail="the client must have been asked, it was not"),
+    ]
+    record = a_round(4, 0.5).with_(refusals=refusals, attempt=1)
+    tallies = tallied(record, {})
+    assert (tallies["dora"].asked, tallies["dora"].last_round, tallies["dora"].refused) == (1, 4, {"not_finite": 1})
+    assert (tallies["zoe"].asked, tallies["zoe"].last_round, tallies["zoe"].refused) == (0, 0, {"not_invited": 1})

@@ -14,7 +14,7 @@ import { Failure, Loading, NotFound } from "./parts.js";
 import { usePlace } from "./routing.js";
 import { connection, follow, unfollow } from "./stream.js";
 import { ThemeButton } from "./theme.js";
-import { html, render, useEffect, useState } from "./view.js";
+import { html, render, useEffect, useLayoutEffect, useState } from "./view.js";
 
 const PLACES = [
   ["runs", "Runs"],
@@ -23,22 +23,27 @@ const PLACES = [
   ["system", "System"],
 ];
 
+// Too many wrong tokens came from this address.
+const TOO_MANY = 429;
+
 function App() {
-  const [refusal, setRefusal] = useState("");
+  const [refusal, setRefusal] = useState(null);
   const me = useLoaded((signal) => get("me", {}, signal), "me");
-  const refused = me.error?.status === 401 || me.error?.status === 403 ? me.error : null;
+  const refused = [401, 403, TOO_MANY].includes(me.error?.status) ? me.error : null;
 
   useEffect(() => {
     if (me.data) follow();
-    if (refused && token()) {
+    // Who has to wait may have the right token.
+    if (refused?.status === TOO_MANY) setRefusal(refused);
+    else if (refused && token()) {
       setToken("");
-      setRefusal(refused.message);
+      setRefusal(refused);
     }
   }, [me.data, me.error]);
   useMessages((message) => message.event === "refused" && me.reload());
 
   const signIn = (given) => {
-    setRefusal("");
+    setRefusal(null);
     setToken(given);
     me.reload();
   };
@@ -56,8 +61,8 @@ function App() {
 function Frame({ me, onSignOut }) {
   const here = usePlace();
   const first = here.parts[0] ?? "runs";
-  // A new page begins at its top, and a screen reader at its main part.
-  useEffect(() => {
+  // A new page begins at its top, and a screen reader at its main part: before anybody can have pressed a key on it.
+  useLayoutEffect(() => {
     scrollTo(0, 0);
     document.getElementById("main").focus({ preventScroll: true });
   }, [here.path]);

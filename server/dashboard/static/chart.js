@@ -67,7 +67,7 @@ function Numbers({ label, rounds, lines, show }) {
     ${isOpen && html`<div class="scroll" tabindex="0" role="region" aria-label=${`${label}, as a table`}>
       <table class="table table-dense table-plain">
         <caption class="unseen">${label}</caption>
-        <thead><tr><th scope="col">Round</th>${lines.map((line) => html`<th scope="col" class="number" key=${line.name}>${line.name}</th>`)}
+        <thead><tr><th scope="col" class="number">Round</th>${lines.map((line) => html`<th scope="col" class="number" key=${line.name}>${line.name}</th>`)}
           ${hasSpread && html`<th scope="col" class="number">Lowest</th><th scope="col" class="number">Highest</th>`}</tr></thead>
         <tbody>${rounds.map((round, index) => html`<tr key=${round}><th scope="row" class="number">${count(round)}</th>
           ${lines.map((line) => html`<td class="number" key=${line.name}>${show(line.values[index])}</td>`)}

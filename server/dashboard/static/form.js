@@ -143,7 +143,7 @@ function Text({ id, name, value, placeholder, read, onChange, about, error, isNu
     onChange(next);
   };
   return html`<div class="field"><label class="field-name" for=${id}>${name}${isRequired && html`<span class="quiet"> · needed</span>`}</label>
-    <input class="input" id=${id} value=${text} placeholder=${placeholder} spellcheck="false" autocomplete="off" inputmode=${isNumber ? "decimal" : null}
+    <input class="input" id=${id} value=${text} placeholder=${placeholder} spellcheck=${false} autocomplete="off" inputmode=${isNumber ? "decimal" : null}
       aria-invalid=${error ? "true" : null} aria-describedby=${`${id}-about`} onInput=${type} />
     <${About} id=${id} about=${about} error=${error} /></div>`;
 }

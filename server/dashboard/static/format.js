@@ -9,7 +9,12 @@ const AGO = new Intl.RelativeTimeFormat("en-GB", { numeric: "auto" });
 const NONE = "–";
 
 export const count = (value) => (value == null ? NONE : WHOLE.format(value));
-export const percent = (part) => `${(100 * part).toFixed(part < 0.1 && part > 0 ? 1 : 0)} %`;
+/** A part in percent, which is nothing and all only where it is. */
+export function percent(part) {
+  if (part <= 0 || part >= 1) return `${100 * part} %`;
+  return `${Math.min(Math.max(100 * part, 0.1), 99.9).toFixed(part < 0.1 || part > 0.99 ? 1 : 0)} %`;
+}
+
 export const plural = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
 export const shortId = (id) => (id.length > 12 ? `${id.slice(0, 10)}…` : id);
 export const words = (name) => name.replaceAll("_", " ");
@@ -29,16 +34,18 @@ export const tick = (number) => (Math.abs(number) >= 1e5 || (number && Math.abs(
 export function bytes(number) {
   if (number == null) return NONE;
   const units = ["B", "kB", "MB", "GB", "TB"];
-  const step = Math.min(units.length - 1, number < 1000 ? 0 : Math.floor(Math.log10(number) / 3));
-  return `${Number((number / 1000 ** step).toPrecision(3))} ${units[step]}`;
+  const rounded = Number(number.toPrecision(3));
+  const step = Math.min(units.length - 1, rounded < 1000 ? 0 : Math.floor(Math.log10(rounded) / 3));
+  return `${Number((rounded / 1000 ** step).toPrecision(3))} ${units[step]}`;
 }
 
 export function seconds(number) {
   if (number == null || !Number.isFinite(number)) return NONE;
   if (number === 0) return "0 s";
   if (number < 0.001) return "under 1 ms";
-  if (number < 1) return `${Math.round(1000 * number)} ms`;
-  if (number < 60) return `${number.toFixed(number < 10 ? 1 : 0)} s`;
+  if (number < 0.9995) return `${Math.round(1000 * number)} ms`;
+  if (number < 59.5) return `${number.toFixed(number < 9.95 ? 1 : 0)} s`;
+  if (number < 60) return "1 min";
   for (const [size, name, below, rest] of [[86_400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]]) {
     if (number < size) continue;
     const left = Math.floor((number % size) / below);

@@ -103,7 +103,7 @@ export function Facts({ facts }) {
 export function Waiting({ waiting, since }) {
   const now = useNow();
   const away = useAway(since);
-  if (away) return html`<span class="waiting">The coordinator does not answer since <span class="number">${clock(away, now)}</span></span>`;
+  if (away) return html`<span class="waiting">The coordinator has not answered since <span class="number">${clock(away, now)}</span></span>`;
   const missing = Math.max(0, waiting.need - waiting.have);
   const left = waiting.seconds_left == null ? null : Math.max(0, waiting.seconds_left - Math.max(0, now - since));
   return html`<span class="waiting">Waiting for ${count(missing)} of ${count(waiting.need)} ${words(waiting.for)}${
@@ -165,8 +165,13 @@ export const share = (part, whole) => (whole ? `${count(part)} of ${count(whole)
 /** A field for a word to look for, told once typing has paused. */
 export function Search({ label, value, onChange }) {
   const [text, setText] = useState(value);
+  const told = useRef(value);
   useEffect(() => {
-    const timer = setTimeout(() => text !== value && onChange(text), 300);
+    // It was changed elsewhere, as by a button that shows everything.
+    if (value !== told.current) setText((told.current = value));
+  }, [value]);
+  useEffect(() => {
+    const timer = setTimeout(() => text !== told.current && onChange((told.current = text)), 300);
     return () => clearTimeout(timer);
   }, [text]);
   return html`<label class="field-inline"><span class="unseen">${label}</span>

@@ -6,10 +6,9 @@ import { html, useEffect, useState } from "./view.js";
 let yaml = null;
 let schema = null;
 
-export function SpecText({ document, onChange }) {
+/** `typed` is {document, text, problem}: what was typed last, and what it was read as; while it cannot be read, it has a problem. */
+export function SpecText({ document, typed, onTyped, onChange }) {
   const [language, setLanguage] = useState("yaml");
-  const [typed, setTyped] = useState(null);
-  const [problem, setProblem] = useState("");
   const [isReady, setReady] = useState(Boolean(yaml));
   useEffect(() => {
     // Loaded here alone: no other page needs it.
@@ -20,31 +19,28 @@ export function SpecText({ document, onChange }) {
     });
   }, []);
   // What somebody is typing stays as it is, until the document is changed elsewhere.
-  const text = typed && typed.document === document ? typed.text : isReady ? written(document, language) : "";
+  const { text, problem } = typed?.document === document ? typed : { text: isReady ? written(document, language) : "", problem: "" };
   const type = (event) => {
     const given = event.target.value;
     try {
       const read = yaml.load(given, { schema });
       if (read === null || typeof read !== "object" || Array.isArray(read)) throw new Error("The spec must be a mapping of keys to values.");
-      setProblem("");
-      setTyped({ document: read, text: given });
+      onTyped({ document: read, text: given, problem: "" });
       onChange(read);
     } catch (error) {
-      setProblem(error.reason ? `${error.reason} in line ${error.mark.line + 1}.` : error.message);
-      setTyped({ document, text: given });
+      onTyped({ document, text: given, problem: error.reason ? `${error.reason} in line ${error.mark.line + 1}.` : error.message });
     }
   };
   const choose = (next) => {
     setLanguage(next);
-    setTyped(null);
-    setProblem("");
+    onTyped(null);
   };
   return html`<section class="card editor-text" aria-labelledby="spec-text">
     <div class="card-head"><h2 id="spec-text">As text</h2>
       <div class="segments" role="group" aria-label="Language">
         ${["yaml", "json"].map((name) => html`<button type="button" key=${name} class="segment" aria-pressed=${name === language} onClick=${() => choose(name)}>${name.toUpperCase()}</button>`)}
       </div></div>
-    <textarea class="input code" aria-label="The spec as text" spellcheck="false" rows="28" aria-invalid=${problem ? "true" : null} aria-describedby="spec-text-problem" value=${text} onInput=${type} disabled=${!isReady}></textarea>
+    <textarea class="input code" aria-label="The spec as text" spellcheck=${false} rows="28" aria-invalid=${problem ? "true" : null} aria-describedby="spec-text-problem" value=${text} onInput=${type} disabled=${!isReady}></textarea>
     <p class="field-error" id="spec-text-problem" role="status">${problem}</p>
     <p class="quiet small">Save it as <code>run.yaml</code>, and <code>choral submit run.yaml</code> does the same.</p>
   </section>`;

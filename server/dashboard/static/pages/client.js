@@ -26,7 +26,7 @@ const REFUSALS = [RUN, ROUND, { title: "Task", cell: (row) => KINDS[row.kind] ??
 export function ClientPage({ clientId }) {
   const loaded = useLoaded((signal) => get(`clients/${clientId}`, {}, signal), clientId);
   const [live, setLive] = useState({});
-  useNews((message) => message.event !== "status" && (message.data?.client_id === clientId || message.event === "round_committed"), loaded.reload, 1000);
+  useNews((message) => message.event !== "status" && (message.data?.client_id === clientId || message.event === "round_committed"), loaded.reload);
   useMessages((message) => {
     const news = message.event === "status" && message.data.clients?.[clientId];
     if (news) setLive(news);
@@ -53,8 +53,8 @@ function Client({ client }) {
         ["Last seen", client.is_connected ? "now" : html`<${Ago} time=${client.last_seen_time} /> (${moment(client.last_seen_time)})`],
       ]} /><//>
       <${Card} title="Learners it allows">${client.learners.length ? html`<ul class="chips">${client.learners.map((name) => html`<li key=${name}>${name}</li>`)}</ul>` : html`<${Empty} title="None are known." />`}<//>
-      <${List} title="Latest contributions" columns=${CONTRIBUTIONS} rows=${client.contributions} none="It has contributed nothing yet." />
-      <${List} title="Refused or failed" columns=${REFUSALS} rows=${client.refusals} none="Nothing of it was refused or failed." />
+      <${List} title="Latest contributions" columns=${CONTRIBUTIONS} rows=${client.contributions} none=${client.runs.some((run) => run.contributed) ? "It has contributed to none of the last rounds that asked it." : "It has contributed nothing yet."} />
+      <${List} title="Refused or failed" columns=${REFUSALS} rows=${client.refusals} none="Nothing of it was refused or failed in the last rounds that asked it." />
     </div>
   `;
 }

@@ -40,7 +40,7 @@ export function ClientsPage({ query }) {
     if (message.event === "connection") setLive({});
     if (message.event === "status" && message.data.clients) setLive((old) => ({ ...old, ...message.data.clients }));
   });
-  useNews((message) => message.event.startsWith("client_") || (filter.state && message.event === "status"), clients.reload, 1000);
+  useNews((message) => message.event.startsWith("client_") || (filter.state && message.event === "status"), clients.reload);
   return html`
     <div class="page-head">
       <h1>Clients</h1>

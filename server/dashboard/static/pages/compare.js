@@ -7,7 +7,7 @@ import { useLoaded, useNews, useSettled } from "../loading.js";
 import { Card, Choice, Empty, Failure, Loaded, State, Table } from "../parts.js";
 import { amend, place, useTitle } from "../routing.js";
 import { shown } from "../schema.js";
-import { html, useEffect, useMemo, useState } from "../view.js";
+import { html, useEffect, useMemo, useRef, useState } from "../view.js";
 
 const MOST = 6;
 const POINTS = 400;
@@ -15,17 +15,31 @@ const FIRST = ["accuracy", "loss"];
 
 export function ComparePage({ query }) {
   useTitle("Compare");
-  const ids = (query.runs ?? "").split(",").filter(Boolean).slice(0, MOST);
-  const runs = useLoaded((signal) => Promise.all(ids.map((id) => get(`runs/${id}`, {}, signal))), ids.join());
-  useNews((message) => ids.includes(message.data?.run_id) && message.event !== "status", runs.reload, 1000);
+  const ids = [...new Set((query.runs ?? "").split(",").filter(Boolean))].slice(0, MOST);
+  const runs = useLoaded((signal) => Promise.all(ids.map((id) => found(id, signal))), ids.join());
+  useNews((message) => ids.includes(message.data?.run_id) && message.event !== "status", runs.reload);
   const setIds = (next) => amend({ runs: next.join(",") });
+  const remove = (id) => setIds(ids.filter((one) => one !== id));
   return html`
     <div class="page-head"><h1>Compare</h1></div>
     <${Picker} ids=${ids} onAdd=${(id) => setIds([...ids, id])} />
     ${ids.length
-      ? html`<${Loaded} from=${runs} what="the runs" lines=${8}>${(found) => html`<${Comparison} runs=${found} query=${query} onRemove=${(id) => setIds(ids.filter((one) => one !== id))} />`}<//>`
+      ? html`<${Loaded} from=${runs} what="the runs" lines=${8}>${(all) => html`
+        ${ids.filter((_, index) => !all[index]).map((id) => html`<div class="notice notice-bad" role="alert" key=${id}><p>There is no run <code>${id}</code>.</p>
+          <button type="button" class="button" onClick=${() => remove(id)}>Leave it out</button></div>`)}
+        ${all.some(Boolean) && html`<${Comparison} runs=${all.filter(Boolean)} query=${query} onRemove=${remove} />`}`}<//>`
       : html`<${Empty} title="No run is picked."><p>Pick up to six above, or in the <a href="#/runs">list of runs</a>.</p><//>`}
   `;
+}
+
+/** Return a run; null where there is none, which is no reason to show none of the others. */
+async function found(id, signal) {
+  try {
+    return await get(`runs/${id}`, {}, signal);
+  } catch (problem) {
+    if (problem.status === 404) return null;
+    throw problem;
+  }
 }
 
 function Picker({ ids, onAdd }) {
@@ -33,10 +47,16 @@ function Picker({ ids, onAdd }) {
   const search = useSettled(text);
   const found = useLoaded((signal) => getPage("runs", { search, limit: 8 + MOST, order: "newest" }, signal), search);
   const [isOpen, setOpen] = useState(false);
+  const summary = useRef(null);
   if (ids.length >= MOST) return html`<p class="quiet list-note">Six runs are the most for one chart. Remove one to add another.</p>`;
   const left = (found.data?.items ?? []).filter((run) => !ids.includes(run.run_id)).slice(0, 8);
-  return html`<details class="picker" open=${isOpen} onToggle=${(event) => setOpen(event.target.open)}>
-    <summary class="button">Add a run</summary>
+  const close = (event) => {
+    if (event.key !== "Escape") return;
+    setOpen(false);
+    summary.current.focus();
+  };
+  return html`<details class="picker" open=${isOpen} onToggle=${(event) => setOpen(event.target.open)} onKeyDown=${close}>
+    <summary class="button" ref=${summary}>Add a run</summary>
     <div class="picker-list">
       <input class="input" type="search" placeholder="Search by name or identity" aria-label="Search runs to add" value=${text} onInput=${(event) => setText(event.target.value)} />
       ${found.error && html`<${Failure} error=${found.error} retry=${found.reload} />`}
@@ -76,7 +96,8 @@ function Curves({ runs, metric, version }) {
   const joined = useMemo(() => loaded.data && together(loaded.data, metric), [loaded.data]);
   return html`<${Loaded} from=${loaded} what="the curves" lines=${6}>${() => {
     const lines = runs.map((run, index) => ({ name: `${run.spec.name} ${run.run_id.slice(0, 4)}`, values: joined.values[index], ...MARKS[index] }));
-    return joined.rounds.length ? html`<${Chart} label=${`${capital(words(metric))} of ${runs.length} runs`} rounds=${joined.rounds} lines=${lines} />` : html`<${Empty} title=${`No round has ${words(metric)} yet.`} />`;
+    return joined.rounds.length ? html`<${Chart} label=${`${capital(words(metric))} of ${runs.length} runs`} rounds=${joined.rounds} lines=${lines} />
+      ${runs.filter((run) => run.round_number > POINTS).map((run) => html`<p class="quiet small note" key=${run.run_id}>A point of ${run.spec.name} is the mean of ${count(Math.ceil(run.round_number / POINTS))} rounds.</p>`)}` : html`<${Empty} title=${`No round has ${words(metric)} yet.`} />`;
   }}<//>`;
 }
 

@@ -81,13 +81,12 @@ function Actions({ run, isOperator, reload }) {
     await post(`runs/${run.run_id}/${verb}`);
     await reload();
   };
-  const resume = () => act("resume").then(() => setError(null), setError);
   const save = () => download(`runs/${run.run_id}/model`, `${run.spec.name}.safetensors`).then(() => setError(null), setError);
   const may = (verb) => isOperator && MAY[verb].includes(run.state);
   const close = () => setAsked("");
   return html`<div class="tools">
     ${may("pause") && html`<button type="button" class="button" onClick=${() => setAsked("pause")}>Pause</button>`}
-    ${may("resume") && html`<button type="button" class="button button-main" onClick=${resume}>Resume</button>`}
+    ${may("resume") && html`<button type="button" class="button button-main" onClick=${() => setAsked("resume")}>Resume</button>`}
     ${may("stop") && html`<button type="button" class="button button-quiet-grave" onClick=${() => setAsked("stop")}>Stop</button>`}
     ${isOperator && html`<button type="button" class="button" onClick=${() => setAsked("clone")}>Clone</button>`}
     <a class="button" href=${place("compare", { runs: run.run_id })}>Compare</a>
@@ -95,6 +94,8 @@ function Actions({ run, isOperator, reload }) {
     ${error && html`<${Failure} error=${error} />`}
     ${asked === "pause" && html`<${Confirmation} title=${`Pause ${run.spec.name}?`} action="Pause run" act=${() => act("pause")} onClose=${close}>
       <p>The round in progress is given up and played again once the run is resumed. Its last committed round is ${count(run.round_number)}.</p><//>`}
+    ${asked === "resume" && html`<${Confirmation} title=${`Resume ${run.spec.name}?`} action="Resume run" act=${() => act("resume")} onClose=${close}>
+      <p>It goes on with round ${count(run.round_number + 1)} of ${count(run.spec.rounds)} once it is its turn and enough clients are there.</p><//>`}
     ${asked === "stop" && html`<${Confirmation} title=${`Stop ${run.spec.name} for good?`} action="Stop run" isGrave act=${() => act("stop")} onClose=${close}>
       <p>The run ends with the model of round ${count(run.round_number)} and cannot be resumed. To go on later, pause it instead.</p><//>`}
     ${asked === "clone" && html`<${Clone} run=${run} onClose=${close} />`}
@@ -102,14 +103,17 @@ function Actions({ run, isOperator, reload }) {
 }
 
 function Clone({ run, onClose }) {
+  const [isBusy, setBusy] = useState(false);
   const [error, setError] = useState(null);
   const clone = async (event) => {
     event.preventDefault();
+    setBusy(true);
     try {
       const made = await post(`runs/${run.run_id}/clone`, {});
       go(`runs/${made.run_id}`);
     } catch (problem) {
       setError(problem);
+      setBusy(false);
     }
   };
   return html`<${Dialog} title=${`Clone ${run.spec.name}`} onClose=${onClose}>
@@ -120,7 +124,7 @@ function Clone({ run, onClose }) {
       <div class="actions">
         <button type="button" class="button" onClick=${onClose}>Cancel</button>
         <a class="button" href=${place("submit", { clone: run.run_id })}>Change the spec</a>
-        <button type="submit" class="button button-main">Run again</button>
+        <button type="submit" class="button button-main" disabled=${isBusy}>Run again</button>
       </div>
     </form>
   <//>`;

@@ -28,10 +28,17 @@ export function Curves({ run }) {
   const choose = (at, name) => setChosen(shown.map((one, index) => (index === at ? name : one)));
   return html`<${Card} title="Learning" wide>
     <div class="curves">${shown.map((name, at) => html`<${Curve} key=${at} run=${run} name=${name} names=${names} onChoose=${(next) => choose(at, next)} />`)}</div>
-    <p class="quiet small note">Line: mean over the clients, weighted by examples. ${run.spec.privacy?.secure_aggregation
-      ? "Secure aggregation shows sums alone: there is no band from the lowest to the highest client."
-      : "Band: from the lowest to the highest client."} ${run.round_number > POINTS ? `A point is the mean of ${count(Math.ceil(run.round_number / POINTS))} rounds. ` : ""}Drag to zoom, double-click to see everything.</p>
+    <p class="quiet small note">${legendOf(run.spec)} ${run.round_number > POINTS ? `A point is the mean of ${count(Math.ceil(run.round_number / POINTS))} rounds. ` : ""}Drag to zoom, double-click to see everything.</p>
   <//>`;
+}
+
+/** What the line and the band of a curve are. */
+function legendOf(spec) {
+  const mean = "mean over the clients, weighted by examples";
+  if (spec.privacy?.secure_aggregation) return `Line: ${mean}. Secure aggregation shows sums alone: there is no band from the lowest to the highest client.`;
+  const band = "from the lowest to the highest client";
+  if (spec.evaluate.on === "coordinator") return `Line: measured on the coordinator's own data. Of what training measured: ${mean}, in a band ${band}.`;
+  return `Line: ${mean}. Band: ${band}.`;
 }
 
 /** Names of a run's metrics, those that tell most first. */
@@ -67,7 +74,7 @@ export function Costs({ run, last }) {
   const after = Math.max(0, end - ROUNDS_SHOWN);
   const query = { after, limit: ROUNDS_SHOWN };
   const loaded = useLoaded((signal) => get(`runs/${run.run_id}/summaries`, query, signal), `${run.run_id}/${last ? end : "latest"}`);
-  useNews(isRoundOf(run.run_id), loaded.reload, 1000);
+  useNews(isRoundOf(run.run_id), loaded.reload);
   const move = (to) => amend({ rounds_to: to >= run.round_number ? "" : to });
   const pager = run.round_number > ROUNDS_SHOWN && html`<nav class="pager" aria-label="Rounds shown">
     <button type="button" class="button" disabled=${after === 0} onClick=${() => move(Math.max(ROUNDS_SHOWN, after))}>Earlier</button>
@@ -96,6 +103,6 @@ function CostCharts({ rounds }) {
   }, [rounds]);
   return html`<div class="curves">
     <div><h3>Seconds by phase</h3><${Chart} label="Seconds of a round by phase" rounds=${made.numbers} lines=${made.seconds} areBars show=${seconds} ticks=${secondsTicks} /></div>
-    <div><h3>Bytes received from clients</h3><${Chart} label="Bytes of a round" rounds=${made.numbers} lines=${made.bytes} areBars show=${bytes} ticks=${(numbers) => numbers.map(bytes)} /></div>
+    <div><h3>Bytes of accepted updates</h3><${Chart} label="Bytes of a round" rounds=${made.numbers} lines=${made.bytes} areBars show=${bytes} ticks=${(numbers) => numbers.map(bytes)} /></div>
   </div>`;
 }

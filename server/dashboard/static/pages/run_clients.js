@@ -14,17 +14,17 @@ const COLUMNS = [
   { title: "Client", isHead: true, cell: (row) => html`<a href=${place(`clients/${row.client_id}`)} title=${row.client_id}>${row.name || row.client_id.slice(0, 12)}</a>` },
   { title: "Contributed", isNumber: true, cell: (row) => share(row.contributed, row.asked) },
   { title: "Refused", cell: (row) => reasons(row.refused) || html`<span class="quiet">none</span>` },
-  { title: "Sent", isNumber: true, cell: (row) => bytes(row.bytes) },
+  { title: "Bytes accepted", isNumber: true, cell: (row) => bytes(row.bytes) },
   // A masked contribution does not tell it.
   { title: "Training", isNumber: true, cell: (row) => seconds(row.train_seconds || null) },
-  { title: "Last round", isNumber: true, cell: (row) => count(row.last_round) },
+  { title: "Last round", isNumber: true, cell: (row) => count(row.last_round || null) },
 ];
 
 export function Participation({ run }) {
   const [offset, setOffset] = useState(0);
   const query = { offset, limit: LIMIT };
   const loaded = useLoaded((signal) => getPage(`runs/${run.run_id}/participation`, query, signal), `${run.run_id}/${offset}`);
-  useNews(isRoundOf(run.run_id), loaded.reload, 2000);
+  useNews(isRoundOf(run.run_id), loaded.reload);
   return html`<${Card} title="Participation" wide>
     <${Loaded} from=${loaded} what="participation" lines=${5}>${({ items, total }) => items.length
       ? html`<${Table} caption="Participation of clients in this run" columns=${COLUMNS} rows=${items} keyOf=${(row) => row.client_id} />

@@ -3,7 +3,7 @@
 import { download, get } from "../api.js";
 import { write } from "../exact.js";
 import { capital, count, plural, seconds, value, words } from "../format.js";
-import { Card, Dialog, Empty, Facts, Loaded, Table } from "../parts.js";
+import { Card, Dialog, Empty, Facts, Failure, Loaded, Table } from "../parts.js";
 import { useLoaded } from "../loading.js";
 import { shown } from "../schema.js";
 import { html, useState } from "../view.js";
@@ -75,13 +75,16 @@ const SITES = [
 
 function ModelCard({ run, onClose }) {
   const card = useLoaded((signal) => get(`runs/${run.run_id}/card`, {}, signal), run.run_id);
+  const [error, setError] = useState(null);
+  const save = () => download(`runs/${run.run_id}/card`, `${run.spec.name}-card.json`).then(() => setError(null), setError);
   return html`<${Dialog} title="Model card" onClose=${onClose}>
     <${Loaded} from=${card} what="the model card">${(known) => html`
       <${Facts} facts=${[["Run", run.spec.name], ["Learner", run.spec.learner.name], ["Rounds", count(run.round_number)], ["Release", known.code_version ?? known.release], ["SHA-256", html`<code class="hash">${known.model_sha256}</code>`]]} />
       ${known.sites && html`<div class="scroll" tabindex="0" role="region" aria-label="Sites"><${Table} caption="Sites and their examples" columns=${SITES} rows=${known.sites} keyOf=${(site) => site.client_id ?? site.name} isDense /></div>`}
       <ul class="sentences">${privacySentences(run.spec).map((sentence) => html`<li key=${sentence}>${sentence}</li>`)}</ul>`}<//>
+    ${error && html`<${Failure} error=${error} />`}
     <div class="actions">
-      <button type="button" class="button" onClick=${() => download(`runs/${run.run_id}/card`, `${run.spec.name}-card.json`)}>Save as JSON</button>
+      <button type="button" class="button" onClick=${save}>Save as JSON</button>
       <button type="button" class="button button-main" onClick=${onClose}>Close</button>
     </div>
   <//>`;

@@ -1,13 +1,15 @@
 // A round, client by client: when each downloaded, trained and uploaded, was refused or fell out, or did not evaluate.
 
 import { get } from "../api.js";
-import { capital, count, percent, seconds, words } from "../format.js";
+import { capital, clock, count, moment, percent, seconds, words } from "../format.js";
 import { useAway, useLoaded, useMessages, useNews, useNow } from "../loading.js";
-import { Card, Choice, Empty, Loaded, Pager } from "../parts.js";
+import { Card, Choice, Empty, Loaded, Pager, Table } from "../parts.js";
 import { amend, place } from "../routing.js";
 import { html, useEffect, useMemo, useState } from "../view.js";
 
 const LIMIT = 20;
+// Rows beyond which a round is not loaded again at every look.
+const MANY = 200;
 const PARTS = [["download", "asked", "downloaded"], ["train", "downloaded", "trained"], ["upload", "trained", "uploaded"]];
 const OUTCOMES = { accepted: "Accepted", refused: "Refused", lost: "Fell out", pending: "Under way" };
 const ORDERS = [["slowest", "Slowest first"], ["trouble", "Trouble first"], ["name", "By name"]];
@@ -31,7 +33,7 @@ export function Timeline({ run, picked }) {
   return html`<${Card} title="Round, client by client" aside=${open > 0 && pick} wide>
     ${open > 0
       ? html`<${Round} key=${isLatest ? "latest" : number} run=${run} number=${number} isOpen=${number > run.round_number} />`
-      : html`<${Empty} title="No round is under way."><p>Each client's download, training and upload appear here.</p><//>`}
+      : html`<${Empty} title=${run.phase ? "No client has been asked yet." : "No round is under way."}><p>Each client's download, training and upload appear here.</p><//>`}
   <//>`;
 }
 
@@ -41,7 +43,7 @@ function Round({ run, number, isOpen }) {
   const loaded = useLoaded((signal) => load(run.run_id, number, isOpen, signal), run.run_id);
   const concerns = (message) =>
     message.event === "status" ? isOpen && Boolean(message.data.clients || message.data.runs?.[run.run_id]) : message.data?.run_id === run.run_id;
-  useNews(concerns, loaded.reload, 1000);
+  useNews(concerns, loaded.reload, loaded.data?.rows.length > MANY ? 1000 : undefined);
   useEffect(() => void loaded.reload(), [number, isOpen]);
   const progress = useProgress(isOpen);
   const away = useAway(run.since);
@@ -68,8 +70,27 @@ function Round({ run, number, isOpen }) {
         <thead><tr><th scope="col">Client</th><th scope="col">${scale ? html`<span class="scale"><span>0 s</span><span>${seconds(last - first)}</span></span>` : html`<span class="unseen">Times</span>`}</th><th scope="col">Outcome</th></tr></thead>
         <tbody>${rows.slice(offset, offset + LIMIT).map((row) => html`<${Line} key=${row.client_id} row=${row} scale=${scale} progress=${progress[row.client_id]} />`)}</tbody>
       </table>
-      <${Pager} what="clients of this round" offset=${offset} limit=${LIMIT} total=${rows.length} onMove=${setOffset} />`;
+      <${Pager} what="clients of this round" offset=${offset} limit=${LIMIT} total=${rows.length} onMove=${setOffset} />
+      ${scale && html`<${Moments} rows=${rows.slice(offset, offset + LIMIT)} number=${number} />`}`;
   }}<//>`;
+}
+
+const lasted = (row, from, to) => seconds(row[from] == null || row[to] == null ? null : row[to] - row[from]);
+
+const MOMENTS = [
+  { title: "Client", isHead: true, cell: (row) => row.name || row.client_id.slice(0, 12) },
+  { title: "Asked at", isNumber: true, cell: (row) => (row.asked == null ? "–" : html`<time title=${moment(row.asked)}>${clock(row.asked)}</time>`) },
+  ...PARTS.map(([part, from, to]) => ({ title: capital(part), isNumber: true, cell: (row) => lasted(row, from, to) })),
+  { title: "In all", isNumber: true, cell: (row) => lasted(row, "asked", "ended") },
+];
+
+/** The bars in numbers, for who cannot point at them. */
+function Moments({ rows, number }) {
+  const [isOpen, setOpen] = useState(false);
+  return html`<details class="numbers" onToggle=${(event) => setOpen(event.target.open)}>
+    <summary>As a table</summary>
+    ${isOpen && html`<${Table} caption=${`When the clients of round ${number} did what`} columns=${MOMENTS} rows=${rows} keyOf=${(row) => row.client_id} isDense />`}
+  </details>`;
 }
 
 /** Load a round's rows, and the round itself or what is told of it: {rows, about}. */

@@ -15,10 +15,10 @@ export function SignIn({ refusal, onToken }) {
       <p class="brand"><img src="dashboard/icon.svg" alt="" width="28" height="28" />Choral</p>
       <h1>Sign in</h1>
       <p class="quiet">This coordinator asks for a bearer token. Its operator creates one with <code>choral token</code>.</p>
-      ${refusal && html`<div class="notice notice-bad" role="alert" id="refusal"><p><strong>The token was refused.</strong> ${refusal}</p></div>`}
+      ${refusal && html`<div class="notice notice-bad" role="alert" id="refusal"><p>${refusal.status !== 429 && html`<strong>The token was refused.</strong> `}${refusal.message}</p></div>`}
       <label class="field" for="token">
         <span class="field-name">Token</span>
-        <input id="token" class="input" type="password" autocomplete="off" spellcheck="false" autofocus
+        <input id="token" class="input" type="password" autocomplete="off" spellcheck=${false} autofocus
           aria-invalid=${refusal ? "true" : null} aria-describedby=${refusal ? "refusal" : null}
           value=${given} onInput=${(event) => setGiven(event.target.value)} />
       </label>

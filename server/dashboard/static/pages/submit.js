@@ -3,7 +3,7 @@
 import { get, post } from "../api.js";
 import { Fields } from "../form.js";
 import { count } from "../format.js";
-import { useLoaded, useSettled } from "../loading.js";
+import { useLoaded, useMessages, useSettled } from "../loading.js";
 import { Failure, Loaded } from "../parts.js";
 import { go, useTitle } from "../routing.js";
 import { mergePatch, withValue } from "../schema.js";
@@ -15,6 +15,7 @@ const FIRST_LEARNER = "mlp";
 export function SubmitPage({ query }) {
   useTitle("New run");
   const start = useLoaded((signal) => beginning(query.clone, signal), query.clone ?? "");
+  useMessages((message) => message.event === "connection" && message.state === "live" && start.error && start.reload());
   return html`
     <div class="page-head"><div><h1>New run</h1>
       ${query.clone && html`<p class="quiet">From <a href=${`#/runs/${query.clone}`}><code>${query.clone}</code></a>: what you change here is changed in the clone.</p>`}</div></div>
@@ -42,10 +43,13 @@ function Editor({ schema, learners, spec, cloned }) {
   const [verdict, setVerdict] = useState(null);
   const [failure, setFailure] = useState(null);
   const [isBusy, setBusy] = useState(false);
+  const [typed, setTyped] = useState(null);
   const form = useRef(null);
   const check = useVerdict(document, setVerdict, setFailure);
   const errors = Object.fromEntries((verdict?.errors ?? []).map(({ path, message }) => [path, message]));
-  const isSound = check === "settled" && verdict?.valid;
+  // What cannot be read is not what would be submitted.
+  const isUnread = typed?.document === document && Boolean(typed.problem);
+  const isSound = check === "settled" && verdict?.valid && !isUnread;
 
   const changeLearner = async (name) => {
     try {
@@ -76,24 +80,27 @@ function Editor({ schema, learners, spec, cloned }) {
     <form class="editor-form card" onSubmit=${submit} ref=${form} aria-label="The spec of the run" novalidate>
       <${Fields} schema=${schema} path=${[]} form=${{ root: schema, document, errors, change, changeLearner, learners }} />
       <div class="editor-end">
-        <${Verdict} check=${check} verdict=${verdict} />
+        <${Verdict} check=${check} verdict=${verdict} isUnread=${isUnread} />
         ${failure && html`<${Failure} error=${failure} />`}
         <div class="actions"><a class="button" href="#/runs">Cancel</a>
           <button type="submit" class="button button-main" disabled=${isBusy || !isSound}>Submit run</button></div>
       </div>
     </form>
-    <${SpecText} document=${document} onChange=${setDocument} />
+    <${SpecText} document=${document} typed=${typed} onTyped=${setTyped} onChange=${setDocument} />
   </div>`;
 }
 
-/** Have the coordinator check the document once typing pauses. Returns "typing", "checking" or "settled". */
+/** Have the coordinator check the document once typing pauses, and again when it was away. Returns "typing", "checking" or "settled". */
 function useVerdict(document, setVerdict, setFailure) {
   const settled = useSettled(document, 300);
   const [checked, setChecked] = useState(null);
+  const [returns, setReturns] = useState(0);
+  useMessages((message) => message.event === "connection" && message.state === "live" && setReturns((old) => old + 1));
   useEffect(() => {
     let isOld = false;
     const tell = (verdict) => {
       if (isOld) return;
+      setFailure(null);
       setVerdict(verdict);
       setChecked(settled);
     };
@@ -102,13 +109,14 @@ function useVerdict(document, setVerdict, setFailure) {
       else if (!isOld) setFailure(problem);
     });
     return () => (isOld = true);
-  }, [settled]);
+  }, [settled, returns]);
   if (settled !== document) return "typing";
   return checked === document ? "settled" : "checking";
 }
 
-function Verdict({ check, verdict }) {
+function Verdict({ check, verdict, isUnread }) {
   const errors = verdict?.errors ?? [];
+  if (isUnread) return html`<p class="verdict" role="status" data-verdict="faulty">The spec as text cannot be read. Mend it there, or change it in the form.</p>`;
   if (check === "settled" && verdict?.valid) return html`<p class="verdict" role="status" data-verdict="sound">The spec is sound.</p>`;
   if (!errors.length) return html`<p class="verdict quiet" role="status">Checking …</p>`;
   return html`<div class="verdict" role="status" data-verdict="faulty"><p>${count(errors.length)} ${errors.length === 1 ? "thing" : "things"} to mend:</p>

@@ -20,7 +20,7 @@ export function SystemPage({ me }) {
   return html`
     <div class="page-head"><h1>System</h1></div>
     <div class="cards">
-      <${Card} title="Coordinator"><${Loaded} from=${health} what="the coordinator's health">${(known) => html`<${Facts} facts=${[
+      <${Card} title="Coordinator"><${Loaded} from=${health.error ? { ...health, data: undefined } : health} what="the coordinator's health">${(known) => html`<${Facts} facts=${[
         ["Status", known.status === "ok" ? "Well" : capital(known.status)],
         ["Running for", seconds(known.uptime_seconds)],
         ["Clients connected", count(known.client_count)],
