@@ -180,7 +180,8 @@ class Federation:
 def _held_signals() -> Iterator[None]:
     """Let Ctrl-C and its like wait: a process that has begun and is not known here yet would be ended by nobody."""
     held: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What is ignored, as after nohup, the new process must ignore, too.
+    numbers = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda came, _: held.append(came)) for number in numbers}
     try:
         yield
