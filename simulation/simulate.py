@@ -32,7 +32,7 @@ from simulation.claim import begun, check, note, sha256_of
 from simulation.clock import VirtualLoop
 from simulation.cohort import SimulatedCohort
 from simulation.engines import EngineName, build, choose
-from simulation.errors import SimulationError
+from simulation.errors import SimulationError, UnsuitedEngineError
 from simulation.history import simulated_seconds_of, write_history, write_plot
 from simulation.ledger import Ledger
 from simulation.partition import local_data, partition
@@ -178,8 +178,7 @@ class _Play:
         """Play to the end, and write the results; those of what there is after Ctrl-C or an error that is no bug."""
         with held_folder(self._folder):
             self._engine, self._reason = choose(self._setting.engine, self._spec, self._setting)
-            # Before anything is computed: OpenMP's threads stay awake between small operations as long as no other ones were made.
-            torch.set_num_threads(self._setting.threads or (core_count() if self._engine == "vectorized" else 1))
+            self._set_threads()
             try:
                 run = await self._play_on()
             except (ChoralError, asyncio.CancelledError) as error:
@@ -214,7 +213,7 @@ class _Play:
         store.tell = self._take
         await _set_clock(store, rounds)
         self._client_count = len(sites)
-        cohort = build(self._engine, self._spec, sites, self._setting)
+        cohort = self._built(sites)
         if self._setting.engine == "auto":
             log.info("engine %s: %s", self._engine, self._reason)
         if self._spec.secure is not None and not cohort.speaks_secagg:
@@ -224,6 +223,21 @@ class _Play:
             )
         await asyncio.sleep(0)
         return cohort, own_data
+
+    def _built(self, sites: Mapping[str, LocalData]) -> SimulatedCohort:
+        """Build the engine, or another one where `auto` chose one that turns out not to train the learner as the serial one would."""
+        try:
+            return build(self._engine, self._spec, sites, self._setting)
+        except UnsuitedEngineError as error:
+            if self._setting.engine != "auto":
+                raise
+            self._engine, self._reason = choose("auto", self._spec, self._setting, error.reason)
+            self._set_threads()
+            return build(self._engine, self._spec, sites, self._setting)
+
+    def _set_threads(self) -> None:
+        # Before anything is computed: OpenMP's threads stay awake between small operations as long as no other ones were made.
+        torch.set_num_threads(self._setting.threads or (core_count() if self._engine == "vectorized" else 1))
 
     async def _claimed_data(self, has_begun: bool) -> tuple[dict[str, LocalData], Examples | None]:
         """Read the data, and note in the folder what is simulated there, or refuse another simulation than the one that has begun."""
