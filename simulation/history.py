@@ -54,7 +54,7 @@ def write_plot(path: Path, rounds: Sequence[RoundRecord], title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, labelcolor=INK)
     figure.suptitle(title, color=INK, fontweight="bold")
-    figure.savefig(path)
+    figure.savefig(path, format="png")
 
 
 def seconds_of(record: RoundRecord) -> float:

@@ -5,6 +5,7 @@ it is asked for again, and ends with the model of one that was not.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import shutil
@@ -113,7 +114,7 @@ def simulate(
             `threads`, `workers`, `block` and `ray_address`.
 
     Raises:
-        SimulationError: The folder holds another simulation, or the setting breaks a rule.
+        SimulationError: The folder holds another simulation, the setting breaks a rule, or the results cannot be written.
         QuorumError: A round could not get enough contributions. As after Ctrl-C, the results of the rounds before it were written.
         SpecError: The spec breaks a rule, or asks for more clients than there are.
         PartitionError: The data cannot be dealt so.
@@ -183,9 +184,7 @@ class _Play:
                 run = await self._play_on()
             except (ChoralError, asyncio.CancelledError) as error:
                 if self._rounds:
-                    self._write_results()
-                    names = ", ".join(RESULTS)
-                    log.info("in %s, after round %d: %s", self._folder, self._rounds[-1].number, names)
+                    self._leave_results()
                 if isinstance(error, QuorumError):
                     raise QuorumError(error.problem, ADVICE) from error
                 raise
@@ -255,12 +254,36 @@ class _Play:
         self._rounds.append(record)
         self._on_round(record)
 
+    def _leave_results(self) -> None:
+        """Write the results of the rounds that there are, where something else is to be told: that they cannot be is said beside it."""
+        try:
+            self._write_results()
+        except SimulationError as error:
+            log.warning("%s", error)
+        else:
+            log.info("in %s, after round %d: %s", self._folder, self._rounds[-1].number, ", ".join(RESULTS))
+
     def _write_results(self) -> None:
+        """Write each result whole, or leave the one before it. Raises `SimulationError` when one cannot be written."""
         title = f"{self._spec.name}: {self._spec.learner.name}, {self._client_count} clients, {self._setting.partition}"
-        write_history(self._folder / "history.csv", self._rounds)
-        write_plot(self._folder / "history.png", self._rounds, title)
         newest = checkpoint_path(self._folder / "checkpoints", self._rounds[-1].number)
-        shutil.copyfile(newest, self._folder / "model.safetensors")
+        writers: dict[str, Callable[[Path], object]] = {
+            "model.safetensors": partial(shutil.copyfile, newest),
+            "history.csv": lambda path: write_history(path, self._rounds),
+            "history.png": lambda path: write_plot(path, self._rounds, title),
+        }
+        for name in RESULTS:
+            temporary = self._folder / f"{name}.tmp"
+            try:
+                writers[name](temporary)
+                temporary.replace(self._folder / name)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise SimulationError(
+                    f"Result {self._folder / name}: must be writable, got: {error.strerror}. The rounds are kept: once it is, the "
+                    "same command writes it."
+                ) from error
 
 
 def _sites(spec: RunSpec, setting: Setting) -> tuple[dict[str, LocalData], str]:

@@ -280,17 +280,19 @@ def test_simulate_with_other_data_than_the_folders_is_refused(tmp_path: Path, ke
         choral.simulate(spec, tmp_path / "out", **setting)
 
 
-def test_round_without_its_quorum_leaves_the_results_of_the_rounds_before(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.csv"
-    # All are there for the first two rounds, of about 40 s each; then two are left.
+def deserted(trace: Path) -> dict[str, Any]:
+    """Write a trace, and return a spec of clients of whom all are there for the first two rounds, of about 40 s each; then two are left."""
     rows = [f"client-{number:04},0.5,0,{999_999 if number < 2 else 100}" for number in range(20)]
     trace.write_text("\n".join(["client,seconds_per_example,from_seconds,until_seconds", *rows]))
     cohort = {"size": 5, "quorum": 3, "deadline_seconds": 60.0, "wait_seconds": 5.0, "return_seconds": 1.0}
-    spec = SPEC | {"cohort": cohort, "simulation": {"trace": str(trace)}}
+    return SPEC | {"cohort": cohort, "simulation": {"trace": str(trace)}}
+
+
+def test_round_without_its_quorum_leaves_the_results_of_the_rounds_before(tmp_path: Path) -> None:
     with pytest.raises(
         QuorumError, match=r"^Round 3: at least 3 clients must be present within 5 s, got .\. In the spec, raise"
     ):
-        choral.simulate(spec, tmp_path / "out", clients=20)
+        choral.simulate(deserted(tmp_path / "trace.csv"), tmp_path / "out", clients=20)
     assert_results(tmp_path / "out", committed_rounds(tmp_path / "out"))
 
 
