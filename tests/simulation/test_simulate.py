@@ -227,8 +227,22 @@ def test_simulate_in_the_folder_of_another_simulation_is_refused(
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("text", [None, "", "garbage", "[]", '{"spec": 1}', "\0"])
+def test_simulate_in_a_folder_that_does_not_say_whose_it_is_is_refused(tmp_path: Path, text: str | None) -> None:
+    choral.simulate(SPEC, tmp_path, **SETTING)
+    note = tmp_path / "simulation.json"
+    note.unlink()
+    if text is not None:
+        note.write_text(text)
+    with pytest.raises(
+        SimulationError, match=r"^File .+simulation\.json: must say which simulation the folder holds, got "
+    ):
+        choral.simulate(SPEC, tmp_path, **SETTING)
+    assert (note.read_text() if note.exists() else None) == text
+
+
 def test_simulate_that_could_not_start_leaves_the_folder_to_another(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="must be at most the number of sites, 4"):
+    with pytest.raises(SpecError, match=r"cohort\.size must be at most the number of sites, 4, got 5"):
         choral.simulate(SPEC, tmp_path, clients=4)
     assert len(choral.simulate(SPEC, tmp_path, **SETTING).rounds) == 4
 
@@ -245,11 +259,6 @@ def test_simulate_setting_that_breaks_a_rule_is_refused(tmp_path: Path, setting:
     with pytest.raises(SimulationError, match=rule):
         choral.simulate(SPEC, tmp_path / "new", **setting)
     assert not (tmp_path / "new").exists()
-
-
-def test_simulate_cohort_larger_than_the_federation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"cohort\.size must be at most the number of sites, 4, got 5"):
-        choral.simulate(SPEC, tmp_path, clients=4)
 
 
 def test_simulate_with_another_trace_than_the_folders_is_refused(tmp_path: Path) -> None:
