@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from client.data.fields import reason
 from server.folder import kept
 from simulation.errors import SimulationError
 from wire.spec import RunSpec
@@ -32,7 +33,7 @@ def note(folder: Path, claim: Claim) -> None:
 
 def check(folder: Path, claim: Claim) -> None:
     """Compare with what a folder holds. Raises `SimulationError`; the folder was left as it was."""
-    found = json.loads(kept(folder / NOTE, "{}"))
+    found = _noted(folder / NOTE)
     for part, values in claim.items():
         for key, value in values.items():
             if (held := found.get(part, {}).get(key)) != value:
@@ -56,6 +57,18 @@ def sha256_of(*tensors: Tensor) -> str:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _noted(path: Path) -> Claim:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
+            raise ValueError("other JSON")
+    except (OSError, ValueError) as error:
+        raise SimulationError(
+            f"File {path}: must say which simulation the folder holds, got {reason(error)}. Choose another folder, or delete this one."
+        ) from error
+    return found
 
 
 def _shown(value: object) -> str:

@@ -39,8 +39,14 @@ def build(engine: str, spec: RunSpec, sites: Mapping[str, LocalData], resources:
     raise AssertionError(engine)
 
 
-def choose(name: EngineName, spec: RunSpec, resources: Resources) -> tuple[str, str]:
+def choose(name: EngineName, spec: RunSpec, resources: Resources, found: str = "") -> tuple[str, str]:
     """Return the engine to take and why.
+
+    Args:
+        name: What was asked for.
+        spec: The run.
+        resources: What the engine may use.
+        found: Why the vectorized engine cannot be taken, if that is known.
 
     Raises:
         LearnerError: The zoo cannot build the learner.
@@ -49,7 +55,7 @@ def choose(name: EngineName, spec: RunSpec, resources: Resources) -> tuple[str, 
     if name != "auto":
         return name, "as asked for"
     device, devices = resources.one_device(), resources.devices()
-    reason = reason_against(spec, device)
+    reason = found or reason_against(spec, device)
     if not reason:
         count = Layout.of(build_learner(spec.learner, "meta").init(0)).size
         if device.type != "cpu":

@@ -4,9 +4,12 @@ ChoralError
 ├── PartitionError    data cannot be dealt to clients as asked
 └── SimulationError   a simulation cannot start, or go on, as asked
     └── WorkerLostError   a worker of an engine died
+
+SpecError (wire)
+└── UnsuitedEngineError   an engine cannot train a spec
 """
 
-from wire.errors import ChoralError
+from wire.errors import ChoralError, SpecError
 
 
 class PartitionError(ChoralError):
@@ -15,6 +18,18 @@ class PartitionError(ChoralError):
 
 class SimulationError(ChoralError):
     """A simulation cannot start, or go on, as asked. Its folder was left as it was."""
+
+
+class UnsuitedEngineError(SpecError):
+    """An engine cannot train a spec as the serial one would. Nothing was started.
+
+    Attributes:
+        reason: Why, in a few words.
+    """
+
+    def __init__(self, engine: str, reason: str) -> None:
+        super().__init__(f"Run spec: the {engine} engine cannot train it: {reason}. Take processes or serial.")
+        self.reason = reason
 
 
 class WorkerLostError(SimulationError):

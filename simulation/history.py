@@ -1,6 +1,7 @@
 """What a simulation leaves for people: a line a round as CSV, and curves as PNG."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from server.records import RoundRecord
 
 INK, FAINT = "#334155", "#e2e8f0"
 COLOURS = ("#1d4ed8", "#c2410c", "#475569", "#0f766e", "#7e22ce")
+
+WIDEST = 3
+"""Most panels beside each other."""
 
 PHASES = {f"simulated_{phase}_seconds": phase for phase in ("select", "train", "evaluate")}
 """Columns of the phases in which simulated time passes."""
@@ -32,17 +36,20 @@ def write_history(path: Path, rounds: Sequence[RoundRecord]) -> None:
 
 
 def write_plot(path: Path, rounds: Sequence[RoundRecord], title: str) -> None:
-    """Draw the losses over the rounds, and beside them whatever else was evaluated."""
+    """Draw whatever was evaluated over the rounds, in panels of what can be read on one scale."""
     # Here, because it takes a second. Without pyplot, which looks for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = sorted({name for record in rounds for name in record.metrics if not name.startswith("refused_")})
-    panels = [[name for name in names if not name.endswith("loss")], [name for name in names if name.endswith("loss")]]
-    panels = [panel for panel in panels if panel]
-    figure = Figure(figsize=(5 * max(1, len(panels)), 4), dpi=130, layout="constrained")
+    panels = panels_of(rounds)
+    lines = max(1, math.ceil(len(panels) / WIDEST))
+    columns = max(1, math.ceil(len(panels) / lines))
+    figure = Figure(figsize=(5 * columns, 4 * lines), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, panel in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
+    places = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in places[max(1, len(panels)) :]:
+        axes.remove()
+    for axes, panel in zip(places, panels, strict=False):
         for colour, name in zip(COLOURS * len(panel), panel, strict=False):
             points = [(record.number, record.metrics[name]) for record in rounds if name in record.metrics]
             marker = "o" if len(points) <= 40 else ""
@@ -54,7 +61,21 @@ def write_plot(path: Path, rounds: Sequence[RoundRecord], title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, labelcolor=INK)
     figure.suptitle(title, color=INK, fontweight="bold")
-    figure.savefig(path)
+    figure.savefig(path, format="png")
+
+
+def panels_of(rounds: Sequence[RoundRecord]) -> list[list[str]]:
+    """Return the metrics that are drawn together: parts of 1, such as accuracies; each that has a scale of its own; and the losses."""
+    values: dict[str, list[float]] = {}
+    for record in rounds:
+        for name, value in record.metrics.items():
+            if not name.startswith("refused_"):
+                values.setdefault(name, []).append(value)
+    losses = sorted(name for name in values if name.endswith("loss"))
+    others = sorted(values.keys() - set(losses))
+    parts = [name for name in others if all(0 <= value <= 1 for value in values[name])]
+    panels = [parts, *([name] for name in others if name not in parts), losses]
+    return [panel for panel in panels if panel]
 
 
 def seconds_of(record: RoundRecord) -> float:

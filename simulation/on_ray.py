@@ -29,7 +29,7 @@ from ray.exceptions import (
 from client.data import LocalData
 from client.device import choose_device
 from client.training import Result
-from models import Evaluation, Examples
+from models import Evaluation, Examples, bases, own
 from simulation.cohort import Refused
 from simulation.crew import CrewCohort
 from simulation.errors import SimulationError, WorkerLostError
@@ -45,6 +45,9 @@ READY_SECONDS = 60.0
 
 CONNECT_SECONDS = 10.0
 """Longest wait for a cluster's head to answer."""
+
+SETTINGS = (own.VARIABLE, bases.FOLDER_VARIABLE)
+"""Environment variables that actors need. Others, such as a token, are no business of a cluster's."""
 
 _LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, ObjectLostError)
 
@@ -62,6 +65,7 @@ class Plan:
         threads: Threads of each for training on a CPU.
         cpus: CPUs that each one asks the cluster for.
         gpus: GPUs likewise.
+        settings: Environment variables for those that a node has not set itself, such as the learners of the user's own.
     """
 
     spec: RunSpec
@@ -72,6 +76,7 @@ class Plan:
     threads: int
     cpus: int
     gpus: int
+    settings: Mapping[str, str]
 
 
 class RayCohort(CrewCohort):
@@ -126,6 +131,7 @@ class RayCohort(CrewCohort):
                 threads,
                 0 if gpu_count else threads,
                 1 if gpu_count else 0,
+                {name: os.environ[name] for name in SETTINGS if name in os.environ},
             )
             return _seated(plan, self._model, count)
         except BaseException:
@@ -169,7 +175,9 @@ class RaySeat:
                 f"free are {_amounts(ray.available_resources())} of {_amounts(ray.cluster_resources())}. Ask for fewer workers."
             ) from error
         except RayError as error:
-            raise SimulationError(f"Ray: actors must start, got: {error}") from error
+            # The last line of a traceback of theirs.
+            said = str(error).rstrip().splitlines()[-1].strip()
+            raise SimulationError(f"Ray: actors must start, got: {said}") from error
 
     def replace(self) -> None:
         """Start another actor, on whatever node Ray chooses."""
@@ -202,6 +210,7 @@ class _Actor:
     def __init__(self, plan: Plan, arrays: Sequence[Any]) -> None:
         # What Ray hands in lies in its shared memory, to be read only; nobody here writes to it.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        os.environ.update({name: value for name, value in plan.settings.items() if name not in os.environ})
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
         inputs, targets, held_out_inputs, held_out_targets = map(torch.from_numpy, arrays)
@@ -224,19 +233,19 @@ class _Actor:
 
 
 def _connect(address: str | None, workers: int | None, threads: int) -> None:
-    own: dict[str, Any] = {}
+    made: dict[str, Any] = {}
+    # An actor without a GPU is told where to train; Ray need not hide the GPUs from it, and warn that it will not.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
         # Nothing of a cluster of our own leaves this machine.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # An actor without a GPU is told where to train; Ray need not hide the GPUs from it, and warn that it will not.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        own = {"num_cpus": workers * threads if workers else None, "include_dashboard": False}
+        made = {"num_cpus": workers * threads if workers else None, "include_dashboard": False}
     try:
         if address and ":" in address:
             # Ray itself would go on trying for two minutes.
             parts = urlsplit(address if "://" in address else f"//{address}")
             socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **made)
     except (OSError, RayError, ValueError, RuntimeError) as error:
         raise SimulationError(f"Ray cluster {address or 'of its own'}: must be reachable, got: {error}") from error
 

@@ -5,6 +5,7 @@ it is asked for again, and ends with the model of one that was not.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import shutil
@@ -32,7 +33,7 @@ from simulation.claim import begun, check, note, sha256_of
 from simulation.clock import VirtualLoop
 from simulation.cohort import SimulatedCohort
 from simulation.engines import EngineName, build, choose
-from simulation.errors import SimulationError
+from simulation.errors import SimulationError, UnsuitedEngineError
 from simulation.history import simulated_seconds_of, write_history, write_plot
 from simulation.ledger import Ledger
 from simulation.partition import local_data, partition
@@ -114,7 +115,7 @@ def simulate(
             `threads`, `workers`, `block` and `ray_address`.
 
     Raises:
-        SimulationError: The folder holds another simulation, or the setting breaks a rule.
+        SimulationError: The folder holds another simulation, the setting breaks a rule, or the results cannot be written.
         QuorumError: A round could not get enough contributions. As after Ctrl-C, the results of the rounds before it were written.
         SpecError: The spec breaks a rule, or asks for more clients than there are.
         PartitionError: The data cannot be dealt so.
@@ -179,15 +180,12 @@ class _Play:
         """Play to the end, and write the results; those of what there is after Ctrl-C or an error that is no bug."""
         with held_folder(self._folder):
             self._engine, self._reason = choose(self._setting.engine, self._spec, self._setting)
-            # Before anything is computed: OpenMP's threads stay awake between small operations as long as no other ones were made.
-            torch.set_num_threads(self._setting.threads or (core_count() if self._engine == "vectorized" else 1))
+            self._set_threads()
             try:
                 run = await self._play_on()
             except (ChoralError, asyncio.CancelledError) as error:
                 if self._rounds:
-                    self._write_results()
-                    names = ", ".join(RESULTS)
-                    log.info("in %s, after round %d: %s", self._folder, self._rounds[-1].number, names)
+                    self._leave_results()
                 if isinstance(error, QuorumError):
                     raise QuorumError(error.problem, ADVICE) from error
                 raise
@@ -215,7 +213,7 @@ class _Play:
         store.tell = self._take
         await _set_clock(store, rounds)
         self._client_count = len(sites)
-        cohort = build(self._engine, self._spec, sites, self._setting)
+        cohort = self._built(sites)
         if self._setting.engine == "auto":
             log.info("engine %s: %s", self._engine, self._reason)
         if self._spec.secure is not None and not cohort.speaks_secagg:
@@ -225,6 +223,21 @@ class _Play:
             )
         await asyncio.sleep(0)
         return cohort, own_data
+
+    def _built(self, sites: Mapping[str, LocalData]) -> SimulatedCohort:
+        """Build the engine, or another one where `auto` chose one that turns out not to train the learner as the serial one would."""
+        try:
+            return build(self._engine, self._spec, sites, self._setting)
+        except UnsuitedEngineError as error:
+            if self._setting.engine != "auto":
+                raise
+            self._engine, self._reason = choose("auto", self._spec, self._setting, error.reason)
+            self._set_threads()
+            return build(self._engine, self._spec, sites, self._setting)
+
+    def _set_threads(self) -> None:
+        # Before anything is computed: OpenMP's threads stay awake between small operations as long as no other ones were made.
+        torch.set_num_threads(self._setting.threads or (core_count() if self._engine == "vectorized" else 1))
 
     async def _claimed_data(self, has_begun: bool) -> tuple[dict[str, LocalData], Examples | None]:
         """Read the data, and note in the folder what is simulated there, or refuse another simulation than the one that has begun."""
@@ -242,12 +255,36 @@ class _Play:
         self._rounds.append(record)
         self._on_round(record)
 
+    def _leave_results(self) -> None:
+        """Write the results of the rounds that there are, where something else is to be told: that they cannot be is said beside it."""
+        try:
+            self._write_results()
+        except SimulationError as error:
+            log.warning("%s", error)
+        else:
+            log.info("in %s, after round %d: %s", self._folder, self._rounds[-1].number, ", ".join(RESULTS))
+
     def _write_results(self) -> None:
+        """Write each result whole, or leave the one before it. Raises `SimulationError` when one cannot be written."""
         title = f"{self._spec.name}: {self._spec.learner.name}, {self._client_count} clients, {self._setting.partition}"
-        write_history(self._folder / "history.csv", self._rounds)
-        write_plot(self._folder / "history.png", self._rounds, title)
         newest = checkpoint_path(self._folder / "checkpoints", self._rounds[-1].number)
-        shutil.copyfile(newest, self._folder / "model.safetensors")
+        writers: dict[str, Callable[[Path], object]] = {
+            "model.safetensors": partial(shutil.copyfile, newest),
+            "history.csv": lambda path: write_history(path, self._rounds),
+            "history.png": lambda path: write_plot(path, self._rounds, title),
+        }
+        for name in RESULTS:
+            temporary = self._folder / f"{name}.tmp"
+            try:
+                writers[name](temporary)
+                temporary.replace(self._folder / name)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise SimulationError(
+                    f"Result {self._folder / name}: must be writable, got: {error.strerror}. The rounds are kept: once it is, the "
+                    "same command writes it."
+                ) from error
 
 
 def _sites(spec: RunSpec, setting: Setting) -> tuple[dict[str, LocalData], str]:

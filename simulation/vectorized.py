@@ -23,13 +23,14 @@ from server.inbox import Arrival, Binding
 from simulation.block_size import most_clients
 from simulation.cohort import Outcome, Refused, SimulatedCohort
 from simulation.device_mean import DeviceMean
+from simulation.errors import UnsuitedEngineError
 from simulation.plan import Round, blocks_of, draw_plan
 from simulation.pool import PooledSites
 from simulation.reasons import gradient_learner, reason_against
 from simulation.resources import Resources
 from simulation.stacked import StackedLearner
+from simulation.trial import reason_by_trial
 from simulation.work import Work
-from wire.errors import SpecError
 from wire.federation_pb2 import RefusalReason
 from wire.grid import Grid
 from wire.spec import RunSpec
@@ -50,17 +51,19 @@ class VectorizedCohort(SimulatedCohort):
             resources: Where to train, and how many clients at a time.
 
         Raises:
-            SpecError: The learner or the optimizer cannot be vectorized.
+            UnsuitedEngineError: The learner or the optimizer cannot be vectorized.
             DataError: Some client's data does not suit the learner, or is not of the others' shape.
         """
         resources = resources or Resources()
         self._device = resources.one_device()
         if reason := reason_against(spec, self._device):
-            raise SpecError(f"Run spec: the vectorized engine cannot train it: {reason}. Take processes or serial.")
+            raise UnsuitedEngineError("vectorized", reason)
         super().__init__(spec, sites)
         learner = gradient_learner(spec, self._device)
         pooled = PooledSites.copied(sites, lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self._device))
         self._training, self._held_out = pooled.training, pooled.held_out
+        if reason := reason_by_trial(spec, self._training.data):
+            raise UnsuitedEngineError("vectorized", reason)
         self._stacked = StackedLearner(learner, self._device)
         self._layout = Layout.of(learner.init(0))
         example = self._training.data.inputs[:1]

@@ -70,7 +70,7 @@ def simulate(
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("reading the data", total=total)
+        bar = progress.add_task("reading the data, then round 1", total=total)
 
         def show(record: RoundRecord) -> None:
             line = f"round {record.number}: {_sentence(record)}"
@@ -106,7 +106,8 @@ def _most_clients(block: str) -> int | None:
 
 def _sentence(record: RoundRecord) -> str:
     count = len(record.contributions)
-    clients = f"{count} clients" if count == len(record.selected) else f"{count} of {len(record.selected)} clients"
+    asked = len(record.selected)
+    clients = ("" if count == asked else f"{count} of ") + f"{asked} client{'s' * (asked != 1)}"
     metrics = {name: value for name, value in record.metrics.items() if not name.startswith(("refused_", "train_"))}
     shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
     refused = [f"{len(record.refusals)} refused"] if record.refusals else []

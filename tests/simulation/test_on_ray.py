@@ -1,6 +1,7 @@
 """The Ray engine on a real cluster of two nodes: to the bit the serial one, whatever happens to its actors, and a guest on the cluster."""
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -18,13 +19,14 @@ from ray.cluster_utils import Cluster
 
 from client.data import split
 from models import Examples
+from models.own import VARIABLE
 from simulation import on_ray
 from simulation.errors import SimulationError
 from simulation.on_ray import RayCohort, RaySeat
 from simulation.resources import Resources
 from simulation.serial import SerialCohort
 from tests.server.cohorts import when
-from tests.simulation.federations import CNN, federation, play, sites
+from tests.simulation.federations import CNN, MLP, federation, play, sites
 
 CPU = Resources(device="cpu")
 """Where all compute alike, whether or not the nodes of the cluster have a GPU that this process sees."""
@@ -99,6 +101,38 @@ def test_cluster_that_is_not_there_is_refused(address: str) -> None:
     with pytest.raises(SimulationError, match=rf"^Ray cluster {address}: must be reachable, got: "):
         RayCohort(federation(), sites(), Resources(ray_address=address))
     assert not ray.is_initialized()
+
+
+OWN = '''
+from models.mlp import MLP
+class Mine(MLP):
+    """A learner of a user's own."""
+'''
+
+
+@pytest.mark.usefixtures("connected")
+async def test_learner_of_the_users_own_is_known_to_actors_of_a_cluster_that_was_there_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.setenv(VARIABLE, f"{tmp_path}/mine.py:Mine")
+    configured = federation(MLP | {"name": "mine"}, rounds=1)
+    expected, _ = await play(SerialCohort(configured, sites(), CPU), configured, tmp_path / "serial")
+    found, _ = await play(RayCohort(configured, sites(), CPU), configured, tmp_path / "ray")
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.usefixtures("connected")
+def test_actor_that_cannot_start_says_why_in_a_line() -> None:
+    cohort = RayCohort(federation(), sites(), Resources(device="cpu", workers=1))
+    seat = cohort._seats[0]
+    assert isinstance(seat, RaySeat)
+    seat._plan = dataclasses.replace(seat._plan, device="nonsense")
+    with pytest.raises(
+        SimulationError, match=r"^Ray: actors must start, got: .*Device: must be auto or .*'nonsense'[^\n]*$"
+    ):
+        seat.replace()
+    cohort.close()
 
 
 CTRL_C = """

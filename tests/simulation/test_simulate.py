@@ -230,8 +230,22 @@ def test_simulate_in_the_folder_of_another_simulation_is_refused(
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("text", [None, "", "garbage", "[]", '{"spec": 1}', "\0"])
+def test_simulate_in_a_folder_that_does_not_say_whose_it_is_is_refused(tmp_path: Path, text: str | None) -> None:
+    choral.simulate(SPEC, tmp_path, **SETTING)
+    note = tmp_path / "simulation.json"
+    note.unlink()
+    if text is not None:
+        note.write_text(text)
+    with pytest.raises(
+        SimulationError, match=r"^File .+simulation\.json: must say which simulation the folder holds, got "
+    ):
+        choral.simulate(SPEC, tmp_path, **SETTING)
+    assert (note.read_text() if note.exists() else None) == text
+
+
 def test_simulate_that_could_not_start_leaves_the_folder_to_another(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="must be at most the number of sites, 4"):
+    with pytest.raises(SpecError, match=r"cohort\.size must be at most the number of sites, 4, got 5"):
         choral.simulate(SPEC, tmp_path, clients=4)
     assert len(choral.simulate(SPEC, tmp_path, **SETTING).rounds) == 4
 
@@ -248,11 +262,6 @@ def test_simulate_setting_that_breaks_a_rule_is_refused(tmp_path: Path, setting:
     with pytest.raises(SimulationError, match=rule):
         choral.simulate(SPEC, tmp_path / "new", **setting)
     assert not (tmp_path / "new").exists()
-
-
-def test_simulate_cohort_larger_than_the_federation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"cohort\.size must be at most the number of sites, 4, got 5"):
-        choral.simulate(SPEC, tmp_path, clients=4)
 
 
 def test_simulate_with_another_trace_than_the_folders_is_refused(tmp_path: Path) -> None:
@@ -283,17 +292,19 @@ def test_simulate_with_other_data_than_the_folders_is_refused(tmp_path: Path, ke
         choral.simulate(spec, tmp_path / "out", **setting)
 
 
-def test_round_without_its_quorum_leaves_the_results_of_the_rounds_before(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.csv"
-    # All are there for the first two rounds, of about 40 s each; then two are left.
+def deserted(trace: Path) -> dict[str, Any]:
+    """Write a trace, and return a spec of clients of whom all are there for the first two rounds, of about 40 s each; then two are left."""
     rows = [f"client-{number:04},0.5,0,{999_999 if number < 2 else 100}" for number in range(20)]
     trace.write_text("\n".join(["client,seconds_per_example,from_seconds,until_seconds", *rows]))
     cohort = {"size": 5, "quorum": 3, "deadline_seconds": 60.0, "wait_seconds": 5.0, "return_seconds": 1.0}
-    spec = SPEC | {"cohort": cohort, "simulation": {"trace": str(trace)}}
+    return SPEC | {"cohort": cohort, "simulation": {"trace": str(trace)}}
+
+
+def test_round_without_its_quorum_leaves_the_results_of_the_rounds_before(tmp_path: Path) -> None:
     with pytest.raises(
         QuorumError, match=r"^Round 3: at least 3 clients must be present within 5 s, got .\. In the spec, raise"
     ):
-        choral.simulate(spec, tmp_path / "out", clients=20)
+        choral.simulate(deserted(tmp_path / "trace.csv"), tmp_path / "out", clients=20)
     assert_results(tmp_path / "out", committed_rounds(tmp_path / "out"))
 
 

@@ -87,3 +87,8 @@ def test_simulate_tracked_twice_is_one_run_with_all_rounds_and_the_model(
     assert [point.step for point in client.get_metric_history(tracked.info.run_id, "accuracy")] == steps
     [model] = (tmp_path / "mlruns").glob("*/*/artifacts/model/model.safetensors")
     assert model.read_bytes() == Path("simulated/model.safetensors").read_bytes()
+
+
+def test_simulate_of_one_client_says_so(choral: Choral, spec: str) -> None:
+    Path(spec).write_text(json.dumps(SPEC | {"cohort": {"size": 1}, "rounds": 1}))
+    assert choral("simulate", spec, "--clients", "1").lines[0].startswith("round 1: 1 client, ")
