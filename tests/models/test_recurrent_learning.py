@@ -121,9 +121,10 @@ def test_classes_of_mnist_1d_are_found_from_the_whole_series(
     ("name", "learning_rate", "least"), [("rnn", 0.001, 0.35), ("lstm", 0.01, 0.85), ("gru", 0.01, 0.90)]
 )
 def test_classes_of_mnist_1d_are_found_from_one_number_at_a_time(name: str, learning_rate: float, least: float) -> None:
+    """References: Elman .430, LSTM .871, GRU .905. The first hangs on every rounding: .41 to .59 by seed and threads."""
     training, test = mnist_1d(40, 1)
     named = Named(name=name, task="classify", features=1, hidden=64)
-    local = {"epochs": 25, "batch_size": 32} if name == "rnn" else {"epochs": 20, "batch_size": 64}
+    local = {"epochs": 40, "batch_size": 32} if name == "rnn" else {"epochs": 20, "batch_size": 64}
     adam = Named(name="adam", learning_rate=learning_rate)
     assert measured(named, training, test, optimizer=adam, clip_norm=1.0, **local)["accuracy"] > least
 
