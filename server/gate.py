@@ -25,7 +25,9 @@ from server.tokens import UNKNOWN, bearer, note_use
 BODY_BYTES = 1 << 20
 """Largest body of a request."""
 
-PROTECTED = ("/api/", "/metrics")
+METRICS = "/metrics"
+
+PROTECTED = ("/api/", METRICS)
 """Beginnings of the paths that need a token. What lies elsewhere, such as /openapi.json, tells nothing of this coordinator."""
 
 OPEN_PATHS = ("/api/v1/health", "/api/v1/spec/schema")
@@ -56,6 +58,7 @@ class TokenGate:
         self._store = store
         self._is_loopback = is_loopback
         self._attempts = Attempts()
+        self._known: Sequence[TokenRecord] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may come in."""
@@ -68,17 +71,22 @@ class TokenGate:
         if not is_protected and not self._is_loopback:
             return None
         tokens: Sequence[TokenRecord] = ()
+        is_store_up = True
         try:
-            tokens = await self._store.tokens()
+            tokens = self._known = await self._store.tokens()
         except StoreError as error:
-            if is_protected:
+            is_store_up = False
+            # Metrics tell of a store that is away, and of nothing in it: whom it let in last they let in still.
+            if scope["path"] == METRICS and self._known is not None:
+                tokens = self._known
+            elif is_protected:
                 return problem(503, "Store", str(error))
         if self._is_loopback and not tokens:
             scope.setdefault("state", {})["caller"] = Caller()
             return _foreign_name(scope)
-        return await self._check(scope, tokens) if is_protected else None
+        return await self._check(scope, tokens, is_store_up) if is_protected else None
 
-    async def _check(self, scope: Scope, tokens: Sequence[TokenRecord]) -> Response | None:
+    async def _check(self, scope: Scope, tokens: Sequence[TokenRecord], is_store_up: bool) -> Response | None:
         """Return the answer to a request whose token does not allow it."""
         address = (scope.get("client") or ("",))[0]
         if seconds := self._attempts.seconds_to_wait(address):
@@ -97,7 +105,8 @@ class TokenGate:
         if token.role is not Role.OPERATOR and scope["method"] not in READING:
             detail = f"Token {token.name!r}: role must be operator to {scope['method']}, got {token.role.value}."
             return problem(403, "HTTP", detail)
-        await note_use(self._store, token, now)
+        if is_store_up:
+            await note_use(self._store, token, now)
         scope.setdefault("state", {})["caller"] = Caller(name=token.name, role=token.role)
         return None
 
