@@ -81,6 +81,12 @@ def test_every_line_of_a_federation_is_an_object_with_what_it_is_about(tmp_path:
         assert "run_id" not in line
     started = one(of_coordinator, "started after round 0")
     assert (started["run_id"], "round" in started, "client_id" in started) == (run_id, False, False)
+    committed = [line for line in of_coordinator if f"run {run_id} (logged): round " in line["message"]]
+    assert [(line["run_id"], line["round"], line["level"]) for line in committed] == [
+        (run_id, number, "INFO") for number in (1, 2)
+    ]
+    assert " committed with 1 of 2 contributions in " in committed[0]["message"]
+    assert one(of_coordinator, f"run {run_id} (logged): finished")["message"].endswith("finished.")
     declined = [line for line in of_coordinator if ": did not deliver: " in line["message"]]
     assert {(line["run_id"], line["client_id"], line["level"]) for line in declined} == {
         (run_id, ids["ben"], "WARNING")
