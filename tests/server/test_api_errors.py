@@ -1,5 +1,7 @@
 """Every error of the REST API is problem details with one sentence, and leaves no trace."""
 
+import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -66,6 +68,14 @@ async def test_bad_spec_is_refused_with_key_rule_and_value(
     before = await coordinator.store.runs()
     assert problem(await api.post("/runs", json=DOCUMENT | changes), 422) == sentence
     assert await coordinator.store.runs() == before
+
+
+async def test_problem_of_the_documentation_is_what_is_answered(api: httpx.AsyncClient) -> None:
+    text = (Path(__file__).parents[2] / "docs/rest-api.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r'^    (\{"type":.*?\]\})$', text, re.M | re.S)
+    response = await api.post("/runs", json=DOCUMENT | {"rounds": 0})
+    assert problem(response, 422)
+    assert response.json() == json.loads(shown)
 
 
 @pytest.mark.parametrize(
