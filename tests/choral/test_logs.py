@@ -1,5 +1,6 @@
 """JSON log lines: those of a real federation of processes, each one object with what it is about."""
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -14,7 +15,10 @@ import pytest
 
 from choral.logs import json_handler
 from choral.rest import Rest
-from tests.federation import HERE, Federation, finished, wait_until
+from server.web import TLS
+from tests.client.certificates import Authority
+from tests.federation import HERE, Federation, Process, finished, wait_until
+from tests.loopback import serving
 from wire.logs import about
 
 JSON = ("--log-format", "json")
@@ -107,6 +111,19 @@ def test_error_that_ends_a_command_is_a_line_too(tmp_path: Path) -> None:
     line = lines_of(output)[-1]
     assert line["level"] == "ERROR"
     assert line["message"].startswith("gRPC address: must be ")
+
+
+async def test_handshake_that_fails_is_no_line_but_ours(tmp_path: Path) -> None:
+    right, wrong = Authority(tmp_path / "right", "right"), Authority(tmp_path / "wrong", "wrong")
+    async with serving(tmp_path / "c", tls=TLS(*right.sign_server())) as coordinator:
+        command = [sys.executable, "-m", "choral", "join", coordinator.address, "--data", "digits,blocks=0", *JSON]
+        command += ["--folder", str(tmp_path / "s"), "--tls-ca", str(wrong.path)]
+        client = Process(command, tmp_path / "client.log")
+        try:
+            await asyncio.to_thread(wait_until, lambda: client.output.count("cannot reach") > 1, "two tries")
+        finally:
+            client.end()
+    assert "CERTIFICATE_VERIFY_FAILED" in lines_of(client.output)[-1]["message"]
 
 
 @pytest.fixture
