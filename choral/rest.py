@@ -97,10 +97,16 @@ class Rest:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> RestError:
-        is_untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error) and "mismatch" not in str(error)
-        signed = "Give the authority that signed its certificate with --tls-ca."
-        hint = signed if is_untrusted else "Is `choral serve` running there?"
-        return RestError(f"Coordinator {self._url}: must be reachable, got: {str(error).rstrip('.')}. {hint}")
+        text = str(error)
+        if "Hostname mismatch" in text or "IP address mismatch" in text:
+            hint = "Give a name that its certificate has."
+        elif "CERTIFICATE_VERIFY_FAILED" in text:
+            hint = "Give the authority that signed its certificate with --tls-ca."
+        elif isinstance(error, httpx.RemoteProtocolError) and self._url.startswith("http://"):
+            hint = "If it uses TLS, give https://."
+        else:
+            hint = "Is `choral serve` running there?"
+        return RestError(f"Coordinator {self._url}: must be reachable, got: {text.rstrip('.')}. {hint}")
 
 
 def _trusted(tls_ca: Path | None) -> ssl.SSLContext:
