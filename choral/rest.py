@@ -29,11 +29,16 @@ class Rest:
             tls_ca: PEM file of the authority that signed its certificate; None: those that this machine trusts.
 
         Raises:
-            RestError: The address or the file cannot be used.
+            RestError: The address, the token or the file cannot be used.
         """
+        token = token.strip()  # one from a file may have the end of its line
+        if not (token.isascii() and token.isprintable()):
+            raise RestError("Token: must be printable ASCII characters in one line, got others.")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._url = url
         try:
+            if httpx.URL(url).scheme not in ("http", "https"):
+                raise RestError(f"Coordinator: address must begin with http:// or https://, got {url!r}.")
             # A proxy, which the environment may name, is on another machine: there loopback is its own.
             is_direct = is_loopback(f"{httpx.URL(url).host}:0")
             base_url = f"{url.rstrip('/')}/api/v1"
@@ -92,10 +97,16 @@ class Rest:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> RestError:
-        is_untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error) and "mismatch" not in str(error)
-        signed = "Give the authority that signed its certificate with --tls-ca."
-        hint = signed if is_untrusted else "Is `choral serve` running there?"
-        return RestError(f"Coordinator {self._url}: must be reachable, got: {error}. {hint}")
+        text = str(error)
+        if "Hostname mismatch" in text or "IP address mismatch" in text:
+            hint = "Give a name that its certificate has."
+        elif "CERTIFICATE_VERIFY_FAILED" in text:
+            hint = "Give the authority that signed its certificate with --tls-ca."
+        elif isinstance(error, httpx.RemoteProtocolError) and self._url.startswith("http://"):
+            hint = "If it uses TLS, give https://."
+        else:
+            hint = "Is `choral serve` running there?"
+        return RestError(f"Coordinator {self._url}: must be reachable, got: {text.rstrip('.')}. {hint}")
 
 
 def _trusted(tls_ca: Path | None) -> ssl.SSLContext:

@@ -26,7 +26,9 @@ from server.tokens import UNKNOWN, bearer, note_use
 BODY_BYTES = 1 << 20
 """Largest body of a request."""
 
-PROTECTED = ("/api/", "/metrics")
+METRICS = "/metrics"
+
+PROTECTED = ("/api/", METRICS)
 """Beginnings of the paths that need a token. What lies elsewhere, such as /openapi.json, tells nothing of this coordinator."""
 
 OPEN_PATHS = ("/api/v1/health", "/api/v1/spec/schema")
@@ -61,8 +63,8 @@ class TokenGate:
         self._store = store
         self._is_loopback = is_loopback
         self._attempts = Attempts()
-        self._seen: Sequence[TokenRecord] = ()
-        self._seen_time = float("-inf")
+        self._known: Sequence[TokenRecord] | None = None
+        self._known_time = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may come in."""
@@ -75,17 +77,22 @@ class TokenGate:
         if not is_protected and not self._is_loopback:
             return None
         tokens: Sequence[TokenRecord] = ()
+        is_store_up = True
         try:
-            tokens = await self._store.tokens()
+            tokens = await self._look()
         except StoreError as error:
-            if is_protected:
+            is_store_up = False
+            # Metrics tell of a store that is away, and of nothing in it: whom it let in last they let in still.
+            if scope["path"] == METRICS and self._known is not None:
+                tokens = self._known
+            elif is_protected:
                 return problem(503, "Store", str(error))
         if self._is_loopback and not tokens:
             self._let_in(scope, Caller(), None)
             return _foreign_name(scope)
-        return await self._check(scope, tokens) if is_protected else None
+        return await self._check(scope, tokens, is_store_up) if is_protected else None
 
-    async def _check(self, scope: Scope, tokens: Sequence[TokenRecord]) -> Response | None:
+    async def _check(self, scope: Scope, tokens: Sequence[TokenRecord], is_store_up: bool) -> Response | None:
         """Return the answer to a request whose token does not allow it."""
         address = (scope.get("client") or ("",))[0]
         if seconds := self._attempts.seconds_to_wait(address):
@@ -104,7 +111,8 @@ class TokenGate:
         if token.role is not Role.OPERATOR and scope["method"] not in READING:
             detail = f"Token {token.name!r}: role must be operator to {scope['method']}, got {token.role.value}."
             return problem(403, "HTTP", detail)
-        await note_use(self._store, token, now)
+        if is_store_up:
+            await note_use(self._store, token, now)
         self._let_in(scope, Caller(name=token.name, role=token.role), token)
         return None
 
@@ -113,17 +121,23 @@ class TokenGate:
 
     async def _may_stay(self, token: TokenRecord | None) -> bool:
         """Tell whether who was let in would be again: its token is there and has not run out, or there is still none at all."""
-        if time.monotonic() >= self._seen_time + LOOK_SECONDS:
+        tokens = self._known
+        if tokens is None or time.monotonic() >= self._known_time + LOOK_SECONDS:
             try:
-                self._seen = await self._store.tokens()
+                tokens = await self._look()
             except StoreError:
                 # Whoever is in learns nothing new from a store that does not answer.
                 return True
-            self._seen_time = time.monotonic()
         if token is None:
-            return not self._seen
-        is_there = any(one.sha256 == token.sha256 for one in self._seen)
+            return not tokens
+        is_there = any(one.sha256 == token.sha256 for one in tokens)
         return is_there and (token.expires_time is None or time.time() < token.expires_time)
+
+    async def _look(self) -> Sequence[TokenRecord]:
+        """Return the tokens that there are, and keep them for whoever asks while the store is away. Raises `StoreError` then."""
+        self._known = tokens = await self._store.tokens()
+        self._known_time = time.monotonic()
+        return tokens
 
 
 class BodyLimit:

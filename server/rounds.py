@@ -363,6 +363,15 @@ class Rounds:
         await to_its_end(self._site.store.commit_round(run, record, event, *events))
         self._run = run
         self._status.committed_number = record.number
+        log.info(
+            "run %s (%s): round %d committed with %d of %d contributions in %.1f s",
+            run.run_id,
+            run.spec.name,
+            record.number,
+            len(record.contributions),
+            len(record.selected),
+            now - record.started_time,
+        )
         self._site.observer.note_round(record)
         await asyncio.to_thread(self._checkpoints.prune, record.number)
 

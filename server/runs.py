@@ -140,7 +140,7 @@ class Runs:
             await self._site.store.put_run(run, _event(run, "run_started"))
             log.info("run %s (%s): started after round %d", run.run_id, run.spec.name, run.round_number)
             finished = await Rounds(run, replace(self._site, folder=self.folder(run.run_id)), status).play()
-            log.info("run %s (%s): finished. %s", run.run_id, run.spec.name, finished.reason)
+            log.info("run %s (%s): %s", run.run_id, run.spec.name, f"finished. {finished.reason}".strip())
         except (QuorumError, StoreError) as error:
             await self._end_or_hold(run, RunState.PAUSED, str(error))
         except ChoralError as error:

@@ -87,6 +87,8 @@ class MLflow:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # It would tell of each retry, for as long as a server is away; that one is away is told once.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         from mlflow import entities
         from mlflow.tracking import MlflowClient
 

@@ -32,6 +32,8 @@ class Web(uvicorn.Server):
             app,
             log_config=None,
             access_log=False,
+            # There is none to run, and its end is a traceback where this process ends over an error of its own.
+            lifespan="off",
             ssl_certfile=str(tls.certificate) if tls else None,
             ssl_keyfile=str(tls.key) if tls else None,
             timeout_graceful_shutdown=int(SHUTDOWN_SECONDS),

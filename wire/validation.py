@@ -1,6 +1,7 @@
 """What every checked document shares: models that take nothing on trust, and findings as sentences."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,7 +25,7 @@ def explain(error: ValidationError, source: str) -> str:
 def findings(error: ValidationError, parent: str = "") -> list[Finding]:
     """Return pydantic's findings in a document that stands at the key `parent` of a larger one."""
     return [
-        Finding(".".join(str(part) for part in (parent, *problem["loc"]) if part != ""), _sentence(dict(problem)))
+        Finding(".".join(str(part) for part in (parent, *problem["loc"]) if part != ""), sentence(dict(problem)))
         for problem in error.errors(include_url=False)
     ]
 
@@ -35,23 +36,27 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _sentence(problem: dict[str, Any]) -> str:
+def sentence(problem: Mapping[str, Any]) -> str:
+    """Return one of pydantic's findings as a sentence: key, rule, value."""
     key = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
             return f"{key} is not a key that exists here."
         case "missing":
             return f"{key} is required."
+        case "json_invalid":
+            return f"must be JSON of whole Unicode characters, got something else: {problem['ctx']['error']}."
         case "union_tag_not_found":
             return f"{key}.{_discriminator(problem)} is required."
         case "union_tag_invalid":
             context = problem["ctx"]
             return f"{key}.{_discriminator(problem)} must be one of {context['expected_tags']}, got {shown(context['tag'])}."
     rule = re.sub(r"^(Value error, |[A-Z]\w+ (?=should))", "", problem["msg"]).replace("should", "must", 1)
+    rule = rule.partition(", unable to parse")[0]
     if problem["type"] == "value_error":
         return f"{key}: {rule}." if key else f"{rule}."
     return f"{key} {rule}, got {shown(problem['input'])}.".lstrip()
 
 
-def _discriminator(problem: dict[str, Any]) -> str:
+def _discriminator(problem: Mapping[str, Any]) -> str:
     return str(problem["ctx"]["discriminator"]).strip("'")

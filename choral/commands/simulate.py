@@ -1,5 +1,6 @@
 """`choral simulate`: a whole federation in this process, from the spec that a deployment would run."""
 
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +64,8 @@ def simulate(
 
     Example: choral simulate run.yaml --clients 100 --partition dirichlet,alpha=0.3
     """
+    # Rounds are shown here one by one: the log need not tell of each again.
+    logging.getLogger("server.rounds").setLevel(logging.WARNING)
     add_all(own)
     most = _most_clients(block)
     total = read_spec(spec).rounds

@@ -52,11 +52,12 @@ def create_api(sources: Sources, is_loopback: bool) -> FastAPI:
         client_routes,
     ):
         app.include_router(routes(sources), prefix=PREFIX, dependencies=protected, responses=problems)
-    app.include_router(health_routes(sources), prefix=PREFIX)
-    app.include_router(spec_routes(), prefix=PREFIX)
+    unprotected: dict[int | str, dict[str, Any]] = {code: problems[code] for code in (400, 413, 503)}
+    app.include_router(health_routes(sources), prefix=PREFIX, responses=unprotected)
+    app.include_router(spec_routes(), prefix=PREFIX, responses=unprotected)
     app.include_router(learner_routes(), prefix=PREFIX, dependencies=protected, responses=problems)
     app.include_router(access_routes(), prefix=PREFIX, dependencies=protected, responses=problems)
-    app.include_router(metrics_routes(sources), dependencies=protected)
+    app.include_router(metrics_routes(sources), dependencies=protected, responses=problems)
     app.include_router(dashboard_routes())
     app.add_middleware(BodyLimit)
     app.add_middleware(TokenGate, store=sources.store, is_loopback=is_loopback)

@@ -1,9 +1,10 @@
 """Routes of clients."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -114,7 +115,7 @@ def client_routes(sources: Sources) -> APIRouter:
         pairs = [(client, doing.get(client.client_id, ClientNow())) for client in await sources.desk.clients()]
         found = [pair for pair in pairs if wanted.takes(*pair)]
         found.sort(key=lambda pair: name_order(pair[0].name, pair[0].client_id))
-        response = await listed(ClientView(**dict(client), **dict(now)) for client, now in page.of(found))
+        response = await listed(ClientView(**_seen(client), **dict(now)) for client, now in page.of(found))
         return page.mark(response, request, len(found))
 
     @router.get("/clients/{client_id}", summary="Show a client and how it fared of late", response_model=ClientDetail)
@@ -127,11 +128,16 @@ def client_routes(sources: Sources) -> APIRouter:
         rounds = await latest_rounds(sources.store, runs)
         contributions, refusals = _lately(client_id, rounds)
         detail = ClientDetail(
-            **dict(client), **dict(now), runs=list(runs), contributions=contributions, refusals=refusals
+            **_seen(client), **dict(now), runs=list(runs), contributions=contributions, refusals=refusals
         )
         return Response(as_json(detail), media_type="application/json")
 
     return router
+
+
+def _seen(client: ClientRecord) -> dict[str, Any]:
+    """Return the fields of a client. It is stored when it joins and when it leaves, and one that is here is seen now."""
+    return dict(client.with_(last_seen_time=time.time()) if client.is_connected else client)
 
 
 def _lately(client_id: str, rounds: Sequence[RoundRecord]) -> tuple[list[ClientContribution], list[ClientRefusal]]:

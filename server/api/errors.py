@@ -1,14 +1,20 @@
 """Every error of the REST API as problem details (RFC 9457), with the sentence that the command line would print."""
 
 import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from server.errors import AwayError, BusyError, ConflictError, LeaseTakenError, NotFoundError, StoreError
+from server.metrics import ROUTE_METHODS
 from server.problems import problem
 from wire.errors import ChoralError, Finding, SpecError
+from wire.validation import sentence, shown
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +46,48 @@ async def _choral_problem(request: Request, error: Exception) -> Response:
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, "HTTP", error.detail, error.headers)
+    status, headers, path = error.status_code, error.headers, shown(request.url.path)
+    match status:
+        case 404 if error.detail == HTTPStatus(status).phrase:
+            detail = f"Request: path must be one that /openapi.json lists, got {path}."
+        case 405:
+            methods = _methods(request)
+            headers = {"Allow": ", ".join(methods)}
+            detail = f"Request: method of {path} must be {' or '.join(methods)}, got {shown(request.method)}."
+        case 400:  # the framework's, of a body that is no text or exhausts the stack
+            detail = "Request: body must be JSON in UTF-8 that is not nested without end, got another."
+        case _:
+            detail = error.detail
+    return problem(status, "HTTP", detail, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return what may be done with the path of a request. The framework names the methods of its first route alone."""
+    routes, scope = request.app.router.routes, dict(request.scope)
+    return [
+        method
+        for method in sorted(ROUTE_METHODS)
+        if any(route.matches(scope | {"method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _validation_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    findings = [Finding(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
-    text = "; ".join(f"{finding.path}: {finding.message}" for finding in findings)
-    return problem(422, "Request", f"Request: {text}.", findings=findings)
+    findings = [_finding(item) for item in error.errors()]
+    return problem(422, "Request", "\n".join(f"Request: {finding.message}" for finding in findings), findings=findings)
+
+
+def _finding(item: Mapping[str, Any]) -> Finding:
+    path = ".".join(map(str, item["loc"]))
+    match item["type"]:
+        case "json_invalid":
+            place, reason = item["loc"][-1], item["ctx"]["error"]
+            return Finding("body", f"body must be JSON, got something else at character {place}: {reason}.")
+        case "dict_type":
+            return Finding(path, f"{path} must be a JSON object, sent as application/json, got {shown(item['input'])}.")
+    return Finding(path, sentence(item))
 
 
 async def _unexpected_problem(request: Request, error: Exception) -> Response:
     log.error("%s %s: unexpected error", request.method, request.url.path, exc_info=error)
-    return problem(500, "Unexpected", f"Unexpected {type(error).__name__}. The coordinator's log has the details.")
+    return problem(500, "Unexpected", f"Unexpected {type(error).__name__}. The server's log has the details.")

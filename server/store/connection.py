@@ -70,8 +70,9 @@ class Connection:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 yield
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            reason = f"{type(error).__name__}: {error}".rstrip(".: ")
             raise StoreError(
-                f"Store {self.address}: must answer within {DEADLINE_SECONDS:.0f} s, got {type(error).__name__}: {error}. "
+                f"Store {self.address}: must answer within {DEADLINE_SECONDS:.0f} s, got {reason}. "
                 "Check that Redis runs there, lets this user in and has memory left."
             ) from error
         # redis-py sends with asyncio.wait_for, which before Python 3.12 loses a cancellation that comes as it ends.

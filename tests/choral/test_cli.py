@@ -95,7 +95,19 @@ def test_version_is_printed(choral: Choral) -> None:
             id="url",
         ),
         pytest.param(
-            ("runs", "list", "--url", "127.0.0.1:1"), "Coordinator 127.0.0.1:1: must be reachable, got: ", id="scheme"
+            ("runs", "list", "--url", "127.0.0.1:1"),
+            "Coordinator: address must begin with http:// or https://, got '127.0.0.1:1'.",
+            id="scheme",
+        ),
+        pytest.param(
+            ("runs", "list", "--url", "localhost:8080"),
+            "Coordinator: address must begin with http:// or https://, got 'localhost:8080'.",
+            id="host-for-scheme",
+        ),
+        pytest.param(
+            ("runs", "list", "--token", "geheim\nü"),
+            "Token: must be printable ASCII characters in one line, got others.",
+            id="token",
         ),
         pytest.param(
             ("serve", "--listen", "0.0.0.0:7070"),

@@ -1,5 +1,6 @@
 """JSON log lines: those of a real federation of processes, each one object with what it is about."""
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -14,7 +15,10 @@ import pytest
 
 from choral.logs import json_handler
 from choral.rest import Rest
-from tests.federation import HERE, Federation, finished, wait_until
+from server.web import TLS
+from tests.client.certificates import Authority
+from tests.federation import HERE, Federation, Process, finished, wait_until
+from tests.loopback import serving
 from wire.logs import about
 
 JSON = ("--log-format", "json")
@@ -81,6 +85,12 @@ def test_every_line_of_a_federation_is_an_object_with_what_it_is_about(tmp_path:
         assert "run_id" not in line
     started = one(of_coordinator, "started after round 0")
     assert (started["run_id"], "round" in started, "client_id" in started) == (run_id, False, False)
+    committed = [line for line in of_coordinator if f"run {run_id} (logged): round " in line["message"]]
+    assert [(line["run_id"], line["round"], line["level"]) for line in committed] == [
+        (run_id, number, "INFO") for number in (1, 2)
+    ]
+    assert " committed with 1 of 2 contributions in " in committed[0]["message"]
+    assert one(of_coordinator, f"run {run_id} (logged): finished")["message"].endswith("finished.")
     declined = [line for line in of_coordinator if ": did not deliver: " in line["message"]]
     assert {(line["run_id"], line["client_id"], line["level"]) for line in declined} == {
         (run_id, ids["ben"], "WARNING")
@@ -101,6 +111,19 @@ def test_error_that_ends_a_command_is_a_line_too(tmp_path: Path) -> None:
     line = lines_of(output)[-1]
     assert line["level"] == "ERROR"
     assert line["message"].startswith("gRPC address: must be ")
+
+
+async def test_handshake_that_fails_is_no_line_but_ours(tmp_path: Path) -> None:
+    right, wrong = Authority(tmp_path / "right", "right"), Authority(tmp_path / "wrong", "wrong")
+    async with serving(tmp_path / "c", tls=TLS(*right.sign_server())) as coordinator:
+        command = [sys.executable, "-m", "choral", "join", coordinator.address, "--data", "digits,blocks=0", *JSON]
+        command += ["--folder", str(tmp_path / "s"), "--tls-ca", str(wrong.path)]
+        client = Process(command, tmp_path / "client.log")
+        try:
+            await asyncio.to_thread(wait_until, lambda: client.output.count("cannot reach") > 1, "two tries")
+        finally:
+            client.end()
+    assert "CERTIFICATE_VERIFY_FAILED" in lines_of(client.output)[-1]["message"]
 
 
 @pytest.fixture

@@ -118,3 +118,11 @@ def test_environment_that_names_no_authority_is_one_sentence(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
     found = sentence(choral("runs", "list"))
     assert found.startswith("TLS authority of SSL_CERT_FILE or SSL_CERT_DIR: must be a readable PEM file")
+
+
+async def test_address_without_tls_is_refused_with_what_to_give(
+    choral: Choral, coordinator: Coordinator, authority: Authority
+) -> None:
+    options = ("--tls-ca", str(authority.path), "--url")
+    plain = await asyncio.to_thread(choral, "runs", "list", *options, f"http://{coordinator.http_address}")
+    assert sentence(plain).endswith("If it uses TLS, give https://.")

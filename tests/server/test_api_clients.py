@@ -1,5 +1,6 @@
 """Clients, learners and model cards over the REST API."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -51,6 +52,25 @@ async def test_clients_are_found_by_state_name_and_identity_in_pages(
         found = [client["client_id"] for client in first.json() + rest.json()]
         assert found == [gone.client_id, north.client_id, south.client_id]
     assert "state" in problem(await api.get("/clients?state=here"), 422)
+
+
+async def test_client_that_is_here_is_seen_now_and_one_that_left_when_it_did(
+    coordinator: Coordinator, api: httpx.AsyncClient
+) -> None:
+    async def shown(client_id: str) -> list[float]:
+        (listed,) = (await api.get("/clients", params={"search": client_id})).json()
+        alone = (await api.get(f"/clients/{client_id}")).json()
+        assert listed["is_connected"] == alone["is_connected"]
+        return [listed["last_seen_time"], alone["last_seen_time"]]
+
+    before = time.time()
+    async with joined(coordinator.address) as session:
+        first, second = await shown(session.client_id)
+        assert before < first < second < time.time()
+    await absent(coordinator, session.client_id)
+    ended = time.time()
+    first, second = await shown(session.client_id)
+    assert first == second < ended
 
 
 async def test_client_is_shown_with_how_it_fared_of_late(coordinator: Coordinator, api: httpx.AsyncClient) -> None:

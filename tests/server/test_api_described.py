@@ -108,3 +108,25 @@ async def test_examples_are_shown_and_are_what_they_are_examples_of(tmp_path: Pa
         sound = kind.model_validate(copy.deepcopy(example))
         # Nothing is left out of it, and nothing is in it that is not there.
         assert sound.model_dump(mode="json") == example
+
+
+def example_of(schemas: dict[str, Any], schema: dict[str, Any]) -> Any:
+    """Return the example that a schema, or that of its items, has; None if there is none."""
+    schema = schema.get("items", schema)
+    return schemas[schema["$ref"].rpartition("/")[2]].get("examples") if "$ref" in schema else None
+
+
+async def test_every_operation_tells_of_its_errors_and_shows_what_it_answers(tmp_path: Path) -> None:
+    async with serving(tmp_path) as coordinator:
+        document = await describe(coordinator)
+    schemas = document["components"]["schemas"]
+    operations = {f"{way.upper()} {path}": one for path, ways in document["paths"].items() for way, one in ways.items()}
+    for name, operation in operations.items():
+        responses = operation["responses"]
+        assert {"400", "413", "503"} <= responses.keys(), name
+        # Of those for which a token is asked.
+        assert ("security" in operation) == ("401" in responses) == ("429" in responses), name
+        answer = (responses.get("200") or responses["201"]).get("content", {}).get("application/json")
+        # The schema of a spec is no example of anything.
+        if answer is not None and not name.endswith("/spec/schema"):
+            assert example_of(schemas, answer["schema"]), name

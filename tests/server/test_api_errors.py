@@ -1,5 +1,7 @@
 """Every error of the REST API is problem details with one sentence, and leaves no trace."""
 
+import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -68,16 +70,35 @@ async def test_bad_spec_is_refused_with_key_rule_and_value(
     assert await coordinator.store.runs() == before
 
 
+async def test_problem_of_the_documentation_is_what_is_answered(api: httpx.AsyncClient) -> None:
+    text = (Path(__file__).parents[2] / "docs/rest-api.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r'^    (\{"type":.*?\]\})$', text, re.M | re.S)
+    response = await api.post("/runs", json=DOCUMENT | {"rounds": 0})
+    assert problem(response, 422)
+    assert response.json() == json.loads(shown)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "pattern"),
     [
-        pytest.param(b"[1, 2]", 422, "body: Input should be a valid dictionary", id="list"),
-        pytest.param(b'{"name": ', 422, "JSON decode error", id="cut"),
-        pytest.param(b"", 422, "Field required", id="empty"),
+        pytest.param(
+            b"[1, 2]", 422, "Request: body must be a JSON object, sent as application/json, got [1, 2].", id="list"
+        ),
+        pytest.param(
+            b'{"name": ',
+            422,
+            "Request: body must be JSON, got something else at character 9: Expecting value.",
+            id="cut",
+        ),
+        pytest.param(b"", 422, "Request: body is required.", id="empty"),
+        pytest.param(
+            rb'{"\ud800": 1}', 422, "Run spec: must be JSON of whole Unicode characters, got something", id="half"
+        ),
         pytest.param(b"{}", 422, "Run spec: name is required.\nRun spec: learner is required.", id="nothing"),
         pytest.param(b'{"name": "a", "seed": NaN}', 422, "Run spec: ", id="nan"),
-        pytest.param(b'{"a":' * 5000 + b"1" + b"}" * 5000, 400, "There was an error parsing the body", id="deep"),
-        pytest.param(b"\xff\xfe", 422, "JSON decode error", id="no-text"),
+        pytest.param(b'{"a":' * 5000 + b"1" + b"}" * 5000, 400, "Request: body must be JSON in UTF-8", id="deep"),
+        pytest.param(b'{"a": "\xff"}', 400, "Request: body must be JSON in UTF-8", id="no-text"),
+        pytest.param(b"\xff\xfe", 422, "Request: body must be JSON, got something else at", id="utf-16"),
     ],
 )
 async def test_body_that_is_no_spec_is_refused(
@@ -97,9 +118,41 @@ async def test_run_that_does_not_exist_is_not_found(api: httpx.AsyncClient) -> N
         assert problem(await api.post(f"/runs/nope/{command}"), 404) == sentence
 
 
+async def test_spec_that_is_not_sent_as_json_is_told_how_to_be(api: httpx.AsyncClient) -> None:
+    # As `curl -d @run.json` sends it.
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    sentence = problem(await api.post("/runs", content=b"name: a", headers=headers), 422)
+    assert sentence == "Request: body must be a JSON object, sent as application/json, got b'name: a'."
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "rule"),
+    [
+        ("/runs?limit=1001", "query.limit", "less than or equal to 1000, got '1001'"),
+        ("/runs?offset=-1", "query.offset", "greater than or equal to 0, got '-1'"),
+        ("/events?after=x", "query.after", "a valid integer, got 'x'"),
+        ("/events?order=up", "query.order", "'oldest' or 'newest', got 'up'"),
+        ("/clients?state=sad", "query.state", "'connected', 'busy' or 'gone', got 'sad'"),
+        ("/runs/r/rounds/0", "path.number", "greater than or equal to 1, got '0'"),
+    ],
+)
+async def test_parameter_that_breaks_a_rule_is_told_with_rule_and_value(
+    api: httpx.AsyncClient, path: str, field: str, rule: str
+) -> None:
+    response = await api.get(path)
+    message = f"{field} must be {rule}."
+    assert problem(response, 422) == f"Request: {message}"
+    assert response.json()["errors"] == [{"path": field, "message": message}]
+
+
 async def test_path_and_method_that_do_not_exist_are_problems_too(api: httpx.AsyncClient) -> None:
-    assert problem(await api.get("/nothing"), 404) == "Not Found"
-    assert problem(await api.delete("/runs"), 405) == "Method Not Allowed"
+    sentence = problem(await api.get("/nothing"), 404)
+    assert sentence == "Request: path must be one that /openapi.json lists, got '/api/v1/nothing'."
+    for path, methods in (("/runs", ["GET", "POST"]), ("/runs/r1", ["GET"]), ("/runs/r1/pause", ["POST"])):
+        response = await api.delete(path)
+        sentence = f"Request: method of '/api/v1{path}' must be {' or '.join(methods)}, got 'DELETE'."
+        assert problem(response, 405) == sentence
+        assert response.headers["allow"] == ", ".join(methods)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +188,7 @@ async def test_unexpected_error_is_a_problem_and_tells_nothing(
 
     monkeypatch.setattr(coordinator.runs, "stop", fail)
     sentence = problem(await api.post("/runs/r1/stop"), 500)
-    assert sentence == "Unexpected ZeroDivisionError. The coordinator's log has the details."
+    assert sentence == "Unexpected ZeroDivisionError. The server's log has the details."
     assert (await api.get("/health")).json()["status"] == "ok"
 
 

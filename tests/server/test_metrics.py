@@ -179,6 +179,35 @@ async def test_store_that_is_away_is_shown_and_hides_nothing_else(
     assert value(samples(await read(coordinator)), "choral_store_up") == 1
 
 
+async def test_store_that_does_not_even_answer_for_tokens_is_shown_to_whom_it_let_in(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise StoreError("Store: must answer, got nothing.")
+
+    token = await new_token(coordinator, Role.VIEWER)
+    assert value(samples(await read(coordinator, token)), "choral_store_up") == 1
+    with monkeypatch.context() as patch:
+        for name in ("tokens", "runs", "note_token_use"):
+            patch.setattr(coordinator.store, name, fail)
+        assert value(samples(await read(coordinator, token)), "choral_store_up") == 0
+        async with calling(coordinator, "another") as stranger, calling(coordinator, token) as viewer:
+            problem(await stranger.get(f"http://{coordinator.http_address}/metrics"), 401)
+            problem(await viewer.get("/runs"), 503)
+
+
+async def test_store_that_never_answered_for_tokens_lets_nobody_read_metrics(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise StoreError("Store: must answer, got nothing.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coordinator.store, "tokens", fail)
+        async with calling(coordinator) as stranger:
+            problem(await stranger.get(f"http://{coordinator.http_address}/metrics"), 503)
+
+
 # What is written of the metrics.
 
 

@@ -267,5 +267,6 @@ async def test_token_is_asked_for_and_sent(choral: Choral, tmp_path: Path, monke
         refused = await asyncio.to_thread(choral, "runs", "list")
         assert sentence(refused) == "A valid bearer token must be given, got none or another one."
         assert (await asyncio.to_thread(choral, "runs", "list", "--token", token)).code == 0
-        monkeypatch.setenv("CHORAL_TOKEN", token)
+        # As it is read from a file with an end of line.
+        monkeypatch.setenv("CHORAL_TOKEN", f"{token} \n")
         assert (await asyncio.to_thread(choral, "clients")).code == 0

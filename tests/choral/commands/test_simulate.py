@@ -25,6 +25,7 @@ def test_simulate_shows_rounds_and_says_what_it_leaves(choral: Choral, spec: str
     outcome = choral("simulate", spec, "--clients", "10", "--folder", "out")
     assert outcome.code == 0
     assert "engine vectorized: with 1,210 parameters" in outcome.err
+    assert "committed" not in outcome.err
     *rounds, total, files = outcome.lines
     assert [line.partition(",")[0] for line in rounds] == [f"round {number}: 5 clients" for number in (1, 2, 3, 4)]
     assert all("accuracy" in line and "loss" in line for line in rounds)

@@ -35,6 +35,14 @@ async def test_commit_round_torn_by_power_failure_changes_nothing(redis_server: 
     await store.close()
 
 
+async def test_open_server_that_does_not_run_is_refused_in_whole_sentences() -> None:
+    with pytest.raises(
+        StoreError, match=r"^Store redis://127\.0\.0\.1:1/0: must answer .* got ConnectionError: "
+    ) as raised:
+        await open_store("redis://127.0.0.1:1/0")
+    assert ".." not in str(raised.value)
+
+
 async def test_commit_round_without_memory_left_changes_nothing(redis_server: RedisServer) -> None:
     store = await open_store(redis_server.url)
     await store.put_run(make_run())
