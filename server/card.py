@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from server.errors import ConflictError
 from server.records import ClientRecord, Participation, RunRecord, RunState
-from wire import RELEASE
 from wire.secure import PrivacySpec
 from wire.spec import RunSpec
 
@@ -45,7 +44,7 @@ class ModelCard(BaseModel):
     model_sha256: str
     """Of the model's vector, as the rounds name it."""
     code_version: str
-    """Release of Choral that serves it."""
+    """Release of Choral that computed it, by the coordinator's own; empty where the earliest releases did."""
     started_time: float | None
     ended_time: float | None
 
@@ -73,7 +72,7 @@ def model_card(run: RunRecord, found: Sequence[Participation], clients: Sequence
         rounds=run.round_number,
         metrics=run.metrics,
         model_sha256=run.model_sha256,
-        code_version=RELEASE,
+        code_version=run.code_version,
         started_time=run.started_time,
         ended_time=run.ended_time,
     )

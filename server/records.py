@@ -51,6 +51,8 @@ class RunRecord(Record):
     """Last committed round; 0 before the first."""
     model_sha256: str = ""
     """Model after that round."""
+    code_version: str = ""
+    """Release of Choral that computed it; empty before the first round, and of runs of the earliest releases."""
     metrics: dict[str, float] = {}
     """The last known value of each, as of that round."""
     started_time: float | None = None

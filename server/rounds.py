@@ -38,6 +38,7 @@ from server.status import Status
 from server.store import Store
 from server.tallies import REFUSED, as_training, refusal_counts, shortfall, spread, training_means
 from server.tasks import task_group, to_its_end
+from wire import RELEASE
 from wire.errors import ChoralError
 from wire.logs import about
 from wire.tensors import HAS_TORCH
@@ -355,9 +356,8 @@ class Rounds:
                 await to_its_end(asyncio.to_thread(self._checkpoints.write, self._run, record.number, model))
         now = time.time()
         metrics = {name: mean for name, mean in record.metrics.items() if not name.startswith(REFUSED)}
-        run = self._run.with_(
-            round_number=record.number, model_sha256=record.model_sha256, metrics=self._run.metrics | metrics
-        )
+        known, sha256 = self._run.metrics | metrics, record.model_sha256
+        run = self._run.with_(round_number=record.number, model_sha256=sha256, code_version=RELEASE, metrics=known)
         record = record.with_(ended_time=now, phase_seconds=self._phase_seconds)
         event = self._event("round_committed", f"round {record.number}")
         await to_its_end(self._site.store.commit_round(run, record, event, *events))

@@ -104,6 +104,7 @@ EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
         "reason": "",
         "round_number": 2,
         "model_sha256": _MODEL,
+        "code_version": RELEASE,
         "metrics": {"accuracy": 0.81, "train_loss": 0.62},
         "started_time": _NOON - 8,
         "ended_time": None,

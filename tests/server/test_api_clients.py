@@ -16,7 +16,6 @@ from tests.hostile import joined
 from tests.loopback import absent, everyone, serving, small_spec
 from tests.server.rest import problem, stored_run
 from tests.server.test_curves import a_round
-from wire import RELEASE
 from wire.spec import RunSpec, validate_spec
 
 
@@ -127,7 +126,13 @@ async def test_learners_are_those_of_the_zoo(api: httpx.AsyncClient) -> None:
 async def test_card_tells_what_a_model_was_made_from(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
     async with joined(coordinator.address, name="north") as session:
         run = await stored_run(
-            coordinator, "run-1", RunState.FINISHED, round_number=1, model_sha256="ab" * 32, metrics={"accuracy": 0.5}
+            coordinator,
+            "run-1",
+            RunState.FINISHED,
+            round_number=1,
+            model_sha256="ab" * 32,
+            code_version="0.0.9",
+            metrics={"accuracy": 0.5},
         )
         record = a_round(1, 0.5)
         mine = record.contributions[0].with_(client_id=session.client_id)
@@ -139,7 +144,7 @@ async def test_card_tells_what_a_model_was_made_from(coordinator: Coordinator, a
     assert RunSpec.model_validate(card["spec"]) == run.spec
     assert card["privacy"] == run.spec.privacy.model_dump(mode="json")
     assert (card["rounds"], card["metrics"]) == (1, {"accuracy": 0.5})
-    assert (card["model_sha256"], card["code_version"]) == ("ab" * 32, RELEASE)
+    assert (card["model_sha256"], card["code_version"]) == ("ab" * 32, "0.0.9")
     await stored_run(coordinator, "run-2", RunState.QUEUED)
     assert problem(await api.get("/runs/run-2/card"), 409) == (
         "Run run-2: at least one round must be committed before its model has a card, got none."

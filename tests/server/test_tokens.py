@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from time import monotonic
 from types import SimpleNamespace
 
 import httpx
@@ -138,7 +139,7 @@ async def test_expired_token_is_refused_and_still_closes_the_door(
     assert token.expires_time is not None
     async with calling(coordinator, secret) as api:
         assert (await api.get("/me")).status_code == 200
-        monkeypatch.setattr(gate, "time", SimpleNamespace(time=lambda: token.expires_time))
+        monkeypatch.setattr(gate, "time", SimpleNamespace(time=lambda: token.expires_time, monotonic=monotonic))
         assert problem(await api.get("/me"), 401).startswith("Token 'ana': must not have expired, it did on ")
         assert problem(await api.get("/me", headers={"Authorization": ""}), 401) == UNKNOWN
 
@@ -160,7 +161,7 @@ async def test_last_use_is_shown_to_the_minute(coordinator: Coordinator, monkeyp
     seen = []
     async with calling(coordinator, secret) as api:
         for moment in (now, now + 59, now + 60):
-            monkeypatch.setattr(gate, "time", SimpleNamespace(time=lambda moment=moment: moment))
+            monkeypatch.setattr(gate, "time", SimpleNamespace(time=lambda moment=moment: moment, monotonic=monotonic))
             assert (await api.get("/me")).status_code == 200
             seen.append((await coordinator.store.tokens())[0].last_used_time)
     assert seen == [now, now, now + 60]

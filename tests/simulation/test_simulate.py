@@ -25,6 +25,7 @@ from simulation.resources import Resources
 from simulation.serial import run_serially
 from simulation.simulate import RESULTS
 from tests.federation import finished, tensor_bytes
+from wire import RELEASE
 from wire.errors import SpecError
 from wire.spec import validate_spec
 
@@ -200,6 +201,7 @@ def test_simulate_with_an_engine_that_cannot_train_the_learner_is_refused(tmp_pa
 def test_simulate_twice_shows_the_same_result_without_a_new_round(tmp_path: Path) -> None:
     first = choral.simulate(SPEC, tmp_path, **SETTING)
     assert choral.simulate(SPEC, tmp_path, **SETTING).rounds == first.rounds
+    assert first.run.code_version == RELEASE
     # However many rounds there are, it is shown in a line or two.
     assert len(first.rounds) == 4
     assert "RoundRecord(" not in repr(first)
