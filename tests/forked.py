@@ -40,6 +40,8 @@ def run(arguments: list[str], log: str, folder: str, environment: dict[str, str]
     for number in (sys.__stdout__.fileno(), sys.__stderr__.fileno()):  # type: ignore[union-attr]
         os.dup2(descriptor, number)
     os.close(descriptor)
+    # As in a terminal, even where what started the tests ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -1,5 +1,6 @@
 """`choral simulate`: rounds as they come, what is left, and how it goes on."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -59,11 +60,10 @@ def test_simulate_interrupted_says_how_it_goes_on(choral: Choral, spec: str, tmp
     Path(spec).write_text(json.dumps(SPEC | {"rounds": 100_000}))
     folder = str(tmp_path / "simulated")
     command = [sys.executable, "-m", "choral", "simulate", str(tmp_path / spec), "--clients", "10", "--folder", folder]
-    process = Process(command, tmp_path / "log", is_forked=True)
-    wait_until(lambda: "round 1: " in process.output, "the first round")
-    process.interrupt()
-    assert process.wait() == 130
-    process.close()
+    with contextlib.closing(Process(command, tmp_path / "log", is_forked=True)) as process:
+        wait_until(lambda: "round 1: " in process.output, "the first round")
+        process.interrupt()
+        assert process.wait() == 130
     said = " ".join(process.output.split())
     assert f"Interrupted. The same command goes on from the last round in {folder}." in said
     assert "Traceback" not in said
