@@ -133,11 +133,12 @@ class GradientLearner(ABC):
 
     def losses_and_gradient(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each example, (batch,), and the gradient of their sum by `weights`, (batch,), which is like the outputs."""
-        with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            losses = self.losses(leaf, targets)
+        # Copies, because autograd takes no tensors from inference mode.
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = outputs.detach().clone().requires_grad_()
+            losses = self.losses(leaf, targets.clone())
             # A scalar, because to a gradient for each loss torch would first import a library for symbolic shapes.
-            (gradient,) = torch.autograd.grad(torch.dot(losses, weights), leaf)
+            (gradient,) = torch.autograd.grad(torch.dot(losses, weights.clone()), leaf)
         # A copy, because of a loss that is linear all gradients may lie in the same place.
         return losses.detach(), gradient.clone(memory_format=torch.contiguous_format)
 

@@ -76,7 +76,7 @@ class Examples:
     def select(self, rows: Tensor) -> "Examples":
         """Return the examples at `rows`, int64 (rows,), as copies."""
         timeline = None if self.timeline is None else self.timeline.select(rows)
-        return Examples(self.inputs[rows], self.targets[rows], timeline)
+        return Examples(self.inputs.index_select(0, rows), self.targets.index_select(0, rows), timeline)
 
     def to(self, device: torch.device) -> "Examples":
         """Return the examples on `device`."""

@@ -4,7 +4,6 @@ Source of the server step: Reddi et al., "Adaptive Federated Optimization", ICLR
 https://arxiv.org/abs/2003.00295
 """
 
-import gc
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wire.errors import LearnerError
+from wire.memory import keep_start_from_collector
 from wire.spec import Named
 from wire.tensors import State
 
@@ -148,8 +148,7 @@ def warm_up() -> None:
     parameter = torch.zeros(1, requires_grad=True)
     parameter.grad = torch.zeros(1)
     torch.optim.SGD([parameter]).step()
-    gc.collect()
-    gc.freeze()
+    keep_start_from_collector()
 
 
 class ServerOptimizer:

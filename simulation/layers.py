@@ -65,6 +65,8 @@ class StackedModule:
         }
         self._tensors = [name for name, _ in module.named_parameters()] + [f"{name}.mask" for name in self.dropouts]
         self._layers = list(self._layers_of(self.module, ""))
+        self.is_by_hand = not any(layer.form in _BY_AUTOGRAD for layer in self._layers)
+        """Every layer's way back is written out, so that autograd is not needed."""
         learns = [any(True for _ in layer.module.parameters()) for layer in self._layers]
         self._first = learns.index(True) if any(learns) else len(learns)
 
@@ -84,15 +86,16 @@ class StackedModule:
             inputs, pull = layer.form(layer.module, own, inputs)
             pulls.append(pull)
 
-        @torch.no_grad()
         def back(grad: Tensor) -> dict[str, Tensor]:
             grads: dict[str, Tensor] = {}
             following: Tensor | None = grad
-            while len(pulls) > self._first:
-                layer, pull = self._layers[len(pulls) - 1], pulls.pop()
-                assert following is not None
-                following, own = pull(following, len(pulls) > self._first)
-                grads |= {layer.names[name]: value for name, value in own.items()}
+            # No decorator, which would take longer to make than a small layer's way back.
+            with torch.no_grad():
+                while len(pulls) > self._first:
+                    layer, pull = self._layers[len(pulls) - 1], pulls.pop()
+                    assert following is not None
+                    following, own = pull(following, len(pulls) > self._first)
+                    grads |= {layer.names[name]: value for name, value in own.items()}
             return grads
 
         return inputs, back
@@ -263,6 +266,7 @@ _under_vmap = _by_autograd(
     )
 )
 
+_BY_AUTOGRAD = frozenset({_pointwise, _one_by_one, _under_vmap})
 _FORMS: Mapping[type[nn.Module], Form] = {
     nn.Linear: _dense,
     PatchConvolution: _convolution,

@@ -160,6 +160,7 @@ def _scattered(rows: Tensor, shape: tuple[int, ...], kernel: int, margin: int) -
 
 
 @cache
+@torch.inference_mode(False)
 def _taps(height: int, width: int, kernel: int, device: torch.device) -> Tensor:
     """Return where in an image, with its margin, each position's patch lies, int64 (positions * k * k,)."""
     offsets = torch.arange(kernel)[:, None] * width + torch.arange(kernel)

@@ -41,7 +41,7 @@ from simulation.play import RUN_ID, play
 from simulation.resources import Resources, core_count
 from simulation.schemes import ByKey, parse_scheme
 from wire.errors import ChoralError
-from wire.memory import freed_memory_kept
+from wire.memory import freed_memory_kept, start_kept_from_collector
 from wire.spec import RunSpec, read_spec, validate_spec
 from wire.validation import explain
 
@@ -198,7 +198,8 @@ class _Play:
             cohort, own_data = await self._staged(store)
             try:
                 site = Site(store, cohort, self._folder / "checkpoints", own_data, store.checkpoints, cohort.authority)
-                return await play(self._spec, site)
+                with start_kept_from_collector():
+                    return await play(self._spec, site)
             finally:
                 cohort.close()
         finally:

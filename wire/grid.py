@@ -10,7 +10,7 @@ https://eprint.iacr.org/2017/281
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ class Grid:
         client_count: Most contributions that one sum can take, 1 or more.
         ring_bits: Width of the integers, 64 unless masked.
         is_clipping: Larger coordinates are clipped to the bound; else they are refused, by whoever can see them.
+        exponent: Binary logarithm of the number of grid steps in 1.0; negative when the bounds leave room for whole steps only.
     """
 
     coordinate_bound: float
@@ -35,12 +36,12 @@ class Grid:
     client_count: int
     ring_bits: int = 64
     is_clipping: bool = False
+    exponent: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def exponent(self) -> int:
-        """Binary logarithm of the number of grid steps in 1.0; negative when the bounds leave room for whole steps only."""
+    def __post_init__(self) -> None:
+        """Compute the exponent, which each contribution asks for several times."""
         worst = self.client_count * self.weight_cap * self.coordinate_bound
-        return self.ring_bits - 2 - math.ceil(math.log2(worst))
+        object.__setattr__(self, "exponent", self.ring_bits - 2 - math.ceil(math.log2(worst)))
 
     def steps(self, magnitude: float, weight: int) -> float:
         """Return a bound on the grid steps of a coordinate of at most `magnitude` with this weight, of either sign."""

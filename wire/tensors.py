@@ -143,7 +143,7 @@ class Layout:
         import torch
 
         self._check(vector)
-        parts = torch.split(torch.from_numpy(vector), [entry.size for entry in self.entries])
+        parts = torch.from_numpy(vector).split_with_sizes([entry.size for entry in self.entries])
         return {entry.name: part.view(entry.shape) for entry, part in zip(self.entries, parts, strict=True)}
 
     def arrays(self, vector: Vector) -> dict[str, Vector]:

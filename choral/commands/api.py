@@ -13,12 +13,12 @@ from choral.commands.listening import (
     Insecure,
     Key,
     chosen_tls,
-    keep_start_from_collector,
     stop_signal,
     tell_of_api,
 )
 from choral.commands.own import Own, add_all
 from choral.logs import Format, LogFormat, log_as
+from wire.memory import keep_start_from_collector
 
 if TYPE_CHECKING:
     from server.replica import ReplicaConfig

@@ -1,7 +1,6 @@
 """What commands that serve the REST API have in common: options, signals, and what they say at their start."""
 
 import asyncio
-import gc
 import logging
 import signal
 from pathlib import Path
@@ -42,16 +41,6 @@ def stop_signal() -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
-
-
-def keep_start_from_collector() -> None:
-    """Let the garbage collector pass over what the start has made, which stays to the end.
-
-    Under load it looks at everything there is several times a minute, and meanwhile nobody is answered: for 10 ms in a coordinator, which
-    passes over torch already, for 120 ms in an API replica.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 async def tell_of_api(address: str, tls: "TLS | None", store: Store, place: str) -> None:

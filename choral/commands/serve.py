@@ -13,14 +13,13 @@ from choral.commands.listening import (
     Insecure,
     Key,
     chosen_tls,
-    keep_start_from_collector,
     stop_signal,
     tell_of_api,
 )
 from choral.commands.own import Own, add_all
 from choral.logs import Format, LogFormat, log_as
 from choral.trackers import MLflowAddress, TensorBoardFolder, chosen
-from wire.memory import keep_freed_slices
+from wire.memory import keep_freed_slices, keep_start_from_collector
 from wire.tensors import HAS_TORCH
 
 if TYPE_CHECKING:

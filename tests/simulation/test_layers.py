@@ -53,6 +53,21 @@ def test_first_layer_may_take_integers() -> None:
     torch.testing.assert_close(grads["0.weight"], expected)
 
 
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Dropout(0.1), nn.Linear(3, 2)), True),
+        (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2), nn.Flatten()), True),
+        (nn.Sequential(nn.Linear(4, 3), nn.Tanh()), False),
+        (nn.Sequential(nn.AvgPool2d(2)), False),
+        (Residual(), False),
+    ],
+    ids=["dense", "convolution", "tanh", "average", "own"],
+)
+def test_is_by_hand_unless_a_layer_asks_autograd(module: nn.Module, expected: bool) -> None:
+    assert StackedModule(module).is_by_hand is expected
+
+
 def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from simulation import patches
 from simulation.patches import PatchConvolution, is_plain
 
 
@@ -57,3 +58,16 @@ def test_outputs_and_gradients_equal_torchs_for_each_client(kernel: int, padding
 )
 def test_is_plain_tells_what_it_can_stand_in_for(convolution: nn.Conv2d, expected: bool) -> None:
     assert is_plain(convolution) is expected
+
+
+def test_what_was_first_used_in_inference_mode_is_used_by_autograd_later() -> None:
+    # Of a size that no other test has used before.
+    convolution = PatchConvolution(nn.Conv2d(1, 2, 3, padding=1))
+    with torch.inference_mode():
+        convolution(torch.zeros(1, 1, 17, 19))
+    images = torch.randn(1, 1, 17, 19, requires_grad=True)
+    convolution(images).sum().backward()
+    assert images.grad is not None
+    # And as an index that autograd itself keeps.
+    taps = patches._taps(19, 21, 3, torch.device("cpu"))
+    assert not taps.is_inference()

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import functools
+import gc
 import re
 import signal
 from collections.abc import Callable
@@ -205,6 +206,16 @@ def test_simulate_twice_shows_the_same_result_without_a_new_round(tmp_path: Path
     # However many rounds there are, it is shown in a line or two.
     assert len(first.rounds) == 4
     assert "RoundRecord(" not in repr(first)
+
+
+def test_rounds_are_played_without_the_collector_looking_at_what_the_start_has_made(tmp_path: Path) -> None:
+    counts: list[int] = []
+    gc.unfreeze()
+    choral.simulate(SPEC, tmp_path, lambda _: counts.append(gc.get_freeze_count()), **SETTING)
+    # Torch alone has made more than that.
+    assert len(counts) == 4
+    assert min(counts) > 50_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_simulate_stops_early(tmp_path: Path) -> None:
