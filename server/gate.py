@@ -36,8 +36,8 @@ OPEN_PATHS = ("/api/v1/health", "/api/v1/spec/schema")
 
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
-READING = ("GET", "HEAD")
-"""What a viewer may do."""
+READING = "GET"
+"""What a viewer may do; HEAD comes here as GET."""
 
 LOOK_SECONDS = 1.0
 """Time between two looks at the tokens for those who were let in and still read."""
@@ -108,7 +108,7 @@ class TokenGate:
         except TokenError as error:
             self._attempts.note_failure(address)
             return problem(401, "HTTP", str(error), CHALLENGE)
-        if token.role is not Role.OPERATOR and scope["method"] not in READING:
+        if token.role is not Role.OPERATOR and scope["method"] != READING:
             detail = f"Token {token.name!r}: role must be operator to {scope['method']}, got {token.role.value}."
             return problem(403, "HTTP", detail)
         if is_store_up:

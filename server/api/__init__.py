@@ -13,6 +13,7 @@ from server.api.clients import client_routes
 from server.api.description import DescribedAPI
 from server.api.errors import add_problems
 from server.api.events import event_routes
+from server.api.head import HeadAnswers
 from server.api.health import health_routes
 from server.api.learners import learner_routes
 from server.api.metrics import AnswerCount, metrics_routes
@@ -63,5 +64,6 @@ def create_api(sources: Sources, is_loopback: bool) -> FastAPI:
     app.add_middleware(TokenGate, store=sources.store, is_loopback=is_loopback)
     # Around all others, because it counts what they turn away, too.
     app.add_middleware(AnswerCount, metrics=sources.metrics)
+    app.add_middleware(HeadAnswers)
     add_problems(app)
     return app

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from server.api.body import REPEATED_KEY
 from server.errors import AwayError, BusyError, ConflictError, LeaseTakenError, NotFoundError, StoreError
 from server.metrics import ROUTE_METHODS
 from server.problems import problem
@@ -64,11 +65,12 @@ async def _http_problem(request: Request, error: Exception) -> Response:
 def _methods(request: Request) -> list[str]:
     """Return what may be done with the path of a request. The framework names the methods of its first route alone."""
     routes, scope = request.app.router.routes, dict(request.scope)
-    return [
+    found = {
         method
-        for method in sorted(ROUTE_METHODS)
+        for method in ROUTE_METHODS
         if any(route.matches(scope | {"method": method})[0] is Match.FULL for route in routes)
-    ]
+    }
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 async def _validation_problem(request: Request, error: Exception) -> Response:
@@ -82,6 +84,8 @@ def _finding(item: Mapping[str, Any]) -> Finding:
     match item["type"]:
         case "json_invalid":
             place, reason = item["loc"][-1], item["ctx"]["error"]
+            if place == REPEATED_KEY:
+                return Finding("body", f"body must have each key once, got {shown(reason)} twice.")
             return Finding("body", f"body must be JSON, got something else at character {place}: {reason}.")
         case "dict_type":
             return Finding(path, f"{path} must be a JSON object, sent as application/json, got {shown(item['input'])}.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import BaseModel
 
+from server.api.body import OnceKeyedRoute
 from server.api.lists import listed
 from server.api.pages import PAGED, OfPage
 from server.api.sources import Sources
@@ -74,7 +75,7 @@ class Sound(BaseModel):
 
 def run_routes(sources: Sources) -> APIRouter:
     """Return the routes of runs."""
-    router = APIRouter(tags=["runs"])
+    router = APIRouter(tags=["runs"], route_class=OnceKeyedRoute)
     store, desk = sources.store, sources.desk
 
     async def view(run: RunRecord) -> RunView:

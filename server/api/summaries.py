@@ -16,6 +16,7 @@ from server.records import Participation, RoundSummary
 Names = Annotated[
     str, Query(description="Metrics, with commas between them; default: all.", examples=["accuracy,loss"])
 ]
+Search = Annotated[str, Query(description="Part of a client's name, or the beginning of its identity.")]
 Points = Annotated[int, Query(ge=1, le=2000, description="Buckets of rounds at most.")]
 
 
@@ -50,9 +51,13 @@ def summary_routes(sources: Sources) -> APIRouter:
         response_model=list[ParticipationView],
         responses=PAGED,
     )
-    async def participation(run_id: str, request: Request, page: OfPage) -> Response:
-        found = await participations(store, await store.run(run_id))
-        names = await sources.names()
+    async def participation(run_id: str, request: Request, page: OfPage, search: Search = "") -> Response:
+        names, text = await sources.names(), search.lower()
+        found = [
+            one
+            for one in await participations(store, await store.run(run_id))
+            if text in names.get(one.client_id, "").lower() or one.client_id.startswith(text)
+        ]
         ordered = sorted(found, key=lambda one: name_order(names.get(one.client_id, ""), one.client_id))
         shown = [ParticipationView(**dict(one), name=names.get(one.client_id, "")) for one in page.of(ordered)]
         return page.mark(await listed(shown), request, len(found))

@@ -72,11 +72,11 @@ def dashboard_routes() -> APIRouter:
     files = dict(_files())
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/")
     async def page(request: Request) -> Response:
         return files["index.html"].response(request)
 
-    @router.api_route("/dashboard/{path:path}", methods=["GET", "HEAD"])
+    @router.get("/dashboard/{path:path}")
     async def file(request: Request, path: str) -> Response:
         if path not in files:
             raise HTTPException(404, f"Dashboard: must have a file of this name, got {path[:100]!r}.")

@@ -271,6 +271,21 @@ async def test_wait_is_not_counted_down_while_the_coordinator_is_away(
     assert await dashboard.is_untouched()
 
 
+async def test_nobody_is_seen_now_while_the_coordinator_is_away(dashboard: Dashboard, federation: Federation) -> None:
+    federation.wait_for_clients(2)
+    page = await dashboard.open(federation.http_address, "clients?state=connected")
+    seen = page.get_by_role("row").nth(1).get_by_role("cell").last
+    await expect(seen).to_have_text("now")
+    dashboard.tolerated.append("net::ERR_")
+    assert federation.coordinator is not None
+    federation.coordinator.kill()
+    await expect(seen).to_have_text(re.compile("just now|ago"))
+    federation.start_coordinator()
+    federation.wait_for_clients(2)
+    await expect(seen).to_have_text("now")
+    assert await dashboard.is_untouched()
+
+
 async def test_spec_is_checked_again_after_the_coordinator_was_away(
     dashboard: Dashboard, federation: Federation
 ) -> None:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -61,6 +62,34 @@ async def test_run_that_there_is_not_is_left_out_of_a_comparison(
     await page.get_by_role("button", name="Leave it out").click()
     await expect(page.get_by_role("alert")).to_have_count(0)
     await expect(page.get_by_label("Runs in this chart").get_by_role("listitem")).to_have_count(1)
+
+
+async def test_six_runs_are_the_most_of_one_chart(dashboard: Dashboard, tmp_path: Path) -> None:
+    store = await store_in(tmp_path)
+    await add_clients(store)
+    # One is longer than the others, one is a single point.
+    run_ids = [await add_run(store, number, rounds) for number, rounds in enumerate((3, 2, 2, 1, 2, 2, 2), start=1)]
+    await store.close()
+    async with serving(tmp_path) as coordinator:
+        page = await dashboard.open(address_of(coordinator), f"compare?runs={','.join(run_ids[:5])}")
+        await page.get_by_text("Add a run").click()
+        await page.get_by_role("button", name="run-6").click()
+        chart = page.get_by_role("img", name="Accuracy of 6 runs")
+        words = re.compile(r"Rounds 1 to 3: run-1 0000 from .*; run-6 0000 from ")
+        await expect(chart).to_have_attribute("aria-label", words)
+        await expect(page.get_by_label("Runs in this chart").get_by_role("listitem")).to_have_count(6)
+        await expect(card(page, "What they reached").get_by_role("row")).to_have_count(7)
+        await expect(page.get_by_text("Six runs are the most for one chart.")).to_be_visible()
+        await expect(page.get_by_text("Add a run")).to_have_count(0)
+        # Each line has a mark of its own.
+        marks = page.locator(".line-mark")
+        looks = await marks.evaluate_all("(all) => all.map((one) => one.dataset.line)")
+        assert looks == ["1", "2", "3", "4", "5", "6"]
+        assert await dashboard.violations() == []
+        # A seventh, as of a link that somebody wrote, is left out.
+        await page.evaluate(f"location.hash = '#/compare?runs={','.join(run_ids)}'")
+        await expect(page.get_by_label("Runs in this chart").get_by_role("listitem")).to_have_count(6)
+        await expect(chart).not_to_have_attribute("aria-label", re.compile("run-7"))
 
 
 async def test_text_that_cannot_be_read_is_not_submitted(dashboard: Dashboard, coordinator: Coordinator) -> None:

@@ -48,6 +48,23 @@ async def test_submitted_run_is_shown_and_says_what_it_waits_for(
     assert listed[0]["spec"] == run["spec"]
 
 
+@pytest.mark.parametrize("path", ["/spec/schema", "/runs", "/runs/r1", "/runs/nope", "/runs/r1/pause"])
+async def test_head_is_answered_as_get_without_a_body(
+    coordinator: Coordinator, api: httpx.AsyncClient, path: str
+) -> None:
+    await stored_run(coordinator, "r1", RunState.FINISHED)
+    get, head = await api.get(path), await api.head(path)
+    assert (head.status_code, head.content, bool(get.content)) == (get.status_code, b"", True)
+    assert dict(head.headers) | {"date": ""} == dict(get.headers) | {"date": ""}
+
+
+async def test_head_of_events_ends_although_they_do_not(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
+    # Twice on one connection, which is as usable after the first.
+    for _ in range(2):
+        head = await api.head("/events/stream", timeout=WAIT_SECONDS)
+        assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+
+
 async def test_runs_are_listed_in_the_order_of_their_submission(
     coordinator: Coordinator, api: httpx.AsyncClient
 ) -> None:

@@ -92,6 +92,12 @@ async def test_problem_of_the_documentation_is_what_is_answered(api: httpx.Async
         ),
         pytest.param(b"", 422, "Request: body is required.", id="empty"),
         pytest.param(
+            b'{"name": "a", "learner": {"name": "mlp", "name": "cnn"}}',
+            422,
+            "Request: body must have each key once, got 'name' twice.",
+            id="twice",
+        ),
+        pytest.param(
             rb'{"\ud800": 1}', 422, "Run spec: must be JSON of whole Unicode characters, got something", id="half"
         ),
         pytest.param(b"{}", 422, "Run spec: name is required.\nRun spec: learner is required.", id="nothing"),
@@ -148,7 +154,11 @@ async def test_parameter_that_breaks_a_rule_is_told_with_rule_and_value(
 async def test_path_and_method_that_do_not_exist_are_problems_too(api: httpx.AsyncClient) -> None:
     sentence = problem(await api.get("/nothing"), 404)
     assert sentence == "Request: path must be one that /openapi.json lists, got '/api/v1/nothing'."
-    for path, methods in (("/runs", ["GET", "POST"]), ("/runs/r1", ["GET"]), ("/runs/r1/pause", ["POST"])):
+    for path, methods in (
+        ("/runs", ["GET", "HEAD", "POST"]),
+        ("/runs/r1", ["GET", "HEAD"]),
+        ("/runs/r1/pause", ["POST"]),
+    ):
         response = await api.delete(path)
         sentence = f"Request: method of '/api/v1{path}' must be {' or '.join(methods)}, got 'DELETE'."
         assert problem(response, 405) == sentence

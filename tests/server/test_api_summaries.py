@@ -49,12 +49,20 @@ async def test_metrics_are_curves_of_the_names_asked_for(api: httpx.AsyncClient)
     assert "points" in problem(await api.get("/runs/run-1/metrics?points=0"), 422)
 
 
-async def test_participation_names_clients_and_comes_in_pages(coordinator: Coordinator, api: httpx.AsyncClient) -> None:
+async def test_participation_names_clients_and_is_searched_and_comes_in_pages(
+    coordinator: Coordinator, api: httpx.AsyncClient
+) -> None:
     async with joined(coordinator.address) as client:
         run = await stored_run(coordinator, "run-1", RunState.PAUSED, round_number=4)
         await coordinator.store.commit_round(run, a_round(4, None).with_(selected=[client.client_id]))
         response = await api.get("/runs/run-1/participation?limit=3")
         rest = await api.get(response.links["next"]["url"].removeprefix("/api/v1"))
+        # By a part of the name in any case, or by the beginning of the identity.
+        name = rest.json()[0]["name"]
+        for text, expected in ((name[1:].upper(), [client.client_id]), ("an", ["ana"]), ("eo", [])):
+            sought = await api.get("/runs/run-1/participation", params={"search": text})
+            assert [one["client_id"] for one in sought.json()] == expected
+            assert sought.headers["x-total-count"] == str(len(expected))
     assert response.headers["x-total-count"] == "4"
     found = response.json() + rest.json()
     # By name; those that are not known come first, by identity.

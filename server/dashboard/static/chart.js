@@ -135,12 +135,18 @@ function optionsOf(width, { lines, areBars, show, ticks, latest }) {
     bands,
     padding: [12, 24, 0, 0],
     cursor: { points: { size: 7 }, y: false },
-    scales: { x: { time: false, ...(areBars && { range: (_, low, high) => [low - 0.6, high + 0.6] }) }, y: areBars ? { range: (_, __, high) => [0, (high || 1) * 1.05] } : {} },
+    scales: { x: { time: false, range: (plot, low, high) => edges(plot.data[0], low, high, areBars) }, y: areBars ? { range: (_, __, high) => [0, (high || 1) * 1.05] } : {} },
     axes: [
       { ...axis, incrs: STEPS, size: 34, values: (_, splits) => splits.map((split) => (Number.isInteger(split) ? count(split) : "")) },
       { ...axis, size: 64, values: (_, splits) => ticks(splits) },
     ],
   };
+}
+
+/** Return where the axis of rounds begins and ends: uPlot would have a single round stand between two that there are not. */
+function edges(rounds, low, high, areBars) {
+  if (rounds.length === 1) return [rounds[0] - 0.6, rounds[0] + 0.6];
+  return areBars ? [low - 0.6, high + 0.6] : [low, high];
 }
 
 /** A line of a few values in the height of a word. */

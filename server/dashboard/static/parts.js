@@ -16,6 +16,13 @@ export function Ago({ time }) {
   return html`<time title=${moment(time)}>${ago(time, now)}</time>`;
 }
 
+/** When a client was last seen. One that is here is seen now, as far as is known: while the coordinator is away, until it was lost. */
+export function LastSeen({ client }) {
+  const away = useAway(Infinity);
+  if (client.is_connected && !away) return "now";
+  return html`<${Ago} time=${client.is_connected ? away : client.last_seen_time} />`;
+}
+
 export function Loading({ what, lines = 3 }) {
   return html`<div class="skeleton" role="status" aria-label=${`Loading ${what}`}>
     ${Array.from({ length: lines }, (_, index) => html`<div class="skeleton-line" key=${index}></div>`)}

@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { bytes, count, moment, seconds, words } from "../format.js";
 import { useLoaded, useMessages, useNews } from "../loading.js";
-import { Ago, Card, Empty, Facts, Loaded, NotFound, State, Table } from "../parts.js";
+import { Card, Empty, Facts, LastSeen, Loaded, NotFound, State, Table } from "../parts.js";
 import { place, useTitle } from "../routing.js";
 import { html, useState } from "../view.js";
 import { Doing, stateOf } from "./clients.js";
@@ -50,7 +50,7 @@ function Client({ client }) {
         ["Examples", `${count(client.example_count)} to train on, ${count(client.held_out_count)} held out`],
         ["Release", client.release],
         ["First seen", moment(client.first_seen_time)],
-        ["Last seen", client.is_connected ? "now" : html`<${Ago} time=${client.last_seen_time} /> (${moment(client.last_seen_time)})`],
+        ["Last seen", html`<${LastSeen} client=${client} />${!client.is_connected && ` (${moment(client.last_seen_time)})`}`],
       ]} /><//>
       <${Card} title="Learners it allows">${client.learners.length ? html`<ul class="chips">${client.learners.map((name) => html`<li key=${name}>${name}</li>`)}</ul>` : html`<${Empty} title="None are known." />`}<//>
       <${List} title="Latest contributions" columns=${CONTRIBUTIONS} rows=${client.contributions} none=${client.runs.some((run) => run.contributed) ? "It has contributed to none of the last rounds that asked it." : "It has contributed nothing yet."} />

@@ -3,7 +3,7 @@
 import { getPage } from "../api.js";
 import { capital, count, percent } from "../format.js";
 import { useLoaded, useMessages, useNews } from "../loading.js";
-import { Ago, Choice, Empty, Loaded, Pager, Progress, Search, State, Table } from "../parts.js";
+import { Choice, Empty, LastSeen, Loaded, Pager, Progress, Search, State, Table } from "../parts.js";
 import { amend, place, useTitle } from "../routing.js";
 import { html, useState } from "../view.js";
 
@@ -20,7 +20,7 @@ const COLUMNS = [
   { title: "Device", cell: (row) => row.device || "–" },
   { title: "Data", cell: (row) => row.data_kind || "–" },
   { title: "Examples", isNumber: true, cell: (row) => count(row.example_count) },
-  { title: "Last seen", cell: (row) => (row.is_connected ? "now" : html`<${Ago} time=${row.last_seen_time} />`) },
+  { title: "Last seen", cell: (row) => html`<${LastSeen} client=${row} />` },
 ];
 
 export function Doing({ client }) {

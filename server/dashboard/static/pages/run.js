@@ -56,14 +56,14 @@ function Now({ run }) {
       <p class="quiet small">${run.waiting && run.phase && `Round ${count(run.round_number + 1)}, ${run.phase} · `}<${Span} run=${run} /></p>
     </div>
     <div class="now-rounds">
-      <span class="number"><strong>${count(run.round_number)}</strong> of ${count(run.spec.rounds)} rounds</span>
+      <span class="number"><strong>${count(run.round_number)}</strong> of ${plural(run.spec.rounds, "round")}</span>
       <${Progress} label="Rounds committed" done=${run.round_number} of=${run.spec.rounds} />
     </div>
   </section>`;
 }
 
 function sentenceOf(run) {
-  if (run.state === "finished" && !run.reason) return `All ${plural(run.spec.rounds, "round")} are done`;
+  if (run.state === "finished" && !run.reason) return run.spec.rounds === 1 ? "The round is done" : `All ${count(run.spec.rounds)} rounds are done`;
   return capital(run.reason || run.status);
 }
 

@@ -3,7 +3,7 @@
 import { get, getPage } from "../api.js";
 import { bytes, count, seconds, words } from "../format.js";
 import { useLoaded, useNews } from "../loading.js";
-import { Card, Empty, Loaded, Pager, reasons, share, Table } from "../parts.js";
+import { Card, Empty, Loaded, Pager, reasons, Search, share, Table } from "../parts.js";
 import { place } from "../routing.js";
 import { html, useState } from "../view.js";
 import { isRoundOf } from "./run_charts.js";
@@ -21,15 +21,18 @@ const COLUMNS = [
 ];
 
 export function Participation({ run }) {
-  const [offset, setOffset] = useState(0);
-  const query = { offset, limit: LIMIT };
-  const loaded = useLoaded((signal) => getPage(`runs/${run.run_id}/participation`, query, signal), `${run.run_id}/${offset}`);
+  const [{ offset, search }, setQuery] = useState({ offset: 0, search: "" });
+  const query = { offset, search, limit: LIMIT };
+  const loaded = useLoaded((signal) => getPage(`runs/${run.run_id}/participation`, query, signal), JSON.stringify([run.run_id, query]));
   useNews(isRoundOf(run.run_id), loaded.reload);
-  return html`<${Card} title="Participation" wide>
+  const field = html`<${Search} label="Search by name or identity" value=${search} onChange=${(text) => setQuery({ offset: 0, search: text })} />`;
+  return html`<${Card} title="Participation" aside=${(search || loaded.data?.total > LIMIT) && field} wide>
     <${Loaded} from=${loaded} what="participation" lines=${5}>${({ items, total }) => items.length
       ? html`<${Table} caption="Participation of clients in this run" columns=${COLUMNS} rows=${items} keyOf=${(row) => row.client_id} />
-        <${Pager} what="clients of this run" offset=${offset} limit=${LIMIT} total=${total} onMove=${setOffset} />`
-      : html`<${Empty} title="Nobody has taken part yet."><p>Clients are listed once a round has asked them.</p><//>`}<//>
+        <${Pager} what="clients of this run" offset=${offset} limit=${LIMIT} total=${total} onMove=${(next) => setQuery({ offset: next, search })} />`
+      : search
+        ? html`<${Empty} title="No client of this run fits." />`
+        : html`<${Empty} title="Nobody has taken part yet."><p>Clients are listed once a round has asked them.</p><//>`}<//>
   <//>`;
 }
 
