@@ -4,6 +4,7 @@ The framework reads and parses a whole body before it looks at a route's depende
 port. Each of these is ASGI around the application and looks at headers and at the bytes that arrive, at nothing else.
 """
 
+import asyncio
 import ipaddress
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.attempts import MOST_FAILURES, Attempts
 from server.errors import StoreError, TokenError
+from server.metrics import SCRAPE_SECONDS
 from server.problems import problem
 from server.records import Role, TokenRecord
 from server.store import Store
@@ -78,13 +80,15 @@ class TokenGate:
             return None
         tokens: Sequence[TokenRecord] = ()
         is_store_up = True
+        # Metrics tell of a store that is away, and of nothing in it: whom it let in last they let in still.
+        known = self._known if scope["path"] == METRICS else None
         try:
-            tokens = await self._look()
-        except StoreError as error:
+            async with asyncio.timeout(None if known is None else SCRAPE_SECONDS):
+                tokens = await self._look()
+        except (StoreError, TimeoutError) as error:
             is_store_up = False
-            # Metrics tell of a store that is away, and of nothing in it: whom it let in last they let in still.
-            if scope["path"] == METRICS and self._known is not None:
-                tokens = self._known
+            if known is not None:
+                tokens = known
             elif is_protected:
                 return problem(503, "Store", str(error))
         if self._is_loopback and not tokens:

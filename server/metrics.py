@@ -3,6 +3,7 @@
 No label can grow without bound: there are no runs or clients among them, and no paths but those that the API has.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import cast, get_args
 
@@ -21,6 +22,8 @@ LAG_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 ROUTE_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 NO_ROUTE = "none"
 """Route of a request that none took: it was turned away before, or names a path that there is not."""
+SCRAPE_SECONDS = 2.0
+"""How long metrics wait for each answer of a store: Prometheus waits ten seconds for all of them."""
 
 
 class ProcessMetrics(Observer):
@@ -124,8 +127,9 @@ class Metrics(ProcessMetrics):
     async def look(self, store: Store, desk: Desk) -> None:
         """Take what is true now; of runs, nothing when the store does not answer."""
         try:
-            runs = await store.runs()
-        except StoreError:
+            async with asyncio.timeout(SCRAPE_SECONDS):
+                runs = await store.runs()
+        except (StoreError, TimeoutError):
             self._is_store_up.set(0)
             self._runs.clear()
         else:

@@ -1,5 +1,6 @@
 """What Prometheus reads of a real coordinator after a real run, and that the dashboard and the documentation name what there is."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +23,7 @@ from tests.hostile import Session, drawn_vector
 from tests.hostile import joined as joined_by_hand
 from tests.loopback import WAIT_SECONDS, everyone, run_in_state, serving, small_spec, until
 from tests.server.rest import calling, new_token, problem, stored_run
+from tests.server.store.redis_server import RedisServer
 from wire import federation_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +196,18 @@ async def test_store_that_does_not_even_answer_for_tokens_is_shown_to_whom_it_le
         async with calling(coordinator, "another") as stranger, calling(coordinator, token) as viewer:
             problem(await stranger.get(f"http://{coordinator.http_address}/metrics"), 401)
             problem(await viewer.get("/runs"), 503)
+
+
+async def test_store_that_hangs_is_told_before_prometheus_gives_up(tmp_path: Path, redis_server: RedisServer) -> None:
+    async with serving(tmp_path, store=redis_server.url) as coordinator:
+        token = await new_token(coordinator, Role.VIEWER)
+        assert value(samples(await read(coordinator, token)), "choral_store_up") == 1
+        with redis_server.hanging():
+            # Prometheus waits for no longer, unless it is told to.
+            async with asyncio.timeout(10.0):
+                found = samples(await read(coordinator, token))
+        assert value(found, "choral_store_up") == 0
+        assert value(samples(await read(coordinator, token)), "choral_store_up") == 1
 
 
 async def test_store_that_never_answered_for_tokens_lets_nobody_read_metrics(

@@ -2,10 +2,11 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 REDIS_SERVER = shutil.which("redis-server")
@@ -41,6 +42,16 @@ class RedisServer:
             self._process.kill()
             self._process.communicate(timeout=10)
             self._process = None
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Let it keep its connections and answer nothing while the context is open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     @property
     def log_path(self) -> Path:
