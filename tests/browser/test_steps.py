@@ -12,7 +12,7 @@ from playwright.async_api import Request, Route, expect
 from server.coordinator import Coordinator
 from server.records import EventRecord, RunState
 from tests.browser.dashboard import Dashboard, address_of, card
-from tests.browser.seeding import add_clients, add_run, store_in
+from tests.browser.seeding import CLIENT_IDS, add_clients, add_run, store_in
 from tests.loopback import serving
 from wire.secure import PrivacySpec, SecureAggregationSpec
 from wire.spec import EvaluateSpec
@@ -153,6 +153,17 @@ async def test_button_that_is_pressed_twice_clones_a_run_once(dashboard: Dashboa
     await expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("Nothing was changed.")
     assert len(asked) == 1
     await expect(page.get_by_role("button", name="Run again")).to_be_enabled()
+
+
+async def test_events_name_runs_and_clients(dashboard: Dashboard, coordinator: Coordinator) -> None:
+    event = EventRecord(time=1.0, kind="round_committed", run_id=RUN_ID, client_id=CLIENT_IDS[1], detail="round 2")
+    await coordinator.store.append_event(event)
+    page = await dashboard.open(address_of(coordinator), "system")
+    told = card(page, "Latest events").get_by_role("listitem").first
+    await expect(told).to_contain_text(f"Round committed · round 2 run-1 {RUN_ID} site-1 {CLIENT_IDS[1][:12]}")
+    # What has no name any more is told by its identity.
+    await coordinator.store.append_event(event.model_copy(update={"run_id": NO_RUN_ID, "client_id": "", "detail": ""}))
+    await expect(told).to_contain_text(f"Round committed {NO_RUN_ID}")
 
 
 async def test_model_card_that_cannot_be_saved_says_so(dashboard: Dashboard, coordinator: Coordinator) -> None:
