@@ -43,8 +43,8 @@ class HuggingFaceParameters(GradientParameters):
     lora: LoRAParameters | None = None
     """Train a low-rank correction only; `targets` are names of dense layers, such as query and value in a BERT and c_attn in a GPT-2."""
 
-    # They have one of their own.
-    needs_base = ()
+    # They have a base of their own, of which nothing can be drawn anew.
+    needs_base = ("reset",)
 
 
 class HuggingFaceClassifierParameters(HuggingFaceParameters):

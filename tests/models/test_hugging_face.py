@@ -223,6 +223,7 @@ def test_base_with_another_digest_is_refused_where_it_is_read(bases: Path) -> No
         ({"base": "gpt3"}, r"^Base gpt3: folder .* must hold a file gpt3\.safetensors or a folder gpt3, got neither\."),
         ({"base": "../gpt2"}, r"^Learner hf_causal_lm: base .* got '\.\./gpt2'\."),
         ({"base_sha256": "0"}, r"base_sha256 .*got '0'\."),
+        ({"reset": ["lm_head.*"]}, r"^Learner hf_causal_lm: reset must come with initialize_from, got none"),
         ({"window": 257}, r"^Base gpt2: window must be at most 256, got 257\.$"),
         ({"lora": {}}, r"^Base gpt2: lora\.targets must be among c_attn, c_fc, c_proj, lm_head, got 'query'\.$"),
     ],
