@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models import tasks
 from models.bases import BaseName, find_base
+from models.classifier import ClassifierParameters, MeasuresClasses
 from models.gradient import GradientLearner, GradientParameters
 from models.language import check_no_targets, check_windows, drawn, perplexity
 from models.learner import PADDING, Examples, SampleRequest
@@ -47,7 +48,7 @@ class HuggingFaceParameters(GradientParameters):
     needs_base = ("reset",)
 
 
-class HuggingFaceClassifierParameters(HuggingFaceParameters):
+class HuggingFaceClassifierParameters(HuggingFaceParameters, ClassifierParameters):
     """Parameters of the learner `hf_sequence_classifier`."""
 
     classes: int = Field(default=2, ge=2)
@@ -264,7 +265,7 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
         raise LearnerError(f"Base {self.parameters.base}: must have a token that begins or ends a text, got none.")
 
 
-class HuggingFaceSequenceClassifier(HuggingFaceLearner):
+class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
     """Any model of transformers on texts with classes."""
 
     task = "classify"
@@ -316,16 +317,16 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner):
 
     def batch_loss(self, batch: Examples) -> Tensor:
         """Classify the texts."""
-        return self.loss(self._classify(batch.inputs), batch.targets)
+        return self.loss(self.outputs(batch), batch.targets)
 
     def measure_batch(self, batch: Examples) -> Mapping[str, Tensor]:
         """Measure classes."""
-        outputs = self._classify(batch.inputs)
+        outputs = self.outputs(batch)
         return {"loss": self.loss(outputs, batch.targets), **self.measure(outputs, batch.targets)}
 
-    def _classify(self, inputs: Tensor) -> Tensor:
+    def outputs(self, batch: Examples) -> Tensor:
         """Return the logits of texts, (batch, classes)."""
-        texts = _texts(inputs)
+        texts = _texts(batch.inputs)
         if not self.parameters.features:
             return self.logits(self.padded(self.tokenizer(texts)["input_ids"]))
         logits: Tensor = self._module(torch.stack([self._features(text) for text in texts]))
