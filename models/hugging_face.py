@@ -136,6 +136,13 @@ class HuggingFaceLearner(GradientLearner):
             reason = " ".join(str(error).split())
             raise LearnerError(f"Base {self.parameters.base}: must have a tokenizer, got: {reason:.300}") from error
 
+    def _token(self, *kinds: str) -> int:
+        """Return the first of these special tokens, such as "eos", that the tokenizer has."""
+        for kind in kinds:
+            if (found := getattr(self.tokenizer, f"{kind}_token_id")) is not None:
+                return int(found)
+        raise LearnerError(f"Base {self.parameters.base}: tokenizer must have a token {' or '.join(kinds)}, got none.")
+
     def logits(self, tokens: Tensor) -> Tensor:
         """Run the network on int64 (batch, time) with `PADDING` at the end."""
         is_token = tokens != PADDING
@@ -259,10 +266,7 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
     @cached_property
     def _first(self) -> int:
         """The token before a text, from which its first one is predicted."""
-        for token in ("bos_token_id", "eos_token_id", "cls_token_id"):
-            if (found := getattr(self.tokenizer, token)) is not None:
-                return int(found)
-        raise LearnerError(f"Base {self.parameters.base}: must have a token that begins or ends a text, got none.")
+        return self._token("bos", "eos", "cls")
 
 
 class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
@@ -284,9 +288,12 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
 
     def headed(self, module: nn.Module) -> nn.Module:
         """Return the network, with a dense layer on its features if those are asked for."""
-        if not self.parameters.features:
-            return module
         config: Any = module.config
+        if not self.parameters.features:
+            if config.pad_token_id is None:
+                # Decoders classify by what they say at the last token that is no padding, and must know it.
+                config.pad_token_id = self._token("pad", "eos")
+            return module
         if config.is_encoder_decoder:
             raise LearnerError(
                 f"Base {self.parameters.base}: features must be of an encoder or a decoder, got a model of both."

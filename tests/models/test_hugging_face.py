@@ -127,6 +127,15 @@ def test_only_adapters_and_a_new_head_travel_and_the_base_stays_to_the_bit(
     assert all(any(torch.equal(tensor.flatten(), value) for value in values) for tensor in saved.values())
 
 
+def test_decoder_classifies_a_text_alike_alone_and_beside_a_longer_one() -> None:
+    learner: Any = built(**BERT | {"base": "gpt2"})
+    learner._rest(learner.init(7))
+    short, both = named_texts("To be!"), named_texts("To be!", "or not to be")
+    with torch.no_grad():
+        torch.testing.assert_close(learner.outputs(both)[:1], learner.outputs(short))
+        assert not torch.allclose(*learner.outputs(both))
+
+
 def test_adapted_model_starts_as_its_base() -> None:
     data = named_texts("To be, or not to be", "that is the question")
     plain, adapted = built(**GPT2), built(**GPT2, lora=LORA)
