@@ -163,6 +163,8 @@ def test_metrics_are_an_option_of_each_learner_of_classes_of_sequences(named: di
     found = learner.evaluate(learner.init(1), data).metrics
     with torch.no_grad():
         logits = learner.outputs_of(data)
+        one_by_one = torch.cat([learner.outputs(data.select(torch.tensor([row]))) for row in (0, 299)])
+    torch.testing.assert_close(logits[[0, 299]], one_by_one)
     true, odds = data.targets.numpy(), logits.double().softmax(1).numpy()
     assert found["accuracy"] == pytest.approx(accuracy_score(true, odds.argmax(1)))
     assert found["f1"] == pytest.approx(f1_score(true, odds.argmax(1), average="macro"), abs=1e-6)
