@@ -8,7 +8,7 @@ from typing import Any
 
 from choral.commands.zoo import described
 from models import MODELS
-from models.catalogue import described_parameters
+from models.catalogue import default_in_words, described_parameters
 from models.examples import FOLDER, example_of
 from models.gradient import GradientParameters
 from models.zoo import Model
@@ -105,7 +105,8 @@ def _section(name: str, model: Model) -> Iterator[str]:
 def _parameter_rows(parameters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "| parameter | type | default | meaning |\n| --- | --- | --- | --- |\n"
     for key, row in parameters.items():
-        yield f"| `{key}` | {_cell(row['type'])} | `{_cell(json.dumps(row['default']))}` | {_cell(row['meaning'])} |\n"
+        default = f"`{text}`" if (text := default_in_words(row)) else ""
+        yield f"| `{key}` | {_cell(row['type'])} | {_cell(default)} | {_cell(row['meaning'])} |\n"
 
 
 def _cell(text: str) -> str:

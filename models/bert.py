@@ -21,15 +21,16 @@ from torch.nn import functional
 
 from models import tasks
 from models.blocks import Block, BlockShape, initialise
-from models.gradient import GradientParameters
+from models.classifier import ClassifierParameters, MeasuresClasses
 from models.language import LanguageModel, check_no_targets, check_windows, own_draws
 from models.learner import PADDING, Examples
+from models.settings import refuse_unused
 
 CHOSEN = 0.15
 """Part of the places whose codes are to be guessed."""
 
 
-class BERTParameters(GradientParameters):
+class BERTParameters(ClassifierParameters):
     """Parameters of the learner `bert`."""
 
     vocabulary: int = Field(default=256, ge=2, le=1 << 20)
@@ -53,6 +54,8 @@ class BERTParameters(GradientParameters):
     def _heads_fit(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
+        if self.classes is None:
+            refuse_unused(self, "where classes are not given", "metrics")
         return self
 
 
@@ -127,7 +130,7 @@ class TextClassifier(nn.Module):
         return logits
 
 
-class BERT(LanguageModel):
+class BERT(MeasuresClasses, LanguageModel):
     """Encoder-only transformer: guesses masked codes, or classifies texts."""
 
     task = "guess masked characters, or classify"

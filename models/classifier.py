@@ -32,10 +32,23 @@ class ClassifierParameters(GradientParameters):
     """What an evaluation reports beside loss and accuracy, means over the classes; of all a client's held-out examples at once."""
 
 
-class Classifier(GradientLearner):
-    """Trains a module whose outputs are logits (batch, classes), on int64 classes (batch,)."""
+class MeasuresClasses(GradientLearner):
+    """Reports what the option `metrics` asks for of outputs that are logits (batch, classes)."""
 
     parameters: ClassifierParameters
+
+    @property
+    def whole_measures(self) -> Sequence[str]:
+        """What the option `metrics` asks for."""
+        return self.parameters.metrics
+
+    def measure_whole(self, data: Examples) -> Mapping[str, float]:
+        """Return what `metrics` asks for, without an AUROC where all examples are of one class."""
+        return class_measures(self.parameters.metrics, self.outputs_of(data), data.targets.cpu())
+
+
+class Classifier(MeasuresClasses):
+    """Trains a module whose outputs are logits (batch, classes), on int64 classes (batch,)."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy."""
@@ -58,15 +71,6 @@ class Classifier(GradientLearner):
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Accuracy."""
         return tasks.classification_measures(outputs, targets)
-
-    @property
-    def whole_measures(self) -> Sequence[str]:
-        """What the option `metrics` asks for."""
-        return self.parameters.metrics
-
-    def measure_whole(self, data: Examples) -> Mapping[str, float]:
-        """Return what `metrics` asks for, without an AUROC where all examples are of one class."""
-        return class_measures(self.parameters.metrics, self.outputs_of(data), data.targets.cpu())
 
 
 def class_measures(names: Sequence[ClassMeasure], outputs: Tensor, targets: Tensor) -> dict[str, float]:

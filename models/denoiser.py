@@ -32,6 +32,7 @@ from models.gradient import GradientLearner, GradientParameters
 from models.learner import Contribution, Examples, Report, SampleRequest
 from models.optimizers import ServerOptimizer
 from models.random_stream import RandomStream
+from models.settings import refuse_unused
 from wire.spec import LocalSpec
 from wire.tensors import State
 
@@ -69,6 +70,7 @@ class DenoiserParameters(GradientParameters):
                 f"inputs must be channels, height and width, both a multiple of {part} for a unet of "
                 f"{len(self.channels)} channels, got {self.inputs}"
             )
+        refuse_unused(self, f"where network is {self.network}", "hidden" if self.network == "unet" else "channels")
         return self
 
 

@@ -8,7 +8,8 @@ from wire.errors import SpecError
 from wire.spec import RunSpec, parse_spec
 
 FOLDER = Path(__file__).parent / "specs"
-_COMMAND = "# choral simulate models/specs/"
+_FOLDER = "models/specs/"
+_COMMAND = f"# choral simulate {_FOLDER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,20 @@ class LearnerExample:
     def command(self) -> str:
         """The command that runs it."""
         return self.text.partition("\n")[0].removeprefix("# ")
+
+    @property
+    def source(self) -> str:
+        """The data as it is found from any folder, where it came with the examples."""
+        return _from_anywhere(self.data)
+
+    def saved_as(self, path: str) -> str:
+        """Return the text as a file of that path is to have it, in any folder: its first line is the command that runs that file."""
+        words = [path if word.endswith(".yaml") else _from_anywhere(word) for word in shlex.split(self.command)]
+        return f"# {shlex.join(words)}\n" + self.text.partition("\n")[2]
+
+
+def _from_anywhere(word: str) -> str:
+    return word.replace(_FOLDER, f"{FOLDER}/")
 
 
 def example_of(name: str) -> LearnerExample:

@@ -266,7 +266,12 @@ class GradientLearner(ABC):
 
     def outputs_of(self, data: Examples) -> Tensor:
         """Return what the module puts out for all examples, float32 (examples, ...) on the CPU. For `measure_whole`."""
-        return torch.cat([self._module(batch.inputs).float().cpu() for batch in _evaluation_batches(data)])
+        return torch.cat([self.outputs(batch).float().cpu() for batch in _evaluation_batches(data)])
+
+    def outputs(self, batch: Examples) -> Tensor:
+        """Return what the module puts out for a batch. For `outputs_of`."""
+        outputs: Tensor = self._module(batch.inputs)
+        return outputs
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         is_wanted = self.parameters.precision == "bfloat16"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from models import tasks
 from models.bases import BaseName, find_base
+from models.classifier import ClassifierParameters, MeasuresClasses
 from models.gradient import GradientLearner, GradientParameters
 from models.language import check_no_targets, check_windows, drawn, perplexity
 from models.learner import PADDING, Examples, SampleRequest
@@ -43,11 +44,11 @@ class HuggingFaceParameters(GradientParameters):
     lora: LoRAParameters | None = None
     """Train a low-rank correction only; `targets` are names of dense layers, such as query and value in a BERT and c_attn in a GPT-2."""
 
-    # They have one of their own.
-    needs_base = ()
+    # They have a base of their own, of which nothing can be drawn anew.
+    needs_base = ("reset",)
 
 
-class HuggingFaceClassifierParameters(HuggingFaceParameters):
+class HuggingFaceClassifierParameters(HuggingFaceParameters, ClassifierParameters):
     """Parameters of the learner `hf_sequence_classifier`."""
 
     classes: int = Field(default=2, ge=2)
@@ -134,6 +135,13 @@ class HuggingFaceLearner(GradientLearner):
         except (OSError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise LearnerError(f"Base {self.parameters.base}: must have a tokenizer, got: {reason:.300}") from error
+
+    def _token(self, *kinds: str) -> int:
+        """Return the first of these special tokens, such as "eos", that the tokenizer has."""
+        for kind in kinds:
+            if (found := getattr(self.tokenizer, f"{kind}_token_id")) is not None:
+                return int(found)
+        raise LearnerError(f"Base {self.parameters.base}: tokenizer must have a token {' or '.join(kinds)}, got none.")
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Run the network on int64 (batch, time) with `PADDING` at the end."""
@@ -258,13 +266,10 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
     @cached_property
     def _first(self) -> int:
         """The token before a text, from which its first one is predicted."""
-        for token in ("bos_token_id", "eos_token_id", "cls_token_id"):
-            if (found := getattr(self.tokenizer, token)) is not None:
-                return int(found)
-        raise LearnerError(f"Base {self.parameters.base}: must have a token that begins or ends a text, got none.")
+        return self._token("bos", "eos", "cls")
 
 
-class HuggingFaceSequenceClassifier(HuggingFaceLearner):
+class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
     """Any model of transformers on texts with classes."""
 
     task = "classify"
@@ -283,9 +288,12 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner):
 
     def headed(self, module: nn.Module) -> nn.Module:
         """Return the network, with a dense layer on its features if those are asked for."""
-        if not self.parameters.features:
-            return module
         config: Any = module.config
+        if not self.parameters.features:
+            if config.pad_token_id is None:
+                # Decoders classify by what they say at the last token that is no padding, and must know it.
+                config.pad_token_id = self._token("pad", "eos")
+            return module
         if config.is_encoder_decoder:
             raise LearnerError(
                 f"Base {self.parameters.base}: features must be of an encoder or a decoder, got a model of both."
@@ -316,16 +324,16 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner):
 
     def batch_loss(self, batch: Examples) -> Tensor:
         """Classify the texts."""
-        return self.loss(self._classify(batch.inputs), batch.targets)
+        return self.loss(self.outputs(batch), batch.targets)
 
     def measure_batch(self, batch: Examples) -> Mapping[str, Tensor]:
         """Measure classes."""
-        outputs = self._classify(batch.inputs)
+        outputs = self.outputs(batch)
         return {"loss": self.loss(outputs, batch.targets), **self.measure(outputs, batch.targets)}
 
-    def _classify(self, inputs: Tensor) -> Tensor:
+    def outputs(self, batch: Examples) -> Tensor:
         """Return the logits of texts, (batch, classes)."""
-        texts = _texts(inputs)
+        texts = _texts(batch.inputs)
         if not self.parameters.features:
             return self.logits(self.padded(self.tokenizer(texts)["input_ids"]))
         logits: Tensor = self._module(torch.stack([self._features(text) for text in texts]))

@@ -28,7 +28,7 @@ class LoRAParameters(Strict):
     alpha: float = Field(default=8.0, gt=0)
     """The correction is multiplied by alpha / rank."""
     targets: list[str] = Field(default=["query", "value"], min_length=1)
-    """Layers that are adapted, by the last part of their names; for a base of transformers none are needed if peft knows its kind."""
+    """Layers that are adapted, by the last part of their names; in a GPT-2 of transformers c_attn does what query and value do."""
 
 
 class AdaptedLinear(nn.Module):

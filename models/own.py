@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,7 +22,7 @@ VARIABLE = "CHORAL_LEARNERS"
 GROUP = "choral.learners"
 """Group of entry points in which an installed package names learners."""
 
-_METHODS = ("init", "check", "fit", "apply", "evaluate", "contribution_layout")
+_METHODS = ("init", "check", "fit", "step_bytes", "apply", "evaluate", "contribution_layout")
 
 
 def add_own(text: str) -> str:
@@ -50,13 +50,18 @@ def own_learners() -> Mapping[str, type[Any]]:
     Raises:
         LearnerError: One of them cannot be loaded.
     """
-    found = {point.name: _checked(f"{point.value} of entry point {point.name}", point.load()) for point in _points()}
+    found = {point.name: _installed(point) for point in entry_points(group=GROUP)}
     return found | {name_of(learner.__name__): learner for learner in map(_load, _entries())}
 
 
 def site_names() -> list[str]:
     """Return the names of this site's learners, none of which is loaded."""
     return [name_of(entry.rpartition(":")[2]) for entry in _entries()]
+
+
+def path_of(name: str) -> str | None:
+    """Return PATH:CLASS of one of this site's learners, by its name in a spec; None for all others."""
+    return next((entry for entry in _entries() if name_of(entry.rpartition(":")[2]) == name), None)
 
 
 def name_of(class_name: str) -> str:
@@ -79,8 +84,13 @@ def parameters_of(learner: type[Any]) -> type[Strict]:
     return found
 
 
-def _points() -> list[Any]:
-    return list(entry_points(group=GROUP))
+def _installed(point: EntryPoint) -> type[Any]:
+    what = f"{point.name}, which an installed package has at {point.value}"
+    try:
+        found = point.load()
+    except Exception as error:
+        raise LearnerError(f"Learner {what}: must be importable, got {type(error).__name__}: {error}.") from error
+    return _checked(what, found)
 
 
 def _entries() -> list[str]:

@@ -33,11 +33,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import forecasts, tasks
+from models.classifier import ClassifierParameters, MeasuresClasses
 from models.errors import unsuited
-from models.gradient import GradientLearner, GradientParameters, Step
+from models.gradient import Step
 from models.language import drawn, perplexity, prompt_of
 from models.learner import PADDING, Examples, SampleRequest
 from models.sequences import check_sequences, check_series, lengths, padding, require
+from models.settings import refuse_unused
 from wire.errors import LearnerError
 from wire.spec import LocalSpec
 from wire.tensors import State
@@ -46,7 +48,7 @@ Hidden = Tensor | tuple[Tensor, Tensor]
 """What goes from step to step, (layers, batch, hidden): h, or the LSTM's h and c."""
 
 
-class RecurrentParameters(GradientParameters):
+class RecurrentParameters(ClassifierParameters):
     """Parameters of the learners `rnn`, `lstm` and `gru`."""
 
     task: Literal["next_character", "classify", "forecast"] = "next_character"
@@ -74,6 +76,12 @@ class RecurrentParameters(GradientParameters):
     def _agree(self) -> Self:
         if self.features and self.task == "next_character":
             raise ValueError(f"features must be 0 to predict the next character, got {self.features}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> Self:
+        if self.task != "classify":
+            refuse_unused(self, f"where task is {self.task}", "metrics")
         return self
 
     @property
@@ -115,7 +123,7 @@ class RecurrentNetwork(nn.Module):
         return self.dense(self.dropout(outputs)), hidden  # (batch, width)
 
 
-class Recurrent(GradientLearner):
+class Recurrent(MeasuresClasses):
     """A recurrent network on sequences of any length."""
 
     samples_text = True

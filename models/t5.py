@@ -29,6 +29,7 @@ from models.errors import unsuited
 from models.gradient import GradientParameters
 from models.language import LanguageModel, check_no_targets, check_windows, drawn, own_draws, perplexity, prompt_of
 from models.learner import PADDING, Examples, SampleRequest
+from models.settings import refuse_unused
 from models.spans import Spans
 from models.tasks import code_loss
 from wire.tensors import State
@@ -69,6 +70,8 @@ class T5Parameters(GradientParameters):
             raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
         if self.farthest <= self.buckets // 2:
             raise ValueError(f"farthest must be above half the buckets ({self.buckets // 2}), got {self.farthest}")
+        if self.task == "text":
+            refuse_unused(self, "where task is text", "noise", "span")
         return self
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import tasks
+from models.classifier import ClassifierParameters, MeasuresClasses
 from models.decoding import Carried
 from models.gradient import Step
 from models.learner import PADDING, Examples
@@ -28,7 +29,7 @@ from models.translation import Translation, TranslationParameters, Translator, s
 from wire.spec import LocalSpec
 
 
-class TransformerParameters(TranslationParameters):
+class TransformerParameters(TranslationParameters, ClassifierParameters):
     """Parameters of the learner `transformer`."""
 
     task: Literal["translate", "classify"] = "translate"
@@ -63,7 +64,7 @@ class TransformerParameters(TranslationParameters):
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
         if self.task == "translate":
-            refuse_unused(self, "where task is translate", "classes", "pooling")
+            refuse_unused(self, "where task is translate", "classes", "pooling", "metrics")
         else:
             decoding = "target_vocabulary", "longest", "beam_width", "length_power", "decoded"
             refuse_unused(self, "where task is classify", *decoding)
@@ -160,7 +161,7 @@ class EncoderDecoder(Translation):
         return logits, weights.mean(dim=1)
 
 
-class Transformer(Translator):
+class Transformer(Translator, MeasuresClasses):
     """Transformer: encoder and decoder, or an encoder that classifies."""
 
     name = "transformer"
@@ -218,9 +219,14 @@ class Transformer(Translator):
         """Return what every translator measures, or loss and accuracy of the classes."""
         if self._translates:
             return super().measure_batch(batch)
-        logits = self._module(trimmed(batch.inputs))
+        logits = self.outputs(batch)
         loss = tasks.classification_loss(logits, batch.targets)
         return {"loss": loss, **tasks.classification_measures(logits, batch.targets)}
+
+    def outputs(self, batch: Examples) -> Tensor:
+        """Return the logits of classes, (batch, classes)."""
+        logits: Tensor = self._module(trimmed(batch.inputs))
+        return logits
 
     def weigh(self, batch: Examples) -> int:
         """Return the number of outputs, or of examples that are classified."""

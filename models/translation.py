@@ -9,9 +9,10 @@ last output.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.decoding import Carried, Search, beam_search, greedy
@@ -19,6 +20,7 @@ from models.errors import unsuited
 from models.gradient import GradientLearner, GradientParameters
 from models.learner import PADDING, Examples
 from models.sequences import check_sequences, lengths
+from models.settings import refuse_unused
 from models.tasks import code_loss
 from wire.errors import LearnerError
 from wire.tensors import State
@@ -39,6 +41,12 @@ class TranslationParameters(GradientParameters):
     """Length normalisation of the beam: log-likelihoods are divided by the length to this power."""
     decoded: int = Field(default=256, ge=0, le=256)
     """How many of every 256 held-out examples are decoded for the error rate; 0: none, and no error rate."""
+
+    @model_validator(mode="after")
+    def _searches(self) -> Self:
+        if self.beam_width == 1:
+            refuse_unused(self, "where beam_width is 1", "length_power")
+        return self
 
 
 class Translation(nn.Module, ABC):

@@ -6,11 +6,14 @@ https://arxiv.org/abs/1706.03762
 """
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wire.validation import Strict
+
+_KINDS = {"final": ("linear", "cosine"), "decay": ("exponential", "step"), "every": ("step",)}
+"""What kinds of a schedule a key is for, where it is not for all."""
 
 
 class ScheduleSpec(Strict):
@@ -27,6 +30,14 @@ class ScheduleSpec(Strict):
     """Factor from one round, or step, to the next, of `exponential` and `step`."""
     every: int = Field(default=10, ge=1)
     """Rounds of one step, of `step`."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        for key, kinds in _KINDS.items():
+            # By its value: a spec that has been stored or sent names the defaults too.
+            if self.kind not in kinds and (value := getattr(self, key)) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} must be left out where kind is {self.kind}, got {value:g}")
+        return self
 
     def factor(self, round_number: int, round_count: int) -> float:
         """Return what the learning rate is multiplied by in a round, 1 to `round_count`; 0 to 1."""

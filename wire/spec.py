@@ -125,6 +125,8 @@ def _require_rate(part: Scheduled) -> Scheduled:
 
 
 def _all_examples(value: object) -> object:
+    if isinstance(value, str) and value != "all":
+        raise ValueError(f"must be a number of examples or 'all', got {shown(value)}")
     return MOST_EXAMPLES if value == "all" else value
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +17,9 @@ from choral.commands.own import Own, add_all
 from client.data import load, parse_source
 from client.device import choose_device
 from models import LearnerError, add_own, build_learner, learners
-from models.catalogue import about_learner, described_parameters, first_spec
+from models.catalogue import about_learner, default_in_words, described_parameters, first_spec
 from models.examples import example_of
+from models.own import path_of
 from models.zoo import MODELS, Model
 from wire.errors import ChoralError
 from wire.spec import RunSpec, read_spec
@@ -71,31 +73,29 @@ def show(name: Annotated[str, typer.Argument(help="A learner's name.")], own: Ow
     Example: choral models show cnn
     """
     add_all(own)
-    if (model := learners().get(name)) is None:
-        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(learners()))}, got {name!r}.")
+    model = _known(name)
     console = Console()
     console.print(f"[bold]{name}[/bold]: {escape(model.summary)}\n")
     console.print(escape(model.explanation), highlight=False, soft_wrap=True)
     table = Table("parameter", "type", "default", "meaning", expand=True)
     for parameter, row in described_parameters(model).items():
-        table.add_row(parameter, escape(row["type"]), escape(json.dumps(row["default"])), escape(row["meaning"]))
+        table.add_row(parameter, escape(row["type"]), escape(default_in_words(row)), escape(row["meaning"]))
     console.print(table)
     if size := step_bytes(name):
         console.print(f"Memory: a step of the spec below takes about {size:,} bytes beside the model and the data.\n")
-    if name in MODELS:
-        console.print("A spec to copy; its first line is the command that runs it:\n")
-        typer.echo(example_of(name).text)
+    console.print("A spec to copy, as run.yaml; its first line is the command that runs it:\n")
+    typer.echo(_spec_text(name))
 
 
 @app.command("spec")
-def spec(name: Annotated[str, typer.Argument(help="A learner of the zoo.")]) -> None:
-    """Print a spec that trains a learner of the zoo, to begin with.
+def spec(name: Annotated[str, typer.Argument(help="A learner's name.")], own: Own = None) -> None:
+    """Print a spec that trains a learner, to begin with.
 
     Example: choral models spec cnn > run.yaml
     """
-    if name not in MODELS:
-        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(MODELS))}, got {name!r}.")
-    typer.echo(example_of(name).text, nl=False)
+    add_all(own)
+    _known(name)
+    typer.echo(_spec_text(name), nl=False)
 
 
 @app.command("check")
@@ -121,7 +121,7 @@ def check(
     example = example_of(name) if name in MODELS else None
     first = first_spec(name)
     checked = read_spec(spec_path) if spec_path else first
-    case = case_of(checked, data or (example.data if example else "digits"), choose_device(device))
+    case = case_of(checked, data or (example.source if example else "digits"), choose_device(device))
     if case.spec.learner.name != name:
         raise LearnerError(f"Spec {spec_path}: learner must be {name}, got {case.spec.learner.name}.")
     for quiet in ("client", "server"):
@@ -145,9 +145,8 @@ def check(
 
 def described(name: str, model: Model) -> dict[str, Any]:
     """Return what `choral models --json` says of a learner, but for the memory of a step."""
-    example = example_of(name).spec if name in MODELS else None
     about = asdict(about_learner(name, model))
-    vectorized = ["vectorized"] if example and not _against(example) else []
+    vectorized = [] if _against(first_spec(name)) else ["vectorized"]
     return {**about, "engines": ["serial", "processes", "ray", *vectorized], "parameters": described_parameters(model)}
 
 
@@ -157,9 +156,27 @@ def step_bytes(name: str) -> int:
         return 0
     example = example_of(name)
     try:
-        return build_learner(example.spec.learner).step_bytes(load(parse_source(example.data)), example.spec.local)
+        return build_learner(example.spec.learner).step_bytes(load(parse_source(example.source)), example.spec.local)
     except (ChoralError, ImportError):
         return 0
+
+
+def _known(name: str) -> Model:
+    if (model := (known := learners()).get(name)) is None:
+        raise LearnerError(f"Learner: name must be one of {', '.join(sorted(known))}, got {name!r}.")
+    return model
+
+
+def _spec_text(name: str) -> str:
+    """Return a spec to save as run.yaml anywhere; its first line runs it there."""
+    if name in MODELS:
+        return example_of(name).saved_as("run.yaml")
+    parts = first_spec(name).model_dump(mode="json", exclude_unset=True)
+    source = path_of(name)
+    command = ["choral", "simulate", "run.yaml", *(["--learner", source] if source else [])]
+    first = f"# {shlex.join([*command, '--data', 'digits', '--clients', '2'])}\n# Take data that suits it.\n"
+    # JSON is YAML too.
+    return first + "".join(f"{key}: {json.dumps(value)}\n" for key, value in parts.items())
 
 
 def _against(spec: RunSpec) -> str:

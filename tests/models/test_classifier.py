@@ -4,14 +4,15 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import MODELS, Examples, LearnerError, build_learner
+from models import MODELS, PADDING, Examples, LearnerError, build_learner
 from models.classifier import Classifier, ClassifierParameters, ClassMeasure
 from models.gradient import GradientLearner
 from wire.spec import Named
@@ -138,6 +139,49 @@ def test_metrics_are_an_option_of_each_learner_of_classes(name: str, images: Exa
     assert set(found) == {"loss", "accuracy", "auroc"}
     assert 0 < found["auroc"] < 1
     assert learner.evaluate(learner.init(1), some.select(torch.arange(0))).metrics == {}
+
+
+@pytest.mark.usefixtures("bases")
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"name": "gru", "task": "classify", "hidden": 8},
+        {"name": "transformer", "task": "classify", "width": 8, "feed_forward": 8, "layers": 1},
+        {"name": "bert", "width": 8, "layers": 1},
+        {"name": "hf_sequence_classifier", "base": "all-minilm-l6-v2"},
+        {"name": "hf_sequence_classifier", "base": "all-minilm-l6-v2", "features": True},
+    ],
+    ids=lambda named: "-".join(map(str, named.values())),
+)
+def test_metrics_are_an_option_of_each_learner_of_classes_of_sequences(named: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(97, 123, (300, 6), generator=generator)
+    codes[:150, 4:] = PADDING
+    data = Examples(codes, torch.randint(3, (300,), generator=generator))
+    learner: Any = build_learner(Named(**named, classes=3, metrics=["f1", "auroc"]))
+    learner.check(data)
+    found = learner.evaluate(learner.init(1), data).metrics
+    with torch.no_grad():
+        logits = learner.outputs_of(data)
+        one_by_one = torch.cat([learner.outputs(data.select(torch.tensor([row]))) for row in (0, 299)])
+    torch.testing.assert_close(logits[[0, 299]], one_by_one)
+    true, odds = data.targets.numpy(), logits.double().softmax(1).numpy()
+    assert found["accuracy"] == pytest.approx(accuracy_score(true, odds.argmax(1)))
+    assert found["f1"] == pytest.approx(f1_score(true, odds.argmax(1), average="macro"), abs=1e-6)
+    assert found["auroc"] == pytest.approx(roc_auc_score(true, odds, average="macro", multi_class="ovr"), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("named", "where"),
+    [
+        ({"name": "lstm"}, "where task is next_character"),
+        ({"name": "transformer"}, "where task is translate"),
+        ({"name": "bert"}, "where classes are not given"),
+    ],
+)
+def test_metrics_of_classes_where_there_are_none_are_refused(named: dict[str, Any], where: str) -> None:
+    with pytest.raises(LearnerError, match=rf"metrics must be left out {where}, got \['f1'\]\.$"):
+        build_learner(Named(**named, metrics=["f1"]))
 
 
 def test_metrics_that_nobody_measures_are_refused() -> None:

@@ -31,6 +31,8 @@ VARIANTS = {
     "hf-classifier-lora": Named(
         name="hf_sequence_classifier", base="all-minilm-l6-v2", classes=12, lora={"rank": 8, "alpha": 16}
     ),
+    "hf-classifier-decoder": Named(name="hf_sequence_classifier", base="gpt2-comedies", classes=12),
+    "hf-causal-whole": Named(name="hf_causal_lm", base="gpt2-comedies"),
     "ddpm-unet": Named(name="ddpm", network="unet", channels=[8, 16], steps=20, schedule="cosine"),
 }
 """Options that change how a learner trains, by a name of their own."""

@@ -127,6 +127,15 @@ def test_only_adapters_and_a_new_head_travel_and_the_base_stays_to_the_bit(
     assert all(any(torch.equal(tensor.flatten(), value) for value in values) for tensor in saved.values())
 
 
+def test_decoder_classifies_a_text_alike_alone_and_beside_a_longer_one() -> None:
+    learner: Any = built(**BERT | {"base": "gpt2"})
+    learner._rest(learner.init(7))
+    short, both = named_texts("To be!"), named_texts("To be!", "or not to be")
+    with torch.no_grad():
+        torch.testing.assert_close(learner.outputs(both)[:1], learner.outputs(short))
+        assert not torch.allclose(*learner.outputs(both))
+
+
 def test_adapted_model_starts_as_its_base() -> None:
     data = named_texts("To be, or not to be", "that is the question")
     plain, adapted = built(**GPT2), built(**GPT2, lora=LORA)
@@ -223,6 +232,7 @@ def test_base_with_another_digest_is_refused_where_it_is_read(bases: Path) -> No
         ({"base": "gpt3"}, r"^Base gpt3: folder .* must hold a file gpt3\.safetensors or a folder gpt3, got neither\."),
         ({"base": "../gpt2"}, r"^Learner hf_causal_lm: base .* got '\.\./gpt2'\."),
         ({"base_sha256": "0"}, r"base_sha256 .*got '0'\."),
+        ({"reset": ["lm_head.*"]}, r"^Learner hf_causal_lm: reset must come with initialize_from, got none"),
         ({"window": 257}, r"^Base gpt2: window must be at most 256, got 257\.$"),
         ({"lora": {}}, r"^Base gpt2: lora\.targets must be among c_attn, c_fc, c_proj, lm_head, got 'query'\.$"),
     ],

@@ -72,7 +72,8 @@ def test_add_own_what_is_no_learner_is_refused(tmp_path: Path, text: str, name: 
 
 def test_add_own_without_parameters_is_refused(tmp_path: Path) -> None:
     methods = "\n".join(
-        f"    {name} = None" for name in ("init", "check", "fit", "apply", "evaluate", "contribution_layout")
+        f"    {name} = None"
+        for name in ("init", "check", "fit", "step_bytes", "apply", "evaluate", "contribution_layout")
     )
     path = written(tmp_path, f"class Mine:\n    '''Mine.'''\n{methods}")
     with pytest.raises(LearnerError, match="attribute `parameters` must be annotated with a subclass of"):
@@ -84,6 +85,42 @@ def test_add_own_of_a_missing_file_or_a_path_with_a_comma_is_refused(tmp_path: P
         add_own(f"{tmp_path}/absent.py:Mine")
     with pytest.raises(LearnerError, match="the path must have no comma"):
         add_own(f"{tmp_path}/a,b.py:Mine")
+
+
+def install(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install a package that has a learner, named `installed`, at `value`."""
+    (folder / "installed_learner.py").write_text(MINE.format(name="Installed"))
+    about = folder / "installed_learner-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: installed-learner\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[choral.learners]\ninstalled = {value}\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_learner_of_an_installed_package_is_known_without_being_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "installed_learner:Installed", monkeypatch)
+    assert learners()["installed"].summary == "A perceptron of mine."
+    assert build_learner(Named(name="installed", hidden=[3])).init(0)["1.weight"].shape == (3, 64)
+    assert own_learners()["installed"].__module__ == "installed_learner"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_package:Mine", r"must be importable, got ModuleNotFoundError: No module named 'no_such_package'\.$"),
+        ("installed_learner:Mine", r"must be importable, got AttributeError: .*Mine"),
+        ("installed_learner:MLPParameters", r"must have init, check, fit"),
+    ],
+)
+def test_learner_of_an_installed_package_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    install(tmp_path, value, monkeypatch)
+    with pytest.raises(LearnerError, match=f"^Learner installed, which an installed package has at {value}: {message}"):
+        learners()
+    build_learner(Named(name="mlp"))
 
 
 def test_own_learner_with_a_name_of_the_zoo_is_refused(tmp_path: Path) -> None:

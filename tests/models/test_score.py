@@ -124,7 +124,7 @@ def test_draws_of_the_best_network_have_the_moments_of_the_data() -> None:
 
 @pytest.mark.parametrize("network", ["mlp", "unet"])
 def test_networks_learn_and_sample(images: Examples, network: str) -> None:
-    learner = made(network=network, channels=[8, 16], langevin_steps=3)
+    learner = made(network=network, langevin_steps=3, **({"channels": [8, 16]} if network == "unet" else {}))
     assert isinstance(learner, Sampler)
     data, held_out = images.select(torch.arange(400)), images.select(torch.arange(1400, 1600))
     before = learner.evaluate(learner.init(5), held_out).metrics["loss"]

@@ -41,6 +41,22 @@ def test_factor_of_a_run_of_one_round_is_full(kind: str) -> None:
     assert factors(1, kind=kind) == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "key"),
+    [
+        ({"kind": "constant", "final": 0.5}, "final"),
+        ({"kind": "cosine", "decay": 0.5}, "decay"),
+        ({"kind": "inverse_root", "every": 5}, "every"),
+        ({"kind": "exponential", "every": 5}, "every"),
+        ({"kind": "step", "final": 0.5}, "final"),
+    ],
+)
+def test_key_of_another_kind_is_refused(schedule: dict[str, Any], key: str) -> None:
+    message = f"local.schedule: {key} must be left out where kind is {schedule['kind']}, got {schedule[key]}\\.$"
+    with pytest.raises(SpecError, match=message):
+        spec(local={"optimizer": {"name": "sgd", "learning_rate": 1.0}, "schedule": schedule})
+
+
 def spec(**parts: Any) -> RunSpec:
     return validate_spec({"name": "a", "learner": {"name": "mlp"}, "rounds": 5, "cohort": {"size": 2}, **parts})
 
@@ -81,5 +97,5 @@ def test_schedule_of_another_kind_is_refused() -> None:
 def test_batch_size_all_is_every_example() -> None:
     run = parse_spec("{name: a, learner: {name: mlp}, rounds: 1, cohort: {size: 1}, local: {batch_size: all}}")
     assert run.local.batch_size == 1_000_000
-    with pytest.raises(SpecError, match=r"local\.batch_size must be a valid integer, got 'most'\."):
+    with pytest.raises(SpecError, match=r"local\.batch_size: must be a number of examples or 'all', got 'most'\."):
         spec(local={"batch_size": "most"})

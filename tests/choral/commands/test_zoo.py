@@ -3,6 +3,7 @@
 import json
 import multiprocessing.forkserver
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_models_as_json_lists_every_learner_with_its_parameters(choral: Choral) 
     for name, model in MODELS.items():
         assert listed[name]["summary"] == model.summary
         assert "" not in (listed[name]["task"], listed[name]["data"])
-        assert listed[name]["parameters"].keys() == model.parameters.model_fields.keys()
+        assert {key.partition(".")[0] for key in listed[name]["parameters"]} == model.parameters.model_fields.keys()
         for parameter in listed[name]["parameters"].values():
             assert parameter.keys() == {"type", "default", "meaning"}
             assert parameter["meaning"]
@@ -73,7 +74,7 @@ def test_models_as_json_lists_every_learner_with_its_parameters(choral: Choral) 
     assert "vectorized" in listed["mlp"]["engines"]
     assert "vectorized" not in listed["lstm"]["engines"]
     assert listed["mlp"]["parameters"]["hidden"] == {
-        "type": "list of integer, at least 1",
+        "type": "list of 0 to 64, each integer, at least 1",
         "default": [64],
         "meaning": MODELS["mlp"].parameters.model_fields["hidden"].description,
     }
@@ -100,9 +101,10 @@ def test_models_show_prints_what_it_is_its_parameters_and_a_spec(choral: Choral,
     assert outcome.code == 0
     assert set(MODELS[name].parameters.model_fields) <= set(outcome.out.replace("│", " ").split())
     assert MODELS[name].explanation.splitlines()[0] in outcome.out
-    assert example_of(name).text in outcome.out
     assert "Memory: a step of the spec below takes about" in outcome.out
-    assert choral("models", "spec", name).out == example_of(name).text
+    spec = choral("models", "spec", name).out
+    assert spec in outcome.out
+    assert spec.partition("\n")[2] == example_of(name).text.partition("\n")[2]
 
 
 @pytest.mark.parametrize("command", ["show", "spec"])
@@ -111,10 +113,66 @@ def test_models_of_an_unknown_learner_names_those_that_there_are(choral: Choral,
     assert re.fullmatch(r"Learner: name must be one of .*, got 'mpl'\.", sentence(outcome))
 
 
+def runs_by_its_first_line(choral: Choral, spec: str, folder: Path) -> Path:
+    """Save a spec in a folder, of one round where it needs no more, run its first line there, and return the model."""
+    first, rest = spec.split("\n", 1)
+    rounds = getattr(build_learner(parse_spec(spec).learner, "meta"), "fewest_rounds", 1)
+    (folder / "run.yaml").write_text(re.sub(r"(?m)^rounds: .*$", f"rounds: {rounds}", rest))
+    words = shlex.split(first.removeprefix("# "))
+    assert words[:3] == ["choral", "simulate", "run.yaml"]
+    outcome = choral(*words[1:])
+    assert outcome.code == 0, outcome.err
+    return folder / "simulated" / "model.safetensors"
+
+
+@pytest.mark.usefixtures("bases")
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("mlp", "bayesian_network") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+)
+def test_spec_to_copy_runs_by_its_first_line_in_any_folder(
+    choral: Choral, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert runs_by_its_first_line(choral, choral("models", "spec", name).out, tmp_path).is_file()
+
+
+def test_spec_of_a_learner_of_ones_own_runs_by_its_first_line(
+    choral: Choral, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = choral("models", "spec", "my_own", "--learner", own).out
+    assert spec in choral("models", "show", "my_own", "--learner", own).out
+    assert runs_by_its_first_line(choral, spec, tmp_path).is_file()
+
+
+def test_models_lists_a_learner_of_ones_own_with_the_engines_that_train_it(choral: Choral, own: str) -> None:
+    listed = json.loads(choral("models", "--json", "--learner", own).out)["my_own"]
+    assert listed["summary"] == "Softmax regression on pixels."
+    assert listed["parameter_count"] == 650
+    assert listed["engines"] == ["serial", "processes", "ray", "vectorized"]
+
+
 def test_models_check_of_a_learner_of_ones_own_passes(choral: Choral, own: str) -> None:
     outcome = choral("models", "check", own)
     assert outcome.code == 0, outcome.err
     assert outcome.lines[-1].startswith("my_own: 12 of 12 checks passed")
+
+
+def test_models_check_of_a_learner_of_an_installed_package_passes(
+    choral: Choral, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORAL_LEARNERS", "")
+    (tmp_path / "installed_own.py").write_text(OWN)
+    about = tmp_path / "installed_own-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: installed-own\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[choral.learners]\ninstalled_own = installed_own:MyOwn\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = choral("models", "check", "installed_own")
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert outcome.lines[-1].startswith("installed_own: 12 of 12 checks passed")
+    assert "installed_own" in choral("models").out
 
 
 def test_models_check_that_fails_says_which_rule_and_ends_with_an_error(choral: Choral, own: str) -> None:
