@@ -70,6 +70,8 @@ make_base() {
     docker image inspect "$1" > /dev/null 2>&1 && return
     debootstrap --variant=minbase --include="$2" bookworm "$scratch/base" > "$scratch/debootstrap.log" || { tail -n 5 "$scratch/debootstrap.log" >&2; return 1; }
     rm -rf "$scratch"/base/var/cache/apt/archives/*.deb "$scratch"/base/var/lib/apt/lists/*
+    # As Docker's own image of Python has one, which ours must not.
+    printf '#!/bin/sh\n' | install -m 755 /dev/stdin "$scratch/base/usr/local/bin/pip3"
     tar --create --directory "$scratch/base" . | docker import --change "$3" - "$1" > /dev/null || return 1
     rm -rf "$scratch/base"
 }
@@ -192,7 +194,7 @@ lives_on() {
     goes_on
 
     # certify COMMANDS: before certificates are made, in the authority's folder.
-    names="--host coordinator --host localhost --host 127.0.0.1 --client site-0 --client site-1 --client site-2"
+    names="\$HOSTS --client site-0 --client site-1 --client site-2"
     certify() {
         compose run --rm -T certificates "cd /certificates/authority; $1; choral certificates /certificates $names > /dev/null" > "$scratch/run.log" 2>&1 \
             || { cat "$scratch/run.log" >&2; fail "certificates"; }
@@ -267,7 +269,7 @@ say "an API replica shows the run while the coordinator is away"
 # --- an edge machine, by the one line of README.md -----------------------------------------------------------------------------------------
 
 compose run --rm -T certificates \
-    'choral certificates /certificates --host coordinator --host localhost --host 127.0.0.1 --client edge-1 > /dev/null
+    'choral certificates /certificates $HOSTS --client edge-1 > /dev/null
      tar --create --directory /certificates/clients authority.pem edge-1.pem edge-1-key.pem' > "$scratch/edge-1.tar" 2> "$scratch/run.log" \
     || { cat "$scratch/run.log" >&2; fail "a certificate for an edge machine"; }
 mkdir "$scratch/edge"

@@ -167,7 +167,7 @@ def _pairs(folder: Path, wanted: Wanted) -> list[_Pair]:
             "Certificates: the coordinator must have at least one --host to be reached by, got none."
         )
     coordinator, clients = folder / "coordinator", folder / "clients"
-    hosts = tuple(map(_general_name, wanted.hosts))
+    hosts = tuple(dict.fromkeys(map(_general_name, wanted.hosts)))
     pairs = [
         _Pair(
             coordinator / "certificate.pem",

@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 
 from server.gate import OPEN_PATHS
-from tests.deploy.manifests import helm, read_yaml
+from tests.deploy.manifests import CHART, helm, read_yaml
 
 MLFLOW = {"ports": [{"port": 5000, "protocol": "TCP"}], "to": [{"podSelector": {"matchLabels": {"app": "mlflow"}}}]}
 INGRESS = {
@@ -51,6 +51,23 @@ def text_of(values: str) -> str:
     done = helm(values)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_values_are_those_of_the_schema() -> None:
+    def names(schema: dict[str, Any]) -> Any:
+        schema = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        return {key: names(part) for key, part in schema.get("properties", {}).items()}
+
+    def keys(values: Any, known: Any) -> Any:
+        return {key: keys(part, known.get(key, {})) for key, part in values.items()} if known else {}
+
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    definitions = schema["definitions"]
+    wanted = names(schema)
+    # What Helm itself knows; and a setting of one ingress alone.
+    del wanted["global"], wanted["ingress"]["grpc"]["tlsSecretName"]
+    (values,) = read_yaml((CHART / "values.yaml").read_text(encoding="utf-8"))
+    assert keys(values, wanted) == wanted
 
 
 def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
@@ -189,6 +206,14 @@ def test_ingress_leads_to_both_ports() -> None:
         pytest.param({"redis": {"enabled": False}}, "redis.externalSecretName must name a secret", id="no-redis"),
         pytest.param({"tls": {"secretName": ""}}, "secretName", id="no-certificates"),
         pytest.param({"replicas": 2}, "replicas", id="unknown-value"),
+        pytest.param({"redis": {"externalSecretName": "store"}}, "redis.enabled must be false", id="two-stores"),
+        pytest.param(
+            {"ingress": {name: {"enabled": True, "host": "fed.example.org"} for name in ("grpc", "http")}},
+            "ingress.http.host must be another one",
+            id="one-host-for-both",
+        ),
+        pytest.param({"ingress": {"proxies": ["*"]}}, "proxies", id="everybody-is-believed"),
+        pytest.param({"redis": {"persistence": {"size": "2 GB"}}}, "size", id="no-size"),
     ],
 )
 def test_values_that_cannot_work_are_refused(values: dict[str, Any], message: str) -> None:

@@ -106,8 +106,31 @@ def test_ports_are_published_on_loopback_alone() -> None:
     ports = {name: service["ports"] for name, service in services().items() if "ports" in service}
     assert set(ports) == {"coordinator", "api"}
     published = [port for found in ports.values() for port in found]
-    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert all(port.startswith("${CHORAL_BIND:-127.0.0.1}:") for port in published)
     assert len({port.rpartition(":")[0] for port in published}) == len(published)
+
+
+def test_edge_machines_are_let_in_by_two_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("docker-compose") is None:
+        pytest.skip("docker-compose is not installed: apt-get install docker-compose")
+    names, bound = [], []
+    for settings in ({}, {"CHORAL_HOST": "fed.example.org", "CHORAL_BIND": "192.0.2.7"}):
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        command = ["docker-compose", "--file", str(COMPOSE), "config"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+        (document,) = read_yaml(done.stdout)
+        names.append(set(document["services"]["certificates"]["environment"]["HOSTS"].split(" --host ")))
+        bound.append({port.partition(":")[0] for port in document["services"]["coordinator"]["ports"]})
+    assert names[1] - names[0] == {"fed.example.org"}
+    assert bound == [{"127.0.0.1"}, {"192.0.2.7"}]
+
+
+def test_torch_for_a_gpu_is_the_same_build_everywhere() -> None:
+    texts = [(ROOT / "deploy" / name).read_text(encoding="utf-8") for name in ("README.md", "Dockerfile")]
+    builds = [set(re.findall(r"whl/(cu\d+)", text)) for text in (GPU.read_text(encoding="utf-8"), *texts)]
+    assert len(builds[0]) == 1
+    assert builds[0] == builds[1] == builds[2]
 
 
 def test_only_coordinator_and_its_tools_reach_redis() -> None:
@@ -137,7 +160,7 @@ def test_keys_lie_only_where_they_are_needed() -> None:
 def test_no_secret_stands_in_the_files() -> None:
     for service in services().values():
         for name in service.get("environment", {}):
-            assert name in {"CHORAL_STORE", "CHORAL_URL", "CHORAL_TLS_CA", "FORWARDED_ALLOW_IPS"}
+            assert name in {"CHORAL_STORE", "CHORAL_URL", "CHORAL_TLS_CA", "FORWARDED_ALLOW_IPS", "HOSTS"}
         assert "redis://" not in json.dumps([service.get("environment"), service.get("healthcheck")])
 
 

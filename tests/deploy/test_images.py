@@ -1,6 +1,7 @@
 """The Dockerfile's rules, what goes into the images, and the check of what is in them."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -90,6 +91,25 @@ def test_every_package_of_the_images_is_pinned_within_what_is_tested() -> None:
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#") and (tested := Requirement(line)).name in pins:
             assert pins[tested.name] in tested.specifier
+
+
+@pytest.mark.parametrize(
+    ("index", "no_index", "status"),
+    [
+        pytest.param("https://download.pytorch.org/whl/cpu", "", 0, id="the-one-that-was-asked-for"),
+        pytest.param("https://download.pytorch.org/whl/cu130", "", 1, id="another-one"),
+        pytest.param("https://download.pytorch.org/whl/cu130", "1", 0, id="of-a-folder"),
+        pytest.param("", "", 0, id="any"),
+    ],
+)
+def test_build_ends_when_torch_is_of_another_index(tmp_path: Path, index: str, no_index: str, status: int) -> None:
+    (found,) = re.findall(r"case .* esac", "\n".join(stages()["packages"]))
+    (tmp_path / "lib/python3.11/site-packages/torch-2.13.0+cpu.dist-info").mkdir(parents=True)
+    command = ["sh", "-euc", found.replace("/opt/learning", str(tmp_path))]
+    settings = {"TORCH_INDEX": index, "PIP_NO_INDEX": no_index}
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert (f"{index} must have the torch of deploy/pins.txt" in done.stderr) is bool(status)
 
 
 def contents(root: Path) -> list[str]:

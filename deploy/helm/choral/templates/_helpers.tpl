@@ -21,7 +21,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* The secret with the address of the store, its password in it. */}}
 {{- define "choral.storeSecret" -}}
-{{- if .Values.redis.enabled -}}
+{{- if and .Values.redis.enabled .Values.redis.externalSecretName -}}
+{{ fail "redis.enabled must be false when redis.externalSecretName names another one." }}
+{{- else if .Values.redis.enabled -}}
 {{ include "choral.name" . }}-redis
 {{- else -}}
 {{ required "redis.externalSecretName must name a secret with the key store when redis.enabled is false." .Values.redis.externalSecretName }}
