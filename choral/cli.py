@@ -44,7 +44,7 @@ def _lack_torch() -> None:
 app.command("serve")(serve.serve)
 app.command("api")(api.api)
 if HAS_TORCH:
-    from choral.commands import attention, demo, join, maps, partition, query, sample, simulate, zoo
+    from choral.commands import attention, demo, encode, join, maps, partition, query, sample, simulate, zoo
 
     app.command("demo")(demo.demo)
     app.command("join")(join.join)
@@ -53,12 +53,13 @@ if HAS_TORCH:
     app.add_typer(zoo.app, name="models")
     app.command("sample")(sample.sample)
     app.command("query")(query.query)
+    app.command("encode")(encode.encode)
     app.command("maps")(maps.maps)
     app.command("attention")(attention.attention)
 else:
     # They cannot even be imported, and say what to install whatever they are given.
     _anything = {"allow_extra_args": True, "ignore_unknown_options": True}
-    for _name in ("demo", "join", "simulate", "partition", "models", "sample", "query", "maps", "attention"):
+    for _name in ("demo", "join", "simulate", "partition", "models", "sample", "query", "encode", "maps", "attention"):
         app.command(_name, help="Needs torch.", add_help_option=False, context_settings=_anything)(_lack_torch)
 app.add_typer(enroll.app, name="enroll")
 app.command("certificates")(certificates.certificates)

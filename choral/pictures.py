@@ -64,18 +64,19 @@ def draw_maps(path: Path, image: Tensor, maps: Mapping[str, Tensor], title: str)
             bar.ax.tick_params(colors=INK, labelsize=7)
 
 
-def draw_samples(path: Path, images: Tensor, title: str) -> None:
+def draw_samples(path: Path, images: Tensor, title: str, columns: int | None = None) -> None:
     """Draw images side by side.
 
     Args:
         path: A .png, .svg or .pdf file to write.
         images: float32 (count, channels, height, width), 0 to 1, of 1 or 3 channels.
         title: Above the picture.
+        columns: Images in a row. Default: as many as rows, at most 16.
 
     Raises:
         PictureError: The name ends otherwise, or the file cannot be written.
     """
-    columns = min(COLUMNS, math.ceil(math.sqrt(len(images))))
+    columns = columns or min(COLUMNS, math.ceil(math.sqrt(len(images))))
     planes = [mosaic(plane.numpy(), columns) for plane in images.unbind(1)]
     pixels = np.stack(planes, axis=-1)  # (height, width, channels)
     shown = pixels[:, :, 0] if pixels.shape[2] == 1 else np.nan_to_num(pixels, nan=1.0)

@@ -6,9 +6,10 @@ What the code is good for:
 
     reduction   c is x in fewer dimensions. Without hidden layers f and g are affine, and no training brings the error below that of as many
                 principal components; hidden layers do
-    features    `encode` gives c to a smaller model, such as a linear one, which then needs few labels
+    features    c is given to a smaller model, such as a linear one, which then needs few labels: `choral encode` writes it
     denoising   with `noise`, x' is x without the noise that f has seen
-    anomalies   trained on normal examples alone, x' is far from an x of a kind that was never seen: the error is a score
+    anomalies   trained on normal examples alone, x' is far from an x of a kind that was never seen: the error is a score, which
+                `choral encode` writes beside c
 
 Source: Hinton and Salakhutdinov, "Reducing the dimensionality of data with neural networks", Science 313, 2006 (reduction, features),
 https://doi.org/10.1126/science.1127647; Baldi and Hornik, "Neural networks and principal component analysis", Neural Networks 2, 1989,
@@ -18,6 +19,7 @@ networks", DaWaK 2002, equation 4 (the score), https://doi.org/10.1007/3-540-461
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated
@@ -99,6 +101,11 @@ class Reconstructor(GradientLearner):
         # In their order, but below 1, where torchmetrics takes scores as they are.
         return {"auroc": float(binary_auroc(errors / (1 + errors), is_anomaly.long()))}
 
+    @property
+    @abstractmethod
+    def example_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+
     def fit(
         self, state: State, data: Examples, local: LocalSpec, generator: torch.Generator, report: Report
     ) -> Contribution:
@@ -133,9 +140,9 @@ class Reconstructor(GradientLearner):
     def _is_anomaly(self, data: Examples) -> Tensor:
         return torch.isin(data.targets, torch.tensor(self.parameters.anomalies, device=data.targets.device))
 
-    def _check(self, learner: str, data: Examples, shape: Sequence[int]) -> None:
-        """Check that examples have `shape`, and classes where anomalies are some of them. Raises `DataError`."""
-        tasks.check_features(learner, data, tuple(shape))
+    def _check(self, learner: str, data: Examples) -> None:
+        """Check that examples have their shape, and classes where anomalies are some of them. Raises `DataError`."""
+        tasks.check_features(learner, data, self.example_shape)
         if data.targets.dim() > 2:
             raise unsuited(
                 f"Learner {learner}: targets must be at most a row an example", f"shape {tuple(data.targets.shape)}"
@@ -180,6 +187,11 @@ class Autoencoder(Reconstructor):
             layers += [nn.Linear(width, following), ACTIVATIONS[self.parameters.activation]()]
         return layers[:-1]
 
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """The parameter `inputs`."""
+        return tuple(self.parameters.inputs)
+
     def check(self, data: Examples) -> None:
         """Check that examples have the shape `inputs`, and that anomalies can be told."""
-        self._check("autoencoder", data, self.parameters.inputs)
+        self._check("autoencoder", data)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import tasks
+from models.activations import ACTIVATIONS, ActivationName
 from models.blocks import Block, BlockShape, initialise
 from models.classifier import ClassifierParameters, MeasuresClasses
 from models.language import LanguageModel, check_no_targets, check_windows, own_draws
@@ -43,6 +44,8 @@ class BERTParameters(ClassifierParameters):
     """Attentions side by side in each block."""
     layers: int = Field(default=2, ge=1, le=256)
     """Blocks."""
+    activation: ActivationName = "gelu"
+    """Activation of each block's feed-forward network, and before masked codes are guessed."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Part of embeddings, attention weights and what blocks add that is dropped in training."""
     norm_first: bool = True
@@ -65,7 +68,14 @@ class Encoder(nn.Module):
     def __init__(self, parameters: BERTParameters) -> None:
         super().__init__()
         width = parameters.width
-        shape = BlockShape(width, parameters.heads, 4 * width, parameters.dropout, parameters.norm_first)
+        shape = BlockShape(
+            width,
+            parameters.heads,
+            4 * width,
+            parameters.dropout,
+            parameters.norm_first,
+            activation=ACTIVATIONS[parameters.activation],
+        )
         self.codes = nn.Embedding(parameters.vocabulary + 2, width)
         self.positions = nn.Embedding(1 + parameters.window, width)
         self.norm = nn.LayerNorm(width)
@@ -94,7 +104,9 @@ class MaskedGuesser(nn.Module):
         width = parameters.width
         self.encoder = Encoder(parameters)
         self.head = nn.Sequential(
-            OrderedDict(dense=nn.Linear(width, width), activation=nn.GELU(), norm=nn.LayerNorm(width))
+            OrderedDict(
+                dense=nn.Linear(width, width), activation=ACTIVATIONS[parameters.activation](), norm=nn.LayerNorm(width)
+            )
         )
         self.bias = nn.Parameter(torch.zeros(parameters.vocabulary))
         initialise(self, parameters.layers)

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import tasks
+from models.activations import ACTIVATIONS, ActivationName
 from models.errors import unsuited
 from models.gradient import GradientLearner, GradientParameters, Step
 from models.images import FlatImages
@@ -63,6 +64,8 @@ class GANParameters(GradientParameters):
     """Of points: width of each hidden layer, of both networks."""
     channels: list[Annotated[int, Field(ge=1)]] = Field(default=[32, 64], min_length=1, max_length=8)
     """Of images: channels of each convolution of the discriminator, which halves height and width; the generator has them in reverse."""
+    activation: ActivationName | None = None
+    """Activation of the hidden layers of both networks. Default: ReLU in the generator, leaky ReLU of slope 0.2 in the discriminator."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -210,9 +213,17 @@ class GAN(GradientLearner):
 
 def _dense_players(parameters: GANParameters) -> Players:
     shape, size, hidden = tuple(parameters.inputs), math.prod(parameters.inputs), parameters.hidden
-    generator = [*_dense([parameters.latent, *hidden, size], nn.ReLU()), nn.Unflatten(1, shape)]  # (batch, *inputs)
-    discriminator = [nn.Flatten(), *_dense([size, *hidden, 1], nn.LeakyReLU(0.2))]  # (batch, 1)
+    of_generator, of_discriminator = _activations(parameters)
+    generator = [*_dense([parameters.latent, *hidden, size], of_generator), nn.Unflatten(1, shape)]  # (batch, *inputs)
+    discriminator = [nn.Flatten(), *_dense([size, *hidden, 1], of_discriminator)]  # (batch, 1)
     return Players(nn.Sequential(*generator), nn.Sequential(*discriminator))
+
+
+def _activations(parameters: GANParameters) -> tuple[nn.Module, nn.Module]:
+    """Return what follows the hidden layers of generator and discriminator; neither has parameters, so all layers may share it."""
+    if parameters.activation is not None:
+        return ACTIVATIONS[parameters.activation](), ACTIVATIONS[parameters.activation]()
+    return nn.ReLU(), nn.LeakyReLU(0.2)
 
 
 def _dense(widths: Sequence[int], activation: nn.Module) -> list[nn.Module]:
@@ -228,13 +239,14 @@ def _image_players(parameters: GANParameters) -> Players:
     channels, height, width = parameters.inputs
     top, part = parameters.channels[-1], 2 ** len(parameters.channels)
     shape = (top, height // part, width // part)
+    of_generator, of_discriminator = _activations(parameters)
     up: list[nn.Module] = [nn.Linear(parameters.latent, math.prod(shape)), nn.Unflatten(1, shape)]
     for before, after in pairwise([*reversed(parameters.channels), channels]):
-        up += [nn.BatchNorm2d(before), nn.ReLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+        up += [nn.BatchNorm2d(before), of_generator, nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
     down: list[nn.Module] = []
     for before, after in pairwise([channels, *parameters.channels]):
         norm = [nn.BatchNorm2d(after)] if down else []
-        down += [nn.Conv2d(before, after, 4, stride=2, padding=1), *norm, nn.LeakyReLU(0.2)]
+        down += [nn.Conv2d(before, after, 4, stride=2, padding=1), *norm, of_discriminator]
     # A sigmoid is the paper's tanh, for values of 0 to 1.
     players = Players(
         nn.Sequential(*up, nn.Sigmoid()),  # (batch, *inputs)

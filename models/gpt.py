@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.activations import ACTIVATIONS, ActivationName
 from models.blocks import Block, BlockShape, initialise
 from models.gradient import GradientParameters
 from models.language import LanguageModel, check_next_codes, drawn, prompt_of
@@ -40,6 +41,8 @@ class GPTParameters(GradientParameters):
     """Attentions side by side in each block."""
     layers: int = Field(default=2, ge=1, le=256)
     """Blocks."""
+    activation: ActivationName = "gelu"
+    """Activation of each block's feed-forward network."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Part of embeddings, attention weights and what blocks add that is dropped in training."""
     lora: LoRAParameters | None = None
@@ -60,7 +63,9 @@ class Decoder(nn.Module):
     def __init__(self, parameters: GPTParameters) -> None:
         super().__init__()
         width = parameters.width
-        shape = BlockShape(width, parameters.heads, 4 * width, parameters.dropout)
+        shape = BlockShape(
+            width, parameters.heads, 4 * width, parameters.dropout, activation=ACTIVATIONS[parameters.activation]
+        )
         self.codes = nn.Embedding(parameters.vocabulary, width)
         self.positions = nn.Embedding(parameters.window, width)
         self.dropout = nn.Dropout(parameters.dropout)

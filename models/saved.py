@@ -11,9 +11,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from models.learner import Learner
+from models.zoo import build_learner
 from wire.errors import LearnerError
 from wire.saved import LEARNER_KEY, OPTIMIZER_PREFIX
 from wire.spec import Named
+from wire.tensors import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +52,22 @@ def read_saved(path: Path) -> SavedModel:
             f"Saved model {path}: the header must name the learner, got {header.get(LEARNER_KEY, 'none')!r:.200}. "
             "Take a model that a run of this release has saved."
         ) from error
+
+
+def restore(path: Path) -> tuple[Learner, SavedModel]:
+    """Read a saved model and build its learner.
+
+    Raises:
+        LearnerError: As `read_saved` and `build_learner`, or the file lacks a tensor of the learner's, or has one of another shape.
+    """
+    saved = read_saved(path)
+    learner = build_learner(saved.learner)
+    for entry in Layout.of(learner.init(0)).entries:
+        tensor = saved.state.get(entry.name)
+        if tensor is None or tuple(tensor.shape) != entry.shape:
+            found = "none" if tensor is None else f"{tuple(tensor.shape)}"
+            raise LearnerError(
+                f"Saved model {path}: tensor {entry.name} of learner {saved.learner.name} must have shape {entry.shape}, "
+                f"got {found}. Take a model that a run of this release has saved."
+            )
+    return learner, saved

@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.activations import ACTIVATIONS, ActivationName
 from models.blocks import Block, BlockShape
 from models.errors import unsuited
 from models.gradient import GradientParameters
@@ -61,6 +62,8 @@ class T5Parameters(GradientParameters):
     """Biases for distances of query and key."""
     farthest: int = Field(default=128, ge=2)
     """Distance from which on all share one bias."""
+    activation: ActivationName = "relu"
+    """Activation of each block's feed-forward network."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Part of embeddings, attention weights and what blocks add that is dropped in training."""
 
@@ -127,7 +130,7 @@ class Stack(nn.Module):
             has_bias=False,
             scale=1.0,
             norm=_root_mean_square_norm,
-            activation=nn.ReLU,
+            activation=ACTIVATIONS[parameters.activation],
         )
         self.distances = RelativeBias(parameters, is_decoder)
         self.dropout = nn.Dropout(parameters.dropout)

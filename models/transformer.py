@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import tasks
+from models.activations import ACTIVATIONS, ActivationName
 from models.classifier import ClassifierParameters, MeasuresClasses
 from models.decoding import Carried
 from models.gradient import Step
@@ -42,6 +43,8 @@ class TransformerParameters(TranslationParameters, ClassifierParameters):
     """Layers of the encoder, and of the decoder."""
     feed_forward: int = Field(default=128, ge=1)
     """Width between the two maps of a position-wise layer."""
+    activation: ActivationName = "relu"
+    """Activation between those two maps."""
     norm: Literal["post", "pre"] = "post"
     """Where layers are normalised: behind each sublayer as in the paper, or before it, which needs no warm-up."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -73,7 +76,8 @@ class TransformerParameters(TranslationParameters, ClassifierParameters):
     @property
     def shape(self) -> LayerShape:
         """The shape of its layers."""
-        return LayerShape(self.width, self.heads, self.feed_forward, self.dropout, self.norm == "pre")
+        activation = ACTIVATIONS[self.activation]
+        return LayerShape(self.width, self.heads, self.feed_forward, self.dropout, self.norm == "pre", activation)
 
 
 def warm_up_factor(step: float, warm_up_steps: int) -> float:

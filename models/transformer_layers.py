@@ -1,7 +1,7 @@
 """Layers of the transformer: embeddings with sinusoidal positions, and self-attention, attention to a memory and position-wise layers.
 
     PE(pos, 2i) = sin(pos / 10000^(2i / d)),   PE(pos, 2i + 1) = cos(pos / 10000^(2i / d))
-    FFN(x) = W_2 relu(W_1 x + b_1) + b_2
+    FFN(x) = W_2 act(W_1 x + b_1) + b_2,   act the ReLU in the paper
     post-norm:  x <- norm(x + dropout(sublayer(x)))          pre-norm:  x <- x + dropout(sublayer(norm(x)))
 
 Sources: Vaswani et al., "Attention Is All You Need", NeurIPS 2017, sections 3 and 5.4. https://arxiv.org/abs/1706.03762
@@ -9,6 +9,7 @@ Xiong et al., "On Layer Normalization in the Transformer Architecture", ICML 202
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ class LayerShape:
         feed_forward: Width between the two maps of a position-wise layer.
         dropout: Part of each sublayer's output and of the embeddings that is dropped in training.
         has_pre_norm: Whether a sublayer's input is normalised, or the sum behind it.
+        activation: Makes what is between the two maps of a position-wise layer.
     """
 
     width: int
@@ -34,6 +36,7 @@ class LayerShape:
     feed_forward: int
     dropout: float
     has_pre_norm: bool
+    activation: Callable[[], nn.Module] = nn.ReLU
 
 
 def positions(time: int, width: int, device: torch.device) -> Tensor:
@@ -83,7 +86,7 @@ class Residual(nn.Module):
 
 def _feed_forward(shape: LayerShape) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(shape.width, shape.feed_forward), nn.ReLU(), nn.Linear(shape.feed_forward, shape.width)
+        nn.Linear(shape.width, shape.feed_forward), shape.activation(), nn.Linear(shape.feed_forward, shape.width)
     )
 
 

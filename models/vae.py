@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import tasks
+from models.activations import ACTIVATIONS, ActivationName
 from models.errors import unsuited
 from models.gradient import GradientLearner, GradientParameters
 from models.learner import Examples, SampleRequest
@@ -42,6 +43,8 @@ class VAEParameters(GradientParameters):
     """Shape of one example; more than one axis is flattened."""
     hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[64], max_length=64)
     """Width of each hidden layer from the example to the latent numbers; the way back has them in the other order."""
+    activation: ActivationName = "relu"
+    """Activation after each hidden layer."""
     latent: int = Field(default=8, ge=1)
     """Latent numbers of an example."""
     decoder: Literal["bernoulli", "gaussian"] = "bernoulli"
@@ -65,9 +68,9 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.shape = tuple(parameters.inputs)
         size, latent = math.prod(self.shape), parameters.latent
-        self.encoder = dense([size, *parameters.hidden, 2 * latent])
+        self.encoder = dense([size, *parameters.hidden, 2 * latent], parameters.activation)
         self.draw = Draw()
-        self.decoder = dense([latent, *reversed(parameters.hidden), size])
+        self.decoder = dense([latent, *reversed(parameters.hidden), size], parameters.activation)
         is_gaussian = parameters.decoder == "gaussian"
         self.log_variance = nn.Parameter(torch.zeros(())) if is_gaussian else None
 
@@ -110,11 +113,11 @@ class Autoencoder(nn.Module):
         return outputs.sigmoid() if self.log_variance is None else outputs
 
 
-def dense(widths: Sequence[int]) -> nn.Sequential:
-    """Return dense layers of these widths with ReLU between them."""
+def dense(widths: Sequence[int], activation: ActivationName) -> nn.Sequential:
+    """Return dense layers of these widths with an activation between them."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]  # (batch, after)
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]  # (batch, after)
     return nn.Sequential(*layers[:-1])
 
 

@@ -9,9 +9,9 @@ import typer
 from choral.attention_picture import draw_attention
 from choral.pictures import check_picture
 from client.data.pronunciations import PHONES
-from models import LearnerError, build_learner
+from models import LearnerError
 from models.learner import Attentive
-from models.saved import read_saved
+from models.saved import restore
 
 
 def character(code: int) -> str:
@@ -42,8 +42,7 @@ def attention(
     Example: choral attention simulated/model.safetensors boston --symbols phones --out attention.png
     """
     check_picture(output)
-    saved = read_saved(model)
-    learner = build_learner(saved.learner)
+    learner, saved = restore(model)
     if not isinstance(learner, Attentive):
         raise LearnerError(
             f"Saved model {model}: the learner must have attention, as seq2seq and transformer have, got {saved.learner.name}."

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from choral.pictures import check_picture, draw_maps
-from models import LearnerError, build_learner
+from models import LearnerError
 from models.learner import ActivationMaps
-from models.saved import read_saved
+from models.saved import restore
 
 
 def maps(
@@ -21,8 +21,7 @@ def maps(
     Example: choral maps simulated/model.safetensors seven.png --out maps.png
     """
     check_picture(output)
-    saved = read_saved(model)
-    learner = build_learner(saved.learner)
+    learner, saved = restore(model)
     if not isinstance(learner, ActivationMaps):
         raise LearnerError(
             f"Saved model {model}: the learner must have activation maps, as cnn has, got {saved.learner.name}."

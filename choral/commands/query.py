@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from client.data.fields import read_pairs, shown
-from models import LearnerError, build_learner
+from models import LearnerError
 from models.bayesian_network import BayesianNetwork
-from models.saved import read_saved
+from models.saved import restore
 
 
 def query(
@@ -22,8 +22,7 @@ def query(
 
     Example: choral query simulated/model.safetensors admitted --given sex=1 --given department=0
     """
-    saved = read_saved(model)
-    learner = build_learner(saved.learner)
+    learner, saved = restore(model)
     if not isinstance(learner, BayesianNetwork):
         raise LearnerError(f"Saved model {model}: the learner must be a bayesian_network, got {saved.learner.name}.")
     for state, probability in enumerate(learner.query(saved.state, variable, _evidence(given or [])).tolist()):

@@ -1,6 +1,5 @@
 """`choral sample`: what a saved generative model makes."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +8,12 @@ import torch
 import typer
 from torch import Tensor
 
+from choral.output import write_rows, write_text
 from choral.pictures import SUFFIXES, check_picture, draw_points, draw_samples
-from models import LearnerError, build_learner
+from models import LearnerError
+from models.bayesian_network import BayesianNetwork
 from models.learner import PADDING, Sampler, SampleRequest
-from models.saved import read_saved
+from models.saved import restore
 from wire.validation import shown
 
 
@@ -40,8 +41,7 @@ def sample(
 
     Example: choral sample simulated/model.safetensors --count 32 --seed 1 --out samples.png
     """
-    saved = read_saved(model)
-    learner = build_learner(saved.learner)
+    learner, saved = restore(model)
     if not isinstance(learner, Sampler):
         raise LearnerError(f"Saved model {model}: the learner must be a generative one, got {saved.learner.name}.")
     if not learner.samples_text:
@@ -55,7 +55,11 @@ def sample(
     if learner.samples_text:
         _tell(samples, output)
     else:
-        _write(samples, output, f"{count} samples of {saved.learner.name}")
+        # With the names of its variables, which other commands read a table by.
+        names = (
+            [variable.name for variable in learner.parameters.variables] if isinstance(learner, BayesianNetwork) else []
+        )
+        _write(samples, output, f"{count} samples of {saved.learner.name}", names)
 
 
 def _refuse(learner: str, options: Mapping[str, object]) -> None:
@@ -74,18 +78,17 @@ def _tell(samples: Tensor, output: Path | None) -> None:
     if output is None:
         typer.echo(text)
     else:
-        output.write_text(text + "\n", encoding="utf-8")
+        write_text(output, text + "\n")
         typer.echo(f"{output}: {len(rows)} texts")
 
 
-def _write(samples: Tensor, output: Path | None, title: str) -> None:
-    """Write rows, points or images to a file that suits them, or to the one that is wanted."""
+def _write(samples: Tensor, output: Path | None, title: str, names: list[str]) -> None:
+    """Write rows below `names`, points or images to a file that suits them, or to the one that is wanted."""
     is_image = samples.dim() == 4 and samples.shape[1] in (1, 3)
     is_points = samples.dim() == 2 and samples.shape[1] == 2 and samples.is_floating_point()
     path = output or Path("samples.png" if is_image or is_points else "samples.csv")
     if path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(samples.flatten(1).tolist())
+        write_rows(path, [names] * bool(names) + samples.flatten(1).tolist())
     elif is_image:
         draw_samples(path, samples.clamp(0, 1), title)
     elif is_points:

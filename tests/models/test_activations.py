@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from models import Examples, build_learner
+from models import MODELS, Examples, build_learner
 from models.activations import ACTIVATIONS, ActivationName, Gaussian, Step
 from wire.spec import LocalSpec, Named
 from wire.tensors import Layout
@@ -84,17 +84,42 @@ def test_gaussian_is_largest_at_0_and_even() -> None:
     assert torch.equal(values, Gaussian()(-points))
 
 
+# Learners, and how many activations they have: a GAN shares one among the layers of each network.
+CHOICES: dict[str, tuple[dict[str, Any], int]] = {
+    "mlp": ({"hidden": [4, 4]}, 2),
+    "mlp_regressor": ({"hidden": [4, 4]}, 2),
+    "cnn": ({"channels": [[2, 2]], "hidden": 4}, 3),
+    "autoencoder": ({"hidden": [4, 4]}, 4),
+    "conv_autoencoder": ({"channels": [2, 3]}, 4),
+    "vae": ({"hidden": [4, 4]}, 4),
+    "gan": ({"hidden": [4, 4]}, 2),
+    "transformer": ({"layers": 2}, 4),
+    "gpt": ({"layers": 3}, 3),
+    "bert": ({"layers": 3}, 4),
+    "t5": ({"layers": 2}, 4),
+}
+
+
+def test_activations_are_chosen_by_name_wherever_there_is_a_choice() -> None:
+    assert {name for name, model in MODELS.items() if "activation" in model.parameters.model_fields} == set(CHOICES)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize(
-    ("named", "count"),
-    [({"name": "mlp", "hidden": [4, 4]}, 2), ({"name": "cnn", "channels": [[2, 2]], "hidden": 4}, 3)],
-    ids=["mlp", "cnn"],
-)
-def test_activation_is_in_every_layer_that_has_one(named: dict[str, Any], count: int, name: ActivationName) -> None:
-    module = build_learner(Named(activation=name, **named)).build()  # type: ignore[attr-defined] # of a gradient learner
+@pytest.mark.parametrize("learner", CHOICES)
+def test_activation_is_in_every_layer_that_has_one(learner: str, name: ActivationName) -> None:
+    parameters, count = CHOICES[learner]
+    module = build_learner(Named(name=learner, activation=name, **parameters)).build()  # type: ignore[attr-defined] # of a gradient learner
     others = tuple(set(ACTIVATIONS.values()) - {ACTIVATIONS[name]})
     assert sum(isinstance(part, ACTIVATIONS[name]) for part in module.modules()) == count
     assert not any(isinstance(part, others) for part in module.modules())
+
+
+def test_gan_of_images_has_the_activation_that_is_named() -> None:
+    named = Named(name="gan", kind="images", inputs=[1, 8, 8], activation="tanh")
+    module = build_learner(named).build()  # type: ignore[attr-defined] # of a gradient learner
+    found = [type(part).__name__ for player in module.children() for part in player]
+    assert found.count("Tanh") == 4
+    assert not {"ReLU", "LeakyReLU"} & set(found)
 
 
 def test_cnn_by_default_is_what_it_was_before_activations_had_names() -> None:

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from models import Examples, LearnerError, build_learner
-from models.saved import read_saved
+from models.saved import read_saved, restore
 from server.checkpoints import Checkpoints, checkpoint_path
 from server.model import ModelShop
 from server.records import RunRecord, RunState
+from wire.saved import LEARNER_KEY
 from wire.spec import parse_spec
 
 SPEC = parse_spec(
@@ -42,3 +43,20 @@ def test_read_saved_of_another_file_is_refused(tmp_path: Path) -> None:
     for name in ("text", "absent"):
         with pytest.raises(LearnerError, match=rf"{name}\.safetensors: must be a readable safetensors file"):
             read_saved(tmp_path / f"{name}.safetensors")
+
+
+def test_restore_gives_the_learner_of_what_is_saved(tmp_path: Path, digits: Examples) -> None:
+    learner, found = restore(saved(tmp_path))
+    assert found.learner == SPEC.learner
+    assert learner.evaluate(found.state, digits).example_count == len(digits)
+
+
+def test_restore_of_tensors_of_another_model_is_refused(tmp_path: Path) -> None:
+    state = dict(build_learner(SPEC.learner).init(0))
+    header = {LEARNER_KEY: SPEC.learner.model_dump_json()}
+    path = tmp_path / "a.safetensors"
+    for change, found in (({}, "none"), ({"1.bias": torch.zeros(9)}, r"\(9,\)")):
+        save_file({**{name: tensor for name, tensor in state.items() if name != "1.bias"}, **change}, path, header)
+        message = rf"^Saved model .*a\.safetensors: tensor 1\.bias of learner mlp must have shape \(8,\), got {found}\."
+        with pytest.raises(LearnerError, match=message):
+            restore(path)

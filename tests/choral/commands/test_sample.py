@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from client.data import load, parse_source
 from models import MODELS, build_learner
 from models.examples import example_of
 from models.learner import Sampler
@@ -69,6 +70,16 @@ def test_sample_of_images_is_a_grid_and_the_same_for_the_same_seed(choral: Chora
         assert 700 < picture.size[1] < 900
 
 
+def test_sample_of_a_bayesian_network_is_a_table_that_the_network_can_be_trained_on(
+    choral: Choral, folder: Path
+) -> None:
+    named = example_of("bayesian_network").spec.learner
+    assert choral("sample", save(named), "--count", "5").code == 0
+    header, *rows = csv.reader((folder / "samples.csv").read_text().splitlines())
+    assert (header, len(rows)) == (["sex", "department", "admitted"], 5)
+    build_learner(named).check(load(parse_source("csv:samples.csv,codes=true,unlabelled=true")))
+
+
 def test_sample_of_points_is_a_scatter(choral: Choral, folder: Path) -> None:
     outcome = choral("sample", save(Named(name="gan", kind="points", inputs=[2])), "--count", "50")
     assert (outcome.code, outcome.lines) == (0, ["samples.png: 50 samples of gan"])
@@ -127,6 +138,12 @@ def test_sample_of_rows_as_a_picture_is_refused(choral: Choral) -> None:
     assert sentence(outcome).startswith(
         "Samples: must be images or points for a picture (.png, .svg, .pdf), got shape (7,)."
     )
+
+
+@pytest.mark.parametrize("learner", [{"name": "vae"}, {"name": "lstm", "hidden": 4}], ids=["rows", "text"])
+def test_sample_to_a_folder_that_is_not_there_is_refused(choral: Choral, learner: dict[str, Any]) -> None:
+    outcome = choral("sample", save(Named(**learner)), "--count", "1", "--out", "none/a.csv")
+    assert sentence(outcome) == "File none/a.csv: must be writable, got: No such file or directory. Choose another."
 
 
 def test_sample_to_another_kind_of_file_is_refused_before_anything_is_drawn(choral: Choral, folder: Path) -> None:
