@@ -41,7 +41,7 @@ FLOORS = {
     "gan": Floor("loss", 0.4, is_error=True),
     "ddpm": Floor("loss", 0.2, is_error=True),
     "score_matching": Floor("loss", 0.45, is_error=True),
-    "rnn": Floor("bits_per_character", 4.0, is_error=True),
+    "rnn": Floor("bits_per_character", 3.2, is_error=True),
     "lstm": Floor("bits_per_character", 3.2, is_error=True),
     "gru": Floor("mse", 0.27, is_error=True),
     "seq2seq": Floor("error_rate", 0.55, is_error=True),
@@ -49,7 +49,7 @@ FLOORS = {
     "gpt": Floor("bits_per_character", 4.0, is_error=True),
     "bert": Floor("accuracy", 0.19),  # the commonest character: .16
     "t5": Floor("accuracy", 0.21),
-    "hf_causal_lm": Floor("bits_per_character", 3.2, is_error=True),
+    "hf_causal_lm": Floor("bits_per_character", 3.06, is_error=True),
     "hf_sequence_classifier": Floor("accuracy", 0.36),
     "evolution": Floor("accuracy", 0.88),
     "genetic": Floor("accuracy", 0.81),
