@@ -27,7 +27,7 @@ from benchmarks.simulation_figures import FIRST_ROUNDS, Figure, Results, contend
 from benchmarks.simulation_workloads import WORKLOADS
 
 ROUNDS: Mapping[str, int] = {"digits-cnn": 101, "digits-cnn-100": 31, "digits-mlp": 201, "pfl-cifar": 3}
-REPEATS: Mapping[str, int] = {"digits-cnn": 3, "digits-cnn-100": 3, "digits-mlp": 7, "pfl-cifar": 2}
+REPEATS: Mapping[str, int] = {"digits-cnn": 3, "digits-cnn-100": 3, "digits-mlp": 7, "pfl-cifar": 4}
 """By workload."""
 
 FIRST_ROUND_REPEATS = 3

@@ -23,6 +23,7 @@ from models import tasks
 from models.activations import ACTIVATIONS, ActivationName
 from models.blocks import Block, BlockShape, initialise
 from models.classifier import ClassifierParameters, MeasuresClasses
+from models.dropout import Dropout
 from models.language import LanguageModel, check_no_targets, check_windows, own_draws
 from models.learner import PADDING, Examples
 from models.settings import refuse_unused
@@ -79,7 +80,7 @@ class Encoder(nn.Module):
         self.codes = nn.Embedding(parameters.vocabulary + 2, width)
         self.positions = nn.Embedding(1 + parameters.window, width)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(parameters.dropout)
+        self.dropout = Dropout(parameters.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(parameters.layers))
         self.last_norm = nn.LayerNorm(width) if parameters.norm_first else nn.Identity()
         self._first = parameters.vocabulary + 1
@@ -130,7 +131,7 @@ class TextClassifier(nn.Module):
             OrderedDict(
                 dense=nn.Linear(width, width),
                 activation=nn.Tanh(),
-                dropout=nn.Dropout(parameters.dropout),
+                dropout=Dropout(parameters.dropout),
                 classes=nn.Linear(width, parameters.classes),
             )
         )

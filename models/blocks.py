@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.dropout import Dropout
+
 
 @dataclass(frozen=True, slots=True)
 class BlockShape:
@@ -101,7 +103,7 @@ class Block(nn.Module):
             )
         )
         self.feed_forward_norm = shape.norm(shape.width)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self._is_norm_first = shape.is_norm_first
 
     def forward(

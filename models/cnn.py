@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models import tasks
 from models.activations import ACTIVATIONS, ActivationName
 from models.classifier import Classifier, ClassifierParameters
+from models.dropout import Dropout
 from models.images import FlatImages
 from models.learner import Examples
 from wire.tensors import State
@@ -103,13 +104,13 @@ class CNN(Classifier):
         layers.append(FlatImages())  # (batch, channels * height * width)
         # Behind it, where draws do not depend on how images lie in memory.
         if self.parameters.feature_dropout:
-            layers.append(nn.Dropout(self.parameters.feature_dropout))
+            layers.append(Dropout(self.parameters.feature_dropout))
         features = channels * height * width
         if self.parameters.hidden:
             layers += [nn.Linear(features, self.parameters.hidden), activation()]  # (batch, hidden)
             features = self.parameters.hidden
         if self.parameters.dropout:
-            layers.append(nn.Dropout(self.parameters.dropout))
+            layers.append(Dropout(self.parameters.dropout))
         layers.append(nn.Linear(features, self.parameters.classes))  # (batch, classes)
         return nn.Sequential(*layers)
 

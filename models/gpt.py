@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from models.activations import ACTIVATIONS, ActivationName
 from models.blocks import Block, BlockShape, initialise
+from models.dropout import Dropout
 from models.gradient import GradientParameters
 from models.language import LanguageModel, check_next_codes, drawn, prompt_of
 from models.learner import Examples, SampleRequest
@@ -68,7 +69,7 @@ class Decoder(nn.Module):
         )
         self.codes = nn.Embedding(parameters.vocabulary, width)
         self.positions = nn.Embedding(parameters.window, width)
-        self.dropout = nn.Dropout(parameters.dropout)
+        self.dropout = Dropout(parameters.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(parameters.layers))
         self.norm = nn.LayerNorm(width)
         initialise(self, parameters.layers)

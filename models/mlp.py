@@ -19,6 +19,7 @@ from torch.nn import functional
 from models import tasks
 from models.activations import ACTIVATIONS, ActivationName
 from models.classifier import Classifier, ClassifierParameters
+from models.dropout import Dropout
 from models.gradient import GradientLearner, GradientParameters
 from models.learner import Examples
 
@@ -48,7 +49,7 @@ def _layers(parameters: LayersParameters, outputs: int) -> nn.Module:
             layers.append(nn.BatchNorm1d(hidden))
         layers.append(ACTIVATIONS[parameters.activation]())
         if parameters.dropout:
-            layers.append(nn.Dropout(parameters.dropout))
+            layers.append(Dropout(parameters.dropout))
         width = hidden
     layers.append(nn.Linear(width, outputs))  # (batch, outputs)
     return nn.Sequential(*layers)

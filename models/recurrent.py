@@ -34,6 +34,7 @@ from torch.nn import functional
 
 from models import forecasts, tasks
 from models.classifier import ClassifierParameters, MeasuresClasses
+from models.dropout import Dropout
 from models.errors import unsuited
 from models.gradient import Step
 from models.language import drawn, perplexity, prompt_of
@@ -103,7 +104,7 @@ class RecurrentNetwork(nn.Module):
         inputs = parameters.features or parameters.embedding
         stack = cell(inputs, parameters.hidden, parameters.layers, batch_first=True, dropout=between)
         self.add_module(self._name, stack)
-        self.dropout = nn.Dropout(parameters.dropout)
+        self.dropout = Dropout(parameters.dropout)
         self.dense = nn.Linear(parameters.hidden, parameters.width)
 
     def forward(self, inputs: Tensor) -> Tensor:

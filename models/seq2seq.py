@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from models.attention import AdditiveAttention, DotAttention
 from models.decoding import Carried
+from models.dropout import Dropout
 from models.gradient import Step
 from models.learner import PADDING, Examples
 from models.professor import Contest, Discriminator, contest
@@ -130,7 +131,7 @@ class EncoderDecoder(Translation):
         self.cell = nn.GRUCell(embedding + hidden * self.looks_first, hidden)
         self.readout = nn.Linear(hidden if self.attention is None else 2 * hidden, hidden)
         self.output = nn.Linear(hidden, codes)
-        self.dropout = nn.Dropout(parameters.dropout)
+        self.dropout = Dropout(parameters.dropout)
         if parameters.forcing == "scheduled":
             self.trained = StepCount()
         if parameters.forcing == "professor":

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from models.activations import ACTIVATIONS, ActivationName
 from models.blocks import Block, BlockShape
+from models.dropout import Dropout
 from models.errors import unsuited
 from models.gradient import GradientParameters
 from models.language import LanguageModel, check_no_targets, check_windows, drawn, own_draws, perplexity, prompt_of
@@ -133,7 +134,7 @@ class Stack(nn.Module):
             activation=ACTIVATIONS[parameters.activation],
         )
         self.distances = RelativeBias(parameters, is_decoder)
-        self.dropout = nn.Dropout(parameters.dropout)
+        self.dropout = Dropout(parameters.dropout)
         self.blocks = nn.ModuleList(Block(shape, is_decoder) for _ in range(parameters.layers))
         self.norm = _root_mean_square_norm(parameters.width)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention import MultiHeadAttention
+from models.dropout import Dropout
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.codes = nn.Embedding(codes, shape.width)
         nn.init.normal_(self.codes.weight, std=shape.width**-0.5)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Embed codes where they stand."""
@@ -69,7 +70,7 @@ class Residual(nn.Module):
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(shape.width)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.has_pre_norm = shape.has_pre_norm
 
     def enter(self, x: Tensor) -> Tensor:

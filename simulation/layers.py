@@ -16,6 +16,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from models.activations import Gaussian, Step
+from models.dropout import Dropout, draw_mask
 from models.images import FlatImages
 from simulation.patches import MEMORY_ORDER, PatchConvolution, convolved, is_plain
 
@@ -36,10 +37,18 @@ class MaskedDropout(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, replaced: nn.Dropout) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate = replaced.p
+        self._is_own = isinstance(replaced, Dropout)
         self.register_buffer("mask", torch.ones(()))
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Return a mask of one client's values: on a CPU what the dropout that this one replaces would draw."""
+        if self._is_own and generator.device.type == "cpu":
+            return draw_mask(shape, self.rate, generator=generator)
+        keep = 1 - self.rate
+        return torch.empty(*shape, device=generator.device).bernoulli_(keep, generator=generator).div_(keep)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Multiply by the mask."""
@@ -119,7 +128,7 @@ def memory_order(device: torch.device) -> tuple[int, ...]:
 def _with_stand_ins(module: nn.Module) -> nn.Module:
     for name, part in list(module.named_children()):
         if isinstance(part, nn.Dropout):
-            setattr(module, name, MaskedDropout(part.p))
+            setattr(module, name, MaskedDropout(part))
         elif isinstance(part, nn.Conv2d) and is_plain(part):
             setattr(module, name, PatchConvolution(part))
         else:

@@ -124,7 +124,7 @@ class StackedLearner:
         return tensor.expand(count, *tensor.shape).clone(memory_format=torch.contiguous_format)
 
     def _masks(self, plan: Plan, step: int, inputs: Tensor, draws: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Draw what each client drops in a step, from a generator of its own; on a CPU as torch's dropout would."""
+        """Draw what each client drops in a step, from a generator of its own."""
         if not self._dropouts:
             return {}
         count, width = inputs.shape[:2]
@@ -136,9 +136,7 @@ class StackedLearner:
         for place in range(count):
             own = int(plan.counts[step, place])
             for name, mask in masks.items():
-                keep = 1 - self._dropouts[name].rate
-                drawn = torch.empty(own, *mask.shape[2:], device=self._device).bernoulli_(keep, generator=draws[place])
-                mask[place, :own] = drawn.div_(keep)
+                mask[place, :own] = self._dropouts[name].draw((own, *mask.shape[2:]), draws[place])
         return {f"{name}.mask": mask for name, mask in masks.items()}
 
     @torch.no_grad()

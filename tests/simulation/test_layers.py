@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from models import build_learner
 from models.activations import ACTIVATIONS, Gaussian, Step
+from models.dropout import Dropout
 from models.gradient import GradientLearner
 from simulation import layers
 from simulation.layers import MaskedDropout, StackedModule, _under_vmap
@@ -133,6 +134,14 @@ def test_outputs_and_gradients_equal_each_clients_own(
     expected_grads = torch.autograd.grad(expected, list(parameters.values()), pull)
     for name, grad in zip(parameters, expected_grads, strict=True):
         torch.testing.assert_close(found[name], grad)
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, Dropout])
+def test_masks_are_what_the_layer_itself_would_draw(kind: type[nn.Dropout]) -> None:
+    layer, seed = kind(0.4), 11
+    mask = MaskedDropout(layer).draw((3, 7), torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed)
+    assert torch.equal(mask, layer(torch.ones(3, 7)))
 
 
 class Summed(nn.Module):
