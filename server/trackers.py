@@ -218,10 +218,15 @@ def _check_tracking_uri(uri: str) -> None:
     is_known = parts.scheme.partition("+")[0] in schemes or uri == "databricks"
     if not is_known or (parts.scheme in ("http", "https") and not parts.hostname):
         raise ConfigurationError(
-            f"MLflow: tracking URI must be one of {', '.join(schemes)}, got {re.sub('[^/]*@', '****@', uri)!r}. "
+            f"MLflow: tracking URI must have one of the schemes {', '.join(schemes)}, got {_without_user(uri)!r}. "
             "Give a server as http://HOST:5000."
         )
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {_without_user(' '.join(str(error).split()))[:300]}"
+
+
+def _without_user(text: str) -> str:
+    """Return a text without the users and passwords of its addresses."""
+    return re.sub(r"[^/\s]*@", "****@", text)

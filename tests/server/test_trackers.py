@@ -108,7 +108,7 @@ async def test_trackers_that_fail_cost_one_line_each_and_no_round(
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     board = tmp_path / "board"
     board.write_text("a file, where a folder should be", encoding="utf-8")
-    trackers: tuple[Tracker, ...] = (TensorBoard(board), MLflow("http://127.0.0.1:1"))
+    trackers: tuple[Tracker, ...] = (TensorBoard(board), MLflow("http://ana:secret@127.0.0.1:1"))
 
     def lines() -> list[str]:
         told = [record for record in caplog.records if record.name.startswith(("server.trackers", "mlflow", "urllib3"))]
@@ -131,6 +131,8 @@ async def test_trackers_that_fail_cost_one_line_each_and_no_round(
 
         await until(is_mended, "what the folder could not take before")
     assert scalars(board, "train_loss") == [(1, 1.0), (2, 2.0)]
+    assert "http://****@127.0.0.1:1/" in lines()[1]
+    assert "secret" not in caplog.text
     assert [line.partition(" cannot be written, trying again with each round: ")[0] for line in lines()] == [
         "TensorBoard",
         "MLflow",
@@ -149,7 +151,9 @@ async def test_trackers_that_fail_cost_one_line_each_and_no_round(
     ],
 )
 def test_address_that_mlflow_does_not_take_is_refused_at_the_start(uri: str, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"^MLflow: tracking URI must be one of databricks, file, ") as refusal:
+    with pytest.raises(
+        ConfigurationError, match=r"^MLflow: tracking URI must have one of the schemes databricks, "
+    ) as refusal:
         MLflow(uri)
     assert str(refusal.value).endswith(f", got {told!r}. Give a server as http://HOST:5000.")
 
