@@ -22,6 +22,7 @@ GROUPS = ("client", "server", "torch")
 RELEASED = {
     "docker-compose.yml": r"CHORAL_VERSION:-([^}]+)\}",
     "docker-compose.gpu.yml": r"CHORAL_VERSION:-([^}]+)\}",
+    "README.md": r"choral-([\d.]+)-py3",
     "deploy/README.md": r"choral-(?:client|coordinator):([\d.]+)",
     "deploy/helm/choral/Chart.yaml": r"^(?:appVersion|version): (.+)$",
 }
