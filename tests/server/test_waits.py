@@ -89,6 +89,12 @@ async def test_run_without_enough_clients_pauses_with_the_reason_and_resumes(coo
             await run_in_state(coordinator, run.run_id, RunState.FINISHED)
 
 
+async def test_run_that_needs_one_client_pauses_without_any(coordinator: Coordinator) -> None:
+    run = await coordinator.runs.submit(small_spec(cohort={"size": 1, "quorum": 1, "wait_seconds": 0.2}))
+    paused = await run_in_state(coordinator, run.run_id, RunState.PAUSED)
+    assert paused.reason.startswith("Round 1: at least 1 client must be present within 0.2 s, got 0. ")
+
+
 async def test_run_below_its_quorum_at_the_deadline_pauses_with_the_reason_and_resumes(
     coordinator: Coordinator,
 ) -> None:
