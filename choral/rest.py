@@ -100,6 +100,10 @@ class Rest:
         text = str(error)
         if "Hostname mismatch" in text or "IP address mismatch" in text:
             hint = "Give a name that its certificate has."
+        elif "certificate has expired" in text:
+            hint = "Renew it with choral certificates, and start the coordinator again."
+        elif "certificate is not yet valid" in text:
+            hint = "Compare this machine's clock with that of the machine that made it."
         elif "CERTIFICATE_VERIFY_FAILED" in text:
             hint = "Give the authority that signed its certificate with --tls-ca."
         elif isinstance(error, httpx.RemoteProtocolError) and self._url.startswith("http://"):

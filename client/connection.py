@@ -84,7 +84,7 @@ class Endpoint:
             return "; if the coordinator uses TLS, give --tls-ca"
         if self.certificate is None:
             return "; if the coordinator asks for certificates, give --tls-cert and --tls-key"
-        return ""
+        return "; if it goes on, --tls-cert may have ended, or the coordinator does not trust its authority"
 
     def _credentials(self) -> grpc.ChannelCredentials:
         files = [path for path in (self.ca, self.certificate, self.key) if path is not None]

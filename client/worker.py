@@ -71,6 +71,7 @@ class Worker:
         self._asked_on: Connection | None = None
         self._trainer: Trainer | None = None
         self._conversation: Conversation | None = None
+        self._is_delivered = False
         self._kept: tuple[tuple[object, ...], Result, bytes] | None = None
         self._phase = pb.PHASE_UNSPECIFIED
         self._fraction = 0.0
@@ -85,7 +86,7 @@ class Worker:
                     self._conversation.hear(None)
                 return
             self._job.cancel()
-        self._task = task
+        self._task, self._is_delivered = task, False
         with about(run_id=task.run_id, round_number=task.round):
             self._job = asyncio.create_task(self._work(task, client_id, self._job), name=task.task_id)
 
@@ -105,7 +106,7 @@ class Worker:
         """Stop working on a task."""
         if self._job is not None and not self._job.done() and self._task.task_id == task_id:
             with about(run_id=self._task.run_id, round_number=self._task.round):
-                log.info("task %s: withdrawn, %s", task_id, reason)
+                log.info("task %s: %s, %s", task_id, "over" if self._is_delivered else "withdrawn", reason)
             self._job.cancel()
 
     async def close(self) -> None:
@@ -281,6 +282,7 @@ class Worker:
         try:
             self._conversation = await self._in_thread(lambda: masking.begin(task, spec, brought, floor))
             await self._conversation.hold(line)
+            self._is_delivered = True
             log.info("task %s: delivered, masked", task.task_id)
             await self._conversation.linger(line)
         finally:

@@ -113,7 +113,7 @@ fi
 # build ROLE TAG MOST_MB ARGUMENTS...
 build() {
     local image="choral-$1:$2" size
-    docker build --quiet --file deploy/Dockerfile --target "$1" --tag "$image" --build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg VERSION=test \
+    docker build --quiet --file deploy/Dockerfile --target "$1" --tag "$image" --build-arg "BASE_IMAGE=$BASE_IMAGE" \
         "${arguments[@]}" "${@:4}" . > "$scratch/build.log" 2>&1 || { tail -n 20 "$scratch/build.log" >&2; fail "building $image"; }
     size=$(docker image inspect --format '{{.Size}}' "$image")
     say "$image: $((size / 1000000)) MB"
@@ -126,7 +126,10 @@ torch_of() { docker run --rm --network none --entrypoint python "$1" -c 'import 
 
 # --- what is in them ---------------------------------------------------------------------------------------------------------------------
 
+release=$(python3 -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
 for role in coordinator client; do
+    label=$(docker image inspect --format '{{index .Config.Labels "org.opencontainers.image.version"}}' "choral-$role:test")
+    [ "$label" = "$release" ] || fail "choral-$role must be labelled with the release $release, got $label"
     # As root, or folders that only root can read would seem empty.
     docker run --rm --user 0 --network none --entrypoint python --volume "$PWD/deploy/contents.py:/contents.py:ro" "choral-$role:test" /contents.py / \
         || fail "choral-$role holds what no image should"

@@ -21,6 +21,7 @@ from pydantic_core import to_json
 from server.desk import Desk
 from server.errors import BusyError, NotFoundError, StoreError
 from server.now import ClientNow, Now
+from server.outage import Outage
 from server.records import EventRecord
 from server.signal import Signal
 from server.store import Store
@@ -74,6 +75,8 @@ class Broadcast:
         self._watched = asyncio.Event()
         self._viewer_count = 0
         self._is_closed = False
+        self._unheard = Outage(log, "the events cannot be followed")
+        self._unseen = Outage(log, "what goes on cannot be seen")
 
     async def serve(self) -> None:
         """Follow the store and what goes on until cancelled."""
@@ -157,9 +160,10 @@ class Broadcast:
                     self._kept_after = self._last_id = await self._store.last_event_id()
                     is_begun = True
                 self._take(await self._store.follow(self._last_id, FOLLOW_SECONDS))
+                self._unheard.end()
                 await asyncio.sleep(GATHER_SECONDS)
             except StoreError as error:
-                log.warning("the events cannot be followed, trying again: %s", error)
+                self._unheard.note(error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _take(self, events: Sequence[EventRecord]) -> None:
@@ -195,8 +199,9 @@ class Broadcast:
                 now = await self._desk.now()
                 changes = await self._changes(now)
             except StoreError as error:
-                log.warning("what goes on cannot be seen, trying again: %s", error)
+                self._unseen.note(error)
                 return
+            self._unseen.end()
         if self._pictures.take(now, changes):
             self._has_news.set()
 

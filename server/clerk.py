@@ -6,6 +6,7 @@ import logging
 from server.desk import Desk
 from server.errors import StoreError
 from server.letters import Answer, Command, Failure, Picture, Verb
+from server.outage import Outage
 from server.records import RunRecord
 from server.store.documents import from_document, to_document
 from server.store.post import Post
@@ -32,6 +33,8 @@ class Clerk:
         self._post = post
         self._desk = desk
         self._holder = holder
+        self._untaken = Outage(log, "commands of API replicas cannot be taken or answered")
+        self._unshown = Outage(log, "what goes on cannot be shown to API replicas")
 
     async def serve(self) -> None:
         """Work until cancelled."""
@@ -46,8 +49,9 @@ class Clerk:
                 if (taken := await self._post.take(self._holder)) is not None:
                     command_id, text = taken
                     await self._post.answer(command_id, to_document(await self._answer(text)))
+                self._untaken.end()
             except StoreError as error:
-                log.warning("commands of API replicas cannot be taken or answered, trying again: %s", error)
+                self._untaken.note(error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _answer(self, text: str) -> Answer:
@@ -76,8 +80,9 @@ class Clerk:
             try:
                 if await self._post.is_watched():
                     await self._post.show(to_document(await self._picture()))
+                self._unshown.end()
             except StoreError as error:
-                log.warning("what goes on cannot be shown to API replicas, trying again: %s", error)
+                self._unshown.note(error)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _picture(self) -> Picture:

@@ -11,7 +11,7 @@ from collections import Counter
 
 from server.closing import Until, wait_until
 from server.cohort import Cohort, Member
-from server.errors import QuorumError, reason_name
+from server.errors import QuorumError, reason_name, reason_words
 from server.first_model import FirstModel
 from server.inbox import Binding, Inbox
 from server.model import Model
@@ -84,7 +84,7 @@ class Drawing:
             detail = "dropped off or was silent"
         else:
             refusal = next(found for found in inbox.refusals if found.client_id == client_id)
-            self._refusals[client_id] = detail = f"{refusal.reason}: {refusal.detail}"
+            self._refusals[client_id] = detail = f"{reason_words(refusal.reason)}: {refusal.detail}"
             if refusal.reason == _OF_THE_RUN:
                 self._problem = self._problem or refusal.detail
         log.warning("client %s: no first model, %s", client_id, detail)

@@ -72,3 +72,8 @@ NO_ANSWER = "no_answer"
 def reason_name(reason: RefusalReason) -> str:
     """Return the name of a reason as records and metrics have it, such as "not_finite"."""
     return RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()
+
+
+def reason_words(name: str) -> str:
+    """Return the name of a reason as sentences have it, such as "not finite"."""
+    return name.replace("_", " ")

@@ -54,8 +54,9 @@ async def select(
             await cohort.changed.wait(max(0.0, until - now))
             choice = choice_now()
     if not choice.is_ready and len(choice.present) < rules.fewest:
+        fewest = "1 client" if rules.fewest == 1 else f"{rules.fewest} clients"
         raise QuorumError(
-            f"Round {round_number}: at least {rules.fewest} clients must be present within {rules.wait_seconds:g} s, "
+            f"Round {round_number}: at least {fewest} must be present within {rules.wait_seconds:g} s, "
             f"got {len(choice.present)}.",
             f"Start more clients that can run {spec.learner.name!r}, then resume the run.",
         )

@@ -120,7 +120,7 @@ class RemoteCohort(Cohort):
             yield
         finally:
             for client_id in client_ids:
-                self._sessions.withdraw(client_id, task.task_id, "the round has closed")
+                self._sessions.withdraw(client_id, task.task_id, "its round waits for it no longer")
 
 
 class _RemoteExchange(Exchange):
@@ -171,13 +171,16 @@ class _RemoteExchange(Exchange):
 
 
 async def _until_settled(replies: Inbox | Ballot | Replies, task_id: str, sessions: Sessions) -> None:
-    asked = unsettled = replies.unsettled
-    while unsettled:
-        await sessions.changed.wait()
-        unsettled = replies.unsettled
-        for client_id in asked - unsettled:
-            sessions.withdraw(client_id, task_id)
-        asked = unsettled
+    asked = replies.unsettled
+    while asked:
+        try:
+            await sessions.changed.wait()
+        finally:
+            # Also where the round closes, and ends this wait, in the moment in which the last one settles.
+            unsettled = replies.unsettled
+            for client_id in asked - unsettled:
+                sessions.withdraw(client_id, task_id)
+            asked = unsettled
 
 
 def _task(order: Order, kind: str) -> pb.Task:

@@ -12,6 +12,7 @@ from server.diary import Entry
 from server.errors import AwayError, StoreError
 from server.letters import Answer, Command, Picture, Verb
 from server.now import Now
+from server.outage import Outage
 from server.records import ClientRecord, RunRecord
 from server.store import Store
 from server.store.documents import from_document, to_document
@@ -46,6 +47,7 @@ class RemoteDesk:
         self._last = NOTHING
         self._seen = float("-inf")
         self._is_begun = asyncio.Event()
+        self._unseen = Outage(log, "what goes on in the coordinator cannot be seen")
 
     async def serve(self) -> None:
         """Look at what the coordinator shows, until cancelled."""
@@ -53,11 +55,12 @@ class RemoteDesk:
             try:
                 async with contextlib.aclosing(self._post.pictures(SILENCE_SECONDS)) as pictures:
                     async for text in pictures:
+                        self._unseen.end()
                         self._last = await asyncio.to_thread(from_document, Picture, text)
                         self._seen = _clock()
                         self._is_begun.set()
             except StoreError as error:
-                log.warning("what goes on in the coordinator cannot be seen, trying again: %s", error)
+                self._unseen.note(error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def begin(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from server.cohort import Member
 from server.diary import Diary
+from server.errors import StoreError
 from server.records import ClientRecord, EventRecord
 from server.signal import Signal
 from server.store import Store
@@ -157,8 +158,12 @@ class Sessions:
         self._clients[client_id] = client
         log.info("client %s (%s): left, %s", client_id, client.name, reason)
         self.changed.notify()
-        await self._store.put_client(client)
-        await self._store.append_event(_event("client_left", client, reason))
+        try:
+            await self._store.put_client(client)
+            await self._store.append_event(_event("client_left", client, reason))
+        except StoreError as error:
+            # Nobody waits for this any more, at the coordinator's own end least of all.
+            log.warning("client %s (%s): that it left could not be stored: %s", client_id, client.name, error)
 
     def expel(self, client_id: str, detail: str) -> None:
         """End a client's session for good, answer in its place what it is asked, and count on it no more. A new session mends that."""

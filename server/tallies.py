@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from server.errors import NO_ANSWER, reason_name
+from server.errors import NO_ANSWER, reason_name, reason_words
 from server.inbox import weighted_means
 from server.records import Participation, RefusalRecord, RoundRecord, RoundSummary
 from wire.federation_pb2 import RefusalReason
@@ -116,7 +116,9 @@ def shortfall(fewest: int, count: int, asked_count: int, refusals: Sequence[Refu
     """
     counts = Counter(refusal.reason for refusal in refusals)
     counts["not_awaited" if count + silent_count < fewest else NO_ANSWER] = silent_count
-    reasons = ", ".join(f"{many} {reason}" for reason, many in sorted(counts.items()) if many) or "none refused"
+    reasons = (
+        ", ".join(f"{many} {reason_words(reason)}" for reason, many in sorted(counts.items()) if many) or "none refused"
+    )
     first = f" The first refusal: {refusals[0].detail.removesuffix('.')}." if refusals else ""
     contributions = "1 contribution" if fewest == 1 else f"{fewest} contributions"
     return f"quorum must be {contributions}, got {count} of {asked_count} asked, {reasons}.{first}"

@@ -6,10 +6,15 @@ A run is known by its identity, so that one that is taken up again goes on where
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
+from server.errors import ConfigurationError
 from server.records import RoundRecord, RunRecord, RunState
 
 if TYPE_CHECKING:
@@ -82,7 +87,11 @@ class MLflow:
     name = "MLflow"
 
     def __init__(self, uri: str) -> None:
-        """Write to the tracking server, or the store, at `uri`."""
+        """Write to the tracking server, or the store, at `uri`.
+
+        Raises:
+            ConfigurationError: MLflow takes no such address.
+        """
         # A server that does not answer is tried again with the next round; and nothing goes anywhere but to it.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -92,6 +101,7 @@ class MLflow:
         from mlflow import entities
         from mlflow.tracking import MlflowClient
 
+        _check_tracking_uri(uri)
         self._entities = entities
         self._uri = uri
         self._new_client = MlflowClient
@@ -190,5 +200,33 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", str(value)
 
 
+def _check_tracking_uri(uri: str) -> None:
+    """Raise `ConfigurationError` for an address that MLflow would refuse with each round, or would take for the name of a file.
+
+    Source: MLflow documentation, `mlflow.set_tracking_uri`, and "MLflow Plugins".
+    https://mlflow.org/docs/latest/api_reference/python_api/mlflow.html#mlflow.set_tracking_uri
+    """
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    plugins = {found.name for found in entry_points(group="mlflow.tracking_store")}
+    databases = DATABASE_ENGINES if find_spec("sqlalchemy") else []
+    schemes = sorted({"databricks", "file", "http", "https", *databases, *plugins})
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        parts = urlsplit("")
+    is_known = parts.scheme.partition("+")[0] in schemes or uri == "databricks"
+    if not is_known or (parts.scheme in ("http", "https") and not parts.hostname):
+        raise ConfigurationError(
+            f"MLflow: tracking URI must have one of the schemes {', '.join(schemes)}, got {_without_user(uri)!r}. "
+            "Give a server as http://HOST:5000."
+        )
+
+
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {_without_user(' '.join(str(error).split()))[:300]}"
+
+
+def _without_user(text: str) -> str:
+    """Return a text without the users and passwords of its addresses."""
+    return re.sub(r"[^/\s]*@", "****@", text)

@@ -197,13 +197,13 @@ async def be_silent(session: hostile.Session, task: pb.Task) -> None:
 def test_first_models_of_liars_are_refused_and_another_client_is_asked(fresh: Federation, reference: bytes) -> None:
     weight = np.full((4, 1, 3, 3), np.nan, dtype=np.float32)
     lies: list[tuple[Lie, str]] = [
-        (lie(spoilt(**{"0.weight": weight})), "not_finite: every number of a first model must be finite, got others"),
+        (lie(spoilt(**{"0.weight": weight})), "not finite: every number of a first model must be finite, got others"),
         (
             lie(spoilt(layout='[["0.weight",[3,1],"float32"]]')),
-            r"wrong_layout: First model: tensor '0.weight' must have",
+            r"wrong layout: First model: tensor '0.weight' must have",
         ),
-        (lie(b"no file at all"), "wrong_layout: First model: must be a safetensors file"),
-        (lie(b"x", total_bytes=1 << 60), "wrong_size: total_bytes must be 1 to "),
+        (lie(b"no file at all"), "wrong layout: First model: must be a safetensors file"),
+        (lie(b"x", total_bytes=1 << 60), "wrong size: total_bytes must be 1 to "),
         (be_silent, "dropped off or was silent"),
     ]
 

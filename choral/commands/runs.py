@@ -119,7 +119,8 @@ def rounds(
         # Coordinators of earlier releases tell nothing of evaluations.
         for what, found in (("refused", record["refusals"]), ("not evaluated", record.get("evaluation_failures", []))):
             for one in found:
-                text = f"round {record['number']}: {one['client_id'][:8]} {what}, {one['reason']}: {one['detail']}"
+                reason = one["reason"].replace("_", " ")
+                text = f"round {record['number']}: {one['client_id'][:8]} {what}, {reason}: {one['detail']}"
                 console.print(text, highlight=False, markup=False)
 
 

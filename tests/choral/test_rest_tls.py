@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from server.coordinator import Coordinator
 from server.records import RunState
 from server.web import TLS
 from tests.choral.command_line import Choral, sentence
-from tests.client.certificates import Authority
+from tests.client.certificates import DAY, Authority
 from tests.loopback import serving
 from tests.server.rest import DOCUMENT, stored_run
 
@@ -102,6 +103,28 @@ async def test_unknown_authority_is_refused_with_what_to_give(
         assert found.startswith(f"Coordinator https://{coordinator.http_address}: must be reachable, got: ")
         assert "CERTIFICATE_VERIFY_FAILED" in found
         assert found.endswith("Give the authority that signed its certificate with --tls-ca.")
+
+
+@pytest.mark.parametrize(
+    ("later", "problem", "advice"),
+    [
+        (-3 * DAY, "certificate has expired", "Renew it with choral certificates, and start the coordinator again."),
+        (
+            3 * DAY,
+            "certificate is not yet valid",
+            "Compare this machine's clock with that of the machine that made it.",
+        ),
+    ],
+    ids=["expired", "not-yet-valid"],
+)
+async def test_certificate_out_of_its_time_is_refused_with_what_to_do(
+    choral: Choral, authority: Authority, tmp_path: Path, later: timedelta, problem: str, advice: str
+) -> None:
+    async with serving(tmp_path / "coordinator", tls=TLS(*authority.sign_server(later))) as coordinator:
+        options = ("--url", f"https://{coordinator.http_address}", "--tls-ca", str(authority.path))
+        found = sentence(await asyncio.to_thread(choral, "runs", "list", *options))
+    assert problem in found
+    assert found.endswith(f". {advice}")
 
 
 @pytest.mark.parametrize("name", ["missing.pem", "text.pem", ""], ids=["missing", "no-pem", "folder"])

@@ -99,6 +99,7 @@ async def test_run_round_after_round_on_one_session(
     said = [record.getMessage() for record in caplog.records if record.name.startswith("client.")]
     assert sum(": joined " in text for text in said) == 2
     assert sum(": delivered, " in text for text in said) == 10
+    assert [text for text in said if ": withdrawn, " in text] == []
 
 
 async def test_restart_has_the_same_client_id(coordinator: Coordinator, tmp_path: Path) -> None:

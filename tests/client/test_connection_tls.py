@@ -100,7 +100,7 @@ async def test_mutual_tls_only_a_client_with_a_certificate_of_the_authority_gets
         foreign = make_agent(tmp_path / "foreign", Endpoint(address, authority.path, *stranger.sign_client()))
         for outsider, hint in (
             (without, "; if the coordinator asks for certificates, give --tls-cert and --tls-key"),
-            (foreign, ""),
+            (foreign, "; if it goes on, --tls-cert may have ended, or the coordinator does not trust its authority"),
         ):
             caplog.clear()
             async with running(outsider) as client:

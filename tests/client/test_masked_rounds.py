@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,20 @@ def serial(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("key_agreement", SUITES)
 async def test_masked_run_equals_the_serial_simulation_to_the_bit(
-    federation: Federation, coordinator: Coordinator, serial: Path, key_agreement: str
+    federation: Federation,
+    coordinator: Coordinator,
+    serial: Path,
+    key_agreement: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     spec = masked_spec({"audit": True, "key_agreement": key_agreement}, rounds=2, evaluate={"every": 1})
-    async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
-        run_id, rounds = await played(coordinator, spec)
+    with caplog.at_level(logging.INFO, "client"):
+        async with joined(coordinator, [federation.agent(name, coordinator.address) for name in NAMES]):
+            run_id, rounds = await played(coordinator, spec)
+    # Of two rounds, each to train and to evaluate. The last words, that a session has ended, are not waited for.
+    assert sum(text.endswith(": delivered, masked") for text in caplog.messages) == 20
+    assert any(text.endswith(": over, the session has ended") for text in caplog.messages)
+    assert [text for text in caplog.messages if ": withdrawn, " in text] == []
     expected = await serial_model(spec, federation.sites(), serial)
     assert np.array_equal(federation.model(coordinator, run_id, spec, 2), expected)
     for record in rounds:

@@ -106,24 +106,38 @@ def test_ports_are_published_on_loopback_alone() -> None:
     ports = {name: service["ports"] for name, service in services().items() if "ports" in service}
     assert set(ports) == {"coordinator", "api"}
     published = [port for found in ports.values() for port in found]
-    assert all(port.startswith("${CHORAL_BIND:-127.0.0.1}:") for port in published)
+    assert all(re.match(r"\$\{CHORAL_(GRPC|HTTP)_BIND:-127\.0\.0\.1\}:", port) for port in published)
     assert len({port.rpartition(":")[0] for port in published}) == len(published)
 
 
-def test_edge_machines_are_let_in_by_two_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("settings", "names", "clients", "browsers"),
+    [
+        pytest.param({}, set(), "127.0.0.1", "127.0.0.1", id="nothing-set"),
+        pytest.param(
+            {"CHORAL_HOST": "fed.example.org", "CHORAL_GRPC_BIND": "192.0.2.7"},
+            {"fed.example.org"},
+            "192.0.2.7",
+            "127.0.0.1",
+            id="edge-machines",
+        ),
+        pytest.param({"CHORAL_HTTP_BIND": "192.0.2.8"}, set(), "127.0.0.1", "192.0.2.8", id="browsers"),
+    ],
+)
+def test_edge_machines_and_browsers_are_let_in_each_by_a_setting(
+    settings: dict[str, str], names: set[str], clients: str, browsers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if shutil.which("docker-compose") is None:
         pytest.skip("docker-compose is not installed: apt-get install docker-compose")
-    names, bound = [], []
-    for settings in ({}, {"CHORAL_HOST": "fed.example.org", "CHORAL_BIND": "192.0.2.7"}):
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
-        command = ["docker-compose", "--file", str(COMPOSE), "config"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-        (document,) = read_yaml(done.stdout)
-        names.append(set(document["services"]["certificates"]["environment"]["HOSTS"].split(" --host ")))
-        bound.append({port.partition(":")[0] for port in document["services"]["coordinator"]["ports"]})
-    assert names[1] - names[0] == {"fed.example.org"}
-    assert bound == [{"127.0.0.1"}, {"192.0.2.7"}]
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    command = ["docker-compose", "--file", str(COMPOSE), "config"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    (document,) = read_yaml(done.stdout)
+    found = document["services"]
+    assert set(found["certificates"]["environment"]["HOSTS"].split(" --host ")) >= names
+    assert found["coordinator"]["ports"] == [f"{clients}:7070:7070/tcp", f"{browsers}:8080:8080/tcp"]
+    assert found["api"]["ports"] == [f"{browsers}:8081:8080/tcp"]
 
 
 def test_torch_for_a_gpu_is_the_same_build_everywhere() -> None:

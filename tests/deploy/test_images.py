@@ -14,10 +14,19 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.deploy.manifests import ROOT
+from wire import RELEASE
 
 CONTENTS = ROOT / "deploy" / "contents.py"
 SLIM = ROOT / "deploy" / "slim.sh"
 GROUPS = ("client", "server", "torch")
+RELEASED = {
+    "docker-compose.yml": r"CHORAL_VERSION:-([^}]+)\}",
+    "docker-compose.gpu.yml": r"CHORAL_VERSION:-([^}]+)\}",
+    "README.md": r"choral-([\d.]+)-py3",
+    "deploy/README.md": r"choral-(?:client|coordinator):([\d.]+)",
+    "deploy/helm/choral/Chart.yaml": r"^(?:appVersion|version): (.+)$",
+}
+"""Files that name the release, and how."""
 
 
 def stages() -> dict[str, list[str]]:
@@ -53,6 +62,15 @@ def test_images_run_without_root_and_say_how_they_are() -> None:
         (check,) = [line for line in found[stage] if line.startswith("HEALTHCHECK")]
         command = json.loads(check.partition("CMD ")[2])
         assert command[:4] == ["python", "-m", "choral.health", stage]
+
+
+def test_release_is_the_same_wherever_it_is_written() -> None:
+    release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"ARG VERSION={release}" in stages()["runtime"]
+    assert release == RELEASE
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in RELEASED}
+    found = {name: set(re.findall(RELEASED[name], text, re.M)) for name, text in texts.items()}
+    assert found == {name: {release} for name in RELEASED}
 
 
 def test_build_context_is_what_an_image_installs() -> None:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from tests.hostile import joined
-from tests.loopback import serving, small_spec
+from server.records import RunState
+from tests.hostile import drawn_vector, joined
+from tests.loopback import everyone, run_in_state, serving, small_spec
 from wire.spec import RunSpec
 
 
@@ -14,3 +15,17 @@ async def test_task_says_everything_of_the_spec_but_how_simulated_clients_behave
         await coordinator.runs.submit(spec)
         told = RunSpec.model_validate_json((await session.task()).spec_json)
     assert told == spec.model_copy(update={"simulation": None})
+
+
+async def test_client_whose_contribution_closes_the_round_is_not_told_to_stop_its_task(tmp_path: Path) -> None:
+    async with serving(tmp_path) as coordinator, everyone([joined(coordinator.address) for _ in range(3)]) as sessions:
+        run = await coordinator.runs.submit(small_spec(rounds=3))
+        for number in (1, 2, 3):
+            for session in sessions:
+                # What comes after a contribution is the next round's task, and nothing between the two.
+                message = await session.receive()
+                assert message is not None
+                assert message.WhichOneof("message") == "task"
+                assert message.task.round == number
+                await session.contribute(message.task, drawn_vector(number, 67))
+        await run_in_state(coordinator, run.run_id, RunState.FINISHED)

@@ -90,7 +90,7 @@ async def test_play_below_quorum_is_retried_then_raises_and_can_be_played_again(
     )
     strict = spec(rounds=2, cohort={"size": 3, "quorum": 2, "retries": 2})
     message = (
-        r"^Round 1: quorum must be 2 contributions, got 1 of 3 asked, 1 client_data, 1 client_error\. "
+        r"^Round 1: quorum must be 2 contributions, got 1 of 3 asked, 1 client data, 1 client error\. "
         r"The first refusal: the data is gone\. Mend the clients, then resume the run\.$"
     )
     with pytest.raises(QuorumError, match=message):
@@ -114,7 +114,7 @@ async def test_play_below_quorum_is_retried_then_raises_and_can_be_played_again(
 
 async def test_play_without_answers_says_so(scene: Scene) -> None:
     scene.scripted.train_script = script(a=None, b=None, c=Decline())
-    with pytest.raises(QuorumError, match=r"quorum must be 2 .* got 0 of 3 asked, 1 client_data, 2 no_answer\."):
+    with pytest.raises(QuorumError, match=r"quorum must be 2 .* got 0 of 3 asked, 1 client data, 2 no answer\."):
         await scene.play(spec(cohort={"size": 3, "quorum": 2, "deadline_seconds": 0.2}))
 
 

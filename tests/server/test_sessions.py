@@ -10,6 +10,7 @@ import pytest
 from server.records import ClientRecord
 from server.sessions import OUTBOX_SIZE, Assignment, Reply, Session, Sessions
 from server.store import Store, open_store
+from tests.server.store.redis_server import RedisServer
 from wire import federation_pb2 as pb
 
 
@@ -116,6 +117,22 @@ async def test_open_newer_session_wins_and_the_older_ones_end_changes_nothing(
     assert present(sessions) == {"ana": True}
     assert sessions.by_client("ana") is newer
     assert [client.is_connected for client in await store.clients()] == [True]
+
+
+async def test_close_with_a_store_that_is_away_is_told_in_one_line(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await open_store(redis_server.url)
+    try:
+        sessions = Sessions(store)
+        session = await opened(sessions)
+        redis_server.kill()
+        await sessions.close(session, "the coordinator shuts down")
+        assert present(sessions) == {"ana": False}
+    finally:
+        await store.close()
+    (line,) = caplog.messages
+    assert line.startswith("client ana (site ana): that it left could not be stored: Store redis://")
 
 
 async def test_assign_reaches_a_client_now_or_when_it_comes_back(sessions: Sessions) -> None:

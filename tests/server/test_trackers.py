@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from server.coordinator import Coordinator
+from server.errors import ConfigurationError
 from server.records import RunState
 from server.trackers import MLflow, TensorBoard, Tracker
 from tests.hostile import drawn_vector, joined
@@ -107,7 +108,7 @@ async def test_trackers_that_fail_cost_one_line_each_and_no_round(
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     board = tmp_path / "board"
     board.write_text("a file, where a folder should be", encoding="utf-8")
-    trackers: tuple[Tracker, ...] = (TensorBoard(board), MLflow("http://127.0.0.1:1"))
+    trackers: tuple[Tracker, ...] = (TensorBoard(board), MLflow("http://ana:secret@127.0.0.1:1"))
 
     def lines() -> list[str]:
         told = [record for record in caplog.records if record.name.startswith(("server.trackers", "mlflow", "urllib3"))]
@@ -130,10 +131,38 @@ async def test_trackers_that_fail_cost_one_line_each_and_no_round(
 
         await until(is_mended, "what the folder could not take before")
     assert scalars(board, "train_loss") == [(1, 1.0), (2, 2.0)]
+    assert "http://****@127.0.0.1:1/" in lines()[1]
+    assert "secret" not in caplog.text
     assert [line.partition(" cannot be written, trying again with each round: ")[0] for line in lines()] == [
         "TensorBoard",
         "MLflow",
     ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        pytest.param("localhost:5000", "localhost:5000", id="no-scheme"),
+        pytest.param("127.0.0.1:5000", "127.0.0.1:5000", id="no-scheme-that-would-be-a-file"),
+        pytest.param("mlflow.example.org", "mlflow.example.org", id="a-host-alone"),
+        pytest.param("http:/localhost:5000", "http:/localhost:5000", id="no-host"),
+        pytest.param("htps://ana:secret@localhost:5000", "htps://****@localhost:5000", id="an-unknown-scheme"),
+        pytest.param("ana:secret@localhost:5000", "****@localhost:5000", id="a-password-without-scheme"),
+    ],
+)
+def test_address_that_mlflow_does_not_take_is_refused_at_the_start(uri: str, told: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^MLflow: tracking URI must have one of the schemes databricks, "
+    ) as refusal:
+        MLflow(uri)
+    assert str(refusal.value).endswith(f", got {told!r}. Give a server as http://HOST:5000.")
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://mlflow:5000", "https://ana:secret@mlflow/path", "file:/runs", "databricks", "databricks://profile"]
+)
+def test_address_that_mlflow_takes_is_taken_without_asking_it(uri: str) -> None:
+    assert MLflow(uri).name == "MLflow"
 
 
 async def test_metric_that_is_not_finite_is_left_out(tmp_path: Path, address: str) -> None:

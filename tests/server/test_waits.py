@@ -89,6 +89,12 @@ async def test_run_without_enough_clients_pauses_with_the_reason_and_resumes(coo
             await run_in_state(coordinator, run.run_id, RunState.FINISHED)
 
 
+async def test_run_that_needs_one_client_pauses_without_any(coordinator: Coordinator) -> None:
+    run = await coordinator.runs.submit(small_spec(cohort={"size": 1, "quorum": 1, "wait_seconds": 0.2}))
+    paused = await run_in_state(coordinator, run.run_id, RunState.PAUSED)
+    assert paused.reason.startswith("Round 1: at least 1 client must be present within 0.2 s, got 0. ")
+
+
 async def test_run_below_its_quorum_at_the_deadline_pauses_with_the_reason_and_resumes(
     coordinator: Coordinator,
 ) -> None:
@@ -98,7 +104,7 @@ async def test_run_below_its_quorum_at_the_deadline_pauses_with_the_reason_and_r
         attempts = [(await sessions[0].task()).attempt, (await sessions[0].task()).attempt]
         assert attempts == [0, 1]
         await paused(coordinator, run)
-        reason = "Round 1: quorum must be 2 contributions, got 0 of 3 asked, 3 no_answer."
+        reason = "Round 1: quorum must be 2 contributions, got 0 of 3 asked, 3 no answer."
         assert (await rest(coordinator, f"/runs/{run.run_id}"))["reason"].startswith(reason)
         for session in sessions:
             await drain(session)
@@ -121,7 +127,7 @@ async def test_run_that_cannot_reach_its_quorum_any_more_does_not_wait_for_the_d
             assert verdict.reason == pb.REFUSAL_REASON_WRONG_WEIGHT
         await paused(coordinator, run)
         assert (
-            "got 0 of 3 asked, 1 not_awaited, 2 wrong_weight. The first refusal: weight must be 1 to "
+            "got 0 of 3 asked, 1 not awaited, 2 wrong weight. The first refusal: weight must be 1 to "
             in (await rest(coordinator, f"/runs/{run.run_id}"))["reason"]
         )
 
@@ -139,7 +145,9 @@ async def test_round_with_a_quorum_closes_at_the_deadline_without_the_rest(coord
         )
         cancelled = await sessions[2].receive()
         assert cancelled is not None
-        assert cancelled.cancel_task == pb.CancelTask(task_id=tasks[2].task_id, reason="the round has closed")
+        assert cancelled.cancel_task == pb.CancelTask(
+            task_id=tasks[2].task_id, reason="its round waits for it no longer"
+        )
 
 
 async def paused(coordinator: Coordinator, run: RunRecord) -> None:

@@ -87,7 +87,7 @@ def test_over_selection_closes_the_round_with_the_fastest(tmp_path: Path) -> Non
 
 
 def test_round_below_its_quorum_fails_at_the_deadline(tmp_path: Path) -> None:
-    with pytest.raises(QuorumError, match=r"quorum must be 4 contributions, got 1 of 4 asked, 3 no_answer"):
+    with pytest.raises(QuorumError, match=r"quorum must be 4 contributions, got 1 of 4 asked, 3 no answer"):
         played(spec({"deadline_seconds": 3.0}), tmp_path / "run")
 
 

@@ -182,7 +182,7 @@ async def test_client_with_nan_is_left_out(tmp_path: Path) -> None:
 
 async def test_quorum_that_is_missing_pauses_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(
-        QuorumError, match=r"^Round 1: quorum must be 5 contributions, got 1 of 5 asked, 1 client_error, 3 not_awaited"
+        QuorumError, match=r"^Round 1: quorum must be 5 contributions, got 1 of 5 asked, 1 client error, 3 not awaited"
     ):
         await played(masked(), tmp_path / "masked", Spoiled)
 

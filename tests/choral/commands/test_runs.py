@@ -154,8 +154,8 @@ async def test_rounds_names_who_was_refused_and_who_did_not_evaluate(choral: Cho
         arguments = ["runs", "rounds", "run-1", "--url", f"http://{coordinator.http_address}"]
         outcome = await asyncio.to_thread(choral, *arguments)
     assert outcome.lines[-2:] == [
-        "round 1: ben refused, not_finite: coordinate 3",
-        "round 1: ana not evaluated, client_error: the disk is gone",
+        "round 1: ben refused, not finite: coordinate 3",
+        "round 1: ana not evaluated, client error: the disk is gone",
     ]
 
 
