@@ -203,6 +203,7 @@ class HuggingFaceLearner(GradientLearner):
 class HuggingFaceCausalLM(HuggingFaceLearner):
     """Any decoder of transformers on windows of text."""
 
+    name = "hf_causal_lm"
     samples_text = True
     task = "predict the next token"
     data = "text"
@@ -213,8 +214,8 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
 
     def check(self, data: Examples) -> None:
         """Check that inputs are texts as bytes; what comes after each byte is known from them."""
-        check_windows("hf_causal_lm", data.inputs, 256, self.parameters.window, is_padded=True)
-        check_no_targets("hf_causal_lm", data)
+        check_windows(self.name, data.inputs, 256, self.parameters.window, is_padded=True)
+        check_no_targets(self.name, data)
 
     def batch_loss(self, batch: Examples) -> Tensor:
         """Predict each token of the texts from those before it."""
@@ -272,6 +273,7 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
 class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
     """Any model of transformers on texts with classes."""
 
+    name = "hf_sequence_classifier"
     task = "classify"
     data = "texts with classes"
 
@@ -311,8 +313,8 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
 
     def check(self, data: Examples) -> None:
         """Check that inputs are texts as bytes, perhaps padded, and targets classes."""
-        check_windows("hf_sequence_classifier", data.inputs, 256, self.parameters.window, is_padded=True)
-        tasks.check_classes("hf_sequence_classifier", data, self.parameters.classes)
+        check_windows(self.name, data.inputs, 256, self.parameters.window, is_padded=True)
+        tasks.check_classes(self.name, data, self.parameters.classes)
 
     def step_bytes(self, data: Examples, local: LocalSpec) -> int:
         """Estimate what a step takes; with features also the pass of a text through the base, and the features of all. Raises as `fit`."""
