@@ -295,6 +295,11 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
             if config.pad_token_id is None:
                 # Decoders classify by what they say at the last token that is no padding, and must know it.
                 config.pad_token_id = self._token("pad", "eos")
+            if config.is_encoder_decoder:
+                # They classify by what the decoder, which reads the text too, says at its end.
+                config.eos_token_id = self._token("eos")
+                if getattr(config, "decoder_start_token_id", None) is None:
+                    config.decoder_start_token_id = config.pad_token_id
             return module
         if config.is_encoder_decoder:
             raise LearnerError(
@@ -337,9 +342,17 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
         """Return the logits of texts, (batch, classes)."""
         texts = _texts(batch.inputs)
         if not self.parameters.features:
-            return self.logits(self.padded(self.tokenizer(texts)["input_ids"]))
+            return self.logits(self.padded([*map(self._ended, self.tokenizer(texts)["input_ids"])]))
         logits: Tensor = self._module(torch.stack([self._features(text) for text in texts]))
         return logits
+
+    def _ended(self, tokens: list[int]) -> list[int]:
+        """Return the tokens of a text, for an encoder and decoder with an end behind them and no other: there may be as much in a text."""
+        config: Any = self._module.config
+        if not config.is_encoder_decoder:
+            return tokens
+        end = config.eos_token_id
+        return [*(token for token in tokens if token != end), end]
 
     def _features(self, text: str) -> Tensor:
         """Return the features of a text, (width,).
