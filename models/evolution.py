@@ -32,6 +32,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from models import tasks
+from models.classifier import ClassMeasuresParameters
 from models.learner import Contribution, Examples, Report
 from models.mlp import MLP, MLPParameters
 from models.optimizers import ServerOptimizer
@@ -41,7 +42,6 @@ from wire.evaluation import Evaluation
 from wire.seeds import derive_generator
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
-from wire.validation import Strict
 
 GENERATION, KEY = "generation", "key"
 """Tensors of the state beside the model: rounds so far, (1,), and the seed of all draws, four numbers below 2**16, (4,)."""
@@ -53,7 +53,7 @@ WORST = -100.0
 """Fitness of a variant whose loss is beyond all bounds: one such must not spoil the mean of the others."""
 
 
-class VariantParameters(Strict):
+class VariantParameters(ClassMeasuresParameters):
     """The model that evolves, and what is good for it."""
 
     inputs: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 8, 8], min_length=1, max_length=4)
@@ -106,7 +106,7 @@ class Evolution(ABC):
 
     def __init__(self, parameters: VariantParameters, device: torch.device) -> None:
         self.parameters = parameters
-        shape = {name: getattr(parameters, name) for name in ("inputs", "hidden", "classes")}
+        shape = {name: getattr(parameters, name) for name in ("inputs", "hidden", "classes", "metrics")}
         self._model = MLP(MLPParameters(**shape), device)
         with RandomStream(0, device).drawing(), device:
             self._module = self._model.build().to(device).eval()
@@ -160,7 +160,7 @@ class Evolution(ABC):
         return 8 * min(VARIANTS_AT_ONCE, self.variant_count) * (self._layout.size + len(data) * widest)
 
     def evaluate(self, state: State, data: Examples, training: Examples | None = None) -> Evaluation:
-        """Return cross-entropy and accuracy of the state's one model."""
+        """Return cross-entropy and accuracy of the state's one model, and what `metrics` asks for."""
         return self._model.evaluate(self.model_of(state), data)
 
     def _fitness(self, vectors: Tensor, data: Examples) -> Tensor:

@@ -15,6 +15,8 @@ def forecast_measures(outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
     """Return the errors of numbers (batch, outputs), and the moments of the targets, of which `with_r2` makes R2."""
     from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
 
+    # torchmetrics takes no targets that are columns of a larger tensor.
+    outputs, targets = outputs.flatten(), targets.flatten()
     values = targets.double()
     return {
         "mse": mean_squared_error(outputs, targets),

@@ -95,7 +95,7 @@ class GPT(LanguageModel):
         """Return the network, adapted if `lora` is given."""
         module = Decoder(self.parameters)
         if self.parameters.lora is not None:
-            adapt(module, self.parameters.lora)
+            adapt(module, self.parameters.lora, self.name)
         return module
 
     def frozen_names(self) -> frozenset[str]:

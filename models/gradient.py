@@ -24,6 +24,7 @@ from models.learner import Contribution, Examples, Report
 from models.local_step import lowering
 from models.memory import KeptForBackward, step_bytes
 from models.optimizers import ServerOptimizer
+from models.own import name_of
 from models.random_stream import RandomStream
 from models.transfer import chosen, read_tensors, taken_over
 from wire.errors import LearnerError
@@ -74,6 +75,9 @@ class GradientLearner(ABC):
     one client at a time.
     """
 
+    name: ClassVar[str]
+    """As in a spec, for errors. A class that says none has its own name in small letters, as a user's learner has."""
+
     task: ClassVar[str] = ""
     """What it learns to do, in a word or two, such as "classify"."""
 
@@ -81,6 +85,11 @@ class GradientLearner(ABC):
     """What data suits it, in a few words, such as "images"."""
 
     parameters: GradientParameters
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = name_of(cls.__name__)
 
     def __init__(self, parameters: GradientParameters, device: torch.device) -> None:
         self.parameters = parameters
@@ -93,17 +102,19 @@ class GradientLearner(ABC):
             self._module = self._begun(self.build()).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's annotations lack it alone
         self._frozen = self.frozen_names()
         if self._base and (absent := sorted(self._frozen - self._taken)):
-            raise LearnerError(f"Learner: what is frozen must come from initialize_from, got none for {absent[0]!r}.")
+            raise LearnerError(
+                f"{self._subject}: what is frozen must come from initialize_from, got none for {absent[0]!r}."
+            )
         is_local = parameters.statistics == "local"
         self._own_statistics = statistics_of(self._module, self._frozen) if is_local else frozenset()
         if is_local and not self._own_statistics:
             raise LearnerError(
-                "Learner: statistics must be averaged in a model without batch norm to train, got 'local'."
+                f"{self._subject}: statistics must be averaged in a model without batch norm to train, got 'local'."
             )
         self._trained, self._resting = self._freeze()
         if not self._trained:
             raise LearnerError(
-                f"Learner: at least one parameter must be trained, got {len(self._frozen)} tensors frozen."
+                f"{self._subject}: at least one parameter must be trained, got {len(self._frozen)} tensors frozen."
             )
         self._layout = Layout.of(self._travelling(self._module))
         self._vectors = VectorPool()
@@ -121,7 +132,7 @@ class GradientLearner(ABC):
 
         Called once, when the module is built. Every machine of a run must find the same values there, as in a base that all have.
         """
-        return chosen(self.parameters.freeze, self._module.state_dict(), "freeze")
+        return chosen(self.parameters.freeze, self._module.state_dict(), f"{self._subject}: freeze")
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -273,6 +284,11 @@ class GradientLearner(ABC):
         outputs: Tensor = self._module(batch.inputs)
         return outputs
 
+    @property
+    def _subject(self) -> str:
+        """What errors begin with."""
+        return f"Learner {self.name}"
+
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         is_wanted = self.parameters.precision == "bfloat16"
         if not is_wanted:
@@ -309,7 +325,9 @@ class GradientLearner(ABC):
 
     def _gather_statistics(self, training: Examples | None) -> None:
         if training is None:
-            raise LearnerError("Learner: statistics must be averaged where there is no training data, got 'local'.")
+            raise LearnerError(
+                f"{self._subject}: statistics must be averaged where there is no training data, got 'local'."
+            )
         fewest = 2 if self._needs_pairs else 1
         batches = (batch.inputs for batch in _evaluation_batches(training) if len(batch) >= fewest)
         gather_statistics(self._module, self._own_statistics, batches)
@@ -318,8 +336,9 @@ class GradientLearner(ABC):
         """Give a new module what it takes over from a base, and return it."""
         if self._base:
             own = module.state_dict()
-            kept_out = chosen(self.parameters.reset, own, "reset")
-            found = taken_over({name: tensor for name, tensor in own.items() if name not in kept_out}, self._base)
+            kept_out = chosen(self.parameters.reset, own, f"{self._subject}: reset")
+            own_kept = {name: tensor for name, tensor in own.items() if name not in kept_out}
+            found = taken_over(own_kept, self._base, f"{self._subject}: initialize_from")
             with torch.no_grad():
                 for name, tensor in found.items():
                     own[name].copy_(tensor)

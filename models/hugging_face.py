@@ -203,6 +203,7 @@ class HuggingFaceLearner(GradientLearner):
 class HuggingFaceCausalLM(HuggingFaceLearner):
     """Any decoder of transformers on windows of text."""
 
+    name = "hf_causal_lm"
     samples_text = True
     task = "predict the next token"
     data = "text"
@@ -213,8 +214,8 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
 
     def check(self, data: Examples) -> None:
         """Check that inputs are texts as bytes; what comes after each byte is known from them."""
-        check_windows("hf_causal_lm", data.inputs, 256, self.parameters.window, is_padded=True)
-        check_no_targets("hf_causal_lm", data)
+        check_windows(self.name, data.inputs, 256, self.parameters.window, is_padded=True)
+        check_no_targets(self.name, data)
 
     def batch_loss(self, batch: Examples) -> Tensor:
         """Predict each token of the texts from those before it."""
@@ -272,6 +273,7 @@ class HuggingFaceCausalLM(HuggingFaceLearner):
 class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
     """Any model of transformers on texts with classes."""
 
+    name = "hf_sequence_classifier"
     task = "classify"
     data = "texts with classes"
 
@@ -293,6 +295,11 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
             if config.pad_token_id is None:
                 # Decoders classify by what they say at the last token that is no padding, and must know it.
                 config.pad_token_id = self._token("pad", "eos")
+            if config.is_encoder_decoder:
+                # They classify by what the decoder, which reads the text too, says at its end.
+                config.eos_token_id = self._token("eos")
+                if getattr(config, "decoder_start_token_id", None) is None:
+                    config.decoder_start_token_id = config.pad_token_id
             return module
         if config.is_encoder_decoder:
             raise LearnerError(
@@ -311,8 +318,8 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
 
     def check(self, data: Examples) -> None:
         """Check that inputs are texts as bytes, perhaps padded, and targets classes."""
-        check_windows("hf_sequence_classifier", data.inputs, 256, self.parameters.window, is_padded=True)
-        tasks.check_classes("hf_sequence_classifier", data, self.parameters.classes)
+        check_windows(self.name, data.inputs, 256, self.parameters.window, is_padded=True)
+        tasks.check_classes(self.name, data, self.parameters.classes)
 
     def step_bytes(self, data: Examples, local: LocalSpec) -> int:
         """Estimate what a step takes; with features also the pass of a text through the base, and the features of all. Raises as `fit`."""
@@ -335,9 +342,17 @@ class HuggingFaceSequenceClassifier(HuggingFaceLearner, MeasuresClasses):
         """Return the logits of texts, (batch, classes)."""
         texts = _texts(batch.inputs)
         if not self.parameters.features:
-            return self.logits(self.padded(self.tokenizer(texts)["input_ids"]))
+            return self.logits(self.padded([*map(self._ended, self.tokenizer(texts)["input_ids"])]))
         logits: Tensor = self._module(torch.stack([self._features(text) for text in texts]))
         return logits
+
+    def _ended(self, tokens: list[int]) -> list[int]:
+        """Return the tokens of a text, for an encoder and decoder with an end behind them and no other: there may be as much in a text."""
+        config: Any = self._module.config
+        if not config.is_encoder_decoder:
+            return tokens
+        end = config.eos_token_id
+        return [*(token for token in tokens if token != end), end]
 
     def _features(self, text: str) -> Tensor:
         """Return the features of a text, (width,).

@@ -1,4 +1,7 @@
-"""What language models share: codes to predict, some of them none, and how well that went."""
+"""What language models share: codes to predict, some of them none, and how well that went.
+
+Accuracy and perplexity are not torchmetrics', for the reasons in tasks.py: perplexity is exp of the mean loss over all batches.
+"""
 
 import hashlib
 import math

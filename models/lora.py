@@ -49,8 +49,8 @@ class AdaptedLinear(nn.Module):
         return functional.linear(inputs, self.weight, self.bias) + self._scale * correction
 
 
-def adapt(module: nn.Module, parameters: LoRAParameters) -> None:
-    """Put an `AdaptedLinear` in the place of every dense layer that is a target.
+def adapt(module: nn.Module, parameters: LoRAParameters, learner: str) -> None:
+    """Put an `AdaptedLinear` in the place of every dense layer that is a target. The learner is named in the error.
 
     Raises:
         LearnerError: A target is no dense layer of `module`, which may have been adapted in part.
@@ -58,7 +58,8 @@ def adapt(module: nn.Module, parameters: LoRAParameters) -> None:
     layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
     kinds = {name.rpartition(".")[2] for name in layers}
     if unknown := sorted(set(parameters.targets) - kinds):
-        raise LearnerError(f"LoRA: targets must be among {', '.join(sorted(kinds))}, got {unknown[0]!r}.")
+        known = ", ".join(sorted(kinds))
+        raise LearnerError(f"Learner {learner}: lora.targets must be among {known}, got {unknown[0]!r}.")
     for name, layer in layers.items():
         owner, _, kind = name.rpartition(".")
         if kind in parameters.targets:

@@ -15,6 +15,9 @@ a step would change the length of w and b alone and no answer, so it is 1.
 Federated, a client contributes the change of its weights, and their mean goes on: "iterative parameter mixing", which also ends where all
 examples are right if the pooled ones can be separated.
 
+Sums are no probabilities, and their size means nothing. What they say beyond the answer is an order, of which the AUROC is: by the sum of a
+class's neuron examples are ranked from the least to the most of that class; by a single neuron's from class 0 to class 1.
+
 Source: Rosenblatt, "The perceptron: a probabilistic model for information storage and organization in the brain", Psychological Review
 65(6), 1958, https://doi.org/10.1037/h0042519; Novikoff, "On convergence proofs on perceptrons", 1962 (the number of mistakes); Crammer and
 Singer, "Ultraconservative online algorithms for multiclass problems", JMLR 3, 2003 (more classes),
@@ -32,16 +35,16 @@ from torch.nn import functional
 
 from models import tasks
 from models.activations import Step
+from models.classifier import ClassMeasuresParameters, class_measures
 from models.learner import Contribution, Examples, Report
 from models.optimizers import ServerOptimizer
 from models.settings import DESCENT_SETTINGS
 from wire.evaluation import Evaluation
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
-from wire.validation import Strict
 
 
-class PerceptronParameters(Strict):
+class PerceptronParameters(ClassMeasuresParameters):
     """Parameters of the learner `perceptron`."""
 
     inputs: list[Annotated[int, Field(ge=1)]] = Field(default=[64], min_length=1, max_length=4)
@@ -117,12 +120,16 @@ class Perceptron:
 
     @torch.no_grad()
     def evaluate(self, state: State, data: Examples, training: Examples | None = None) -> Evaluation:
-        """Return the accuracy, and for a loss what the rule counts: the part of the examples that are mistaken."""
+        """Return the accuracy, for a loss what the rule counts, the part of the examples that are mistaken, and what `metrics` asks for."""
         if not len(data):
             return Evaluation(0, {})
         weight, bias = (state[name].to(self._device) for name in self._shapes)
-        wrong = int((self._classes(weight, bias, data.inputs.flatten(1)) != data.targets).sum())
-        return Evaluation(len(data), {"loss": wrong / len(data), "accuracy": 1 - wrong / len(data)})
+        sums = functional.linear(data.inputs.flatten(1), weight, bias).cpu()  # (examples, neurons)
+        answers, targets = _answers(sums), data.targets.cpu()
+        wrong = int((answers != targets).sum())
+        scores = torch.cat([-sums, sums], 1) if len(bias) == 1 else sums  # (examples, classes)
+        measures = class_measures(self.parameters.metrics, answers, scores, targets)
+        return Evaluation(len(data), {"loss": wrong / len(data), "accuracy": 1 - wrong / len(data), **measures})
 
     def _learn(self, weight: Tensor, bias: Tensor, inputs: Tensor, targets: Tensor) -> int:
         """Go through a batch in its order, change `weight` and `bias` at each mistake, and return how many there were.
@@ -135,7 +142,7 @@ class Perceptron:
         """
         start, mistakes = 0, 0
         while start < len(inputs):
-            answers = self._classes(weight, bias, inputs[start:])
+            answers = _answers(functional.linear(inputs[start:], weight, bias))
             wrong = (answers != targets[start:]).nonzero()
             if not len(wrong):
                 break
@@ -146,12 +153,12 @@ class Perceptron:
             start, mistakes = start + first + 1, mistakes + 1
         return mistakes
 
-    def _classes(self, weight: Tensor, bias: Tensor, inputs: Tensor) -> Tensor:
-        """Return the class that the neurons answer for each example, int64 (batch,)."""
-        sums = functional.linear(inputs, weight, bias)  # (batch, neurons)
-        return Step()(sums).squeeze(1).long() if len(bias) == 1 else sums.argmax(1)
-
     def _firing(self, target: Tensor) -> Tensor:
         """Return which neurons fire for a class, 0 or 1, float32 (neurons,)."""
         is_alone = self.parameters.classes == 2
         return target.float()[None] if is_alone else functional.one_hot(target, self.parameters.classes).float()
+
+
+def _answers(sums: Tensor) -> Tensor:
+    """Return the class that the neurons answer by their sums, (batch, neurons), for each example: int64 (batch,)."""
+    return Step()(sums).squeeze(1).long() if sums.shape[1] == 1 else sums.argmax(1)

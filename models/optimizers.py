@@ -7,7 +7,7 @@ https://arxiv.org/abs/2003.00295
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -30,8 +30,6 @@ class Descent:
     """SGD without momentum or decay, to the bit as torch.optim's, whose first use imports torch's compiler and takes a second."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-3) -> None:
-        if lr < 0:
-            raise ValueError(f"Invalid learning rate: {lr}")
         self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
         """Empty: a step leaves nothing for the next one."""
         self._parameters = list(parameters)
@@ -88,10 +86,28 @@ def build_optimizer(named: Named, parameters: Iterable[Tensor]) -> Optimizer:
     is_plain = named.name == "sgd" and arguments.keys() <= {"learning_rate"}
     if "learning_rate" in arguments:
         arguments["lr"] = arguments.pop("learning_rate")
+    parameters = list(parameters)
+    build = partial(Descent if is_plain else optimizer_class, parameters)
     try:
-        return (Descent if is_plain else optimizer_class)(list(parameters), **arguments)
+        return build(**arguments)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise LearnerError(f"Optimizer {named.name}: {error}.") from error
+        reason = f"{error}".rstrip(".")
+        if (key := _refused(build, arguments)) is None:
+            raise LearnerError(f"Optimizer {named.name}: {reason}.") from error
+        name = "learning_rate" if key == "lr" else key
+        rule = f"{name} must be what torch takes, got {arguments[key]!r}"
+        raise LearnerError(f"Optimizer {named.name}: {rule}: {reason}.") from error
+
+
+def _refused(build: Callable[..., Optimizer], arguments: Mapping[str, Any]) -> str | None:
+    """Return the argument without which torch takes the others, or None if there is no single one."""
+    for key in arguments:
+        try:
+            build(**{other: value for other, value in arguments.items() if other != key})
+        except (ValueError, TypeError, RuntimeError):
+            continue
+        return key
+    return None
 
 
 def check_optimizer(named: Named, is_server: bool) -> None:
@@ -123,20 +139,32 @@ def _check_arguments(name: str, arguments: Mapping[str, object], defaults: Mappi
 
 
 def _rule_broken(value: object, default: object) -> str | None:
-    """Return what `value` should have been, judged by the default that torch gives it, or None when it is that."""
+    """Return what `value` should have been, judged by the default that torch gives it, or None when it is that.
+
+    No number whose default is at least 0 means anything below: rates, decays, momenta, tolerances and counts.
+    """
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, (int, float)):
-        return None if _is_number(value) else "a number"
+        if not _is_number(value):
+            return "a number"
+        return "at least 0" if _is_below(value, default) else None
     if isinstance(default, tuple):
-        is_like = isinstance(value, list) and len(value) == len(default)
-        numbers = [item for item in value if item is not None] if isinstance(value, list) else []
-        return None if is_like and all(map(_is_number, numbers)) else f"a list of {len(default)} numbers"
+        if not isinstance(value, list) or len(value) != len(default):
+            return f"a list of {len(default)} numbers"
+        if not all(item is None or _is_number(item) for item in value):
+            return f"a list of {len(default)} numbers"
+        return "numbers of at least 0" if any(map(_is_below, value, default)) else None
     return None
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_below(value: Any, default: Any) -> bool:
+    """Tell whether `value` is below 0 where `default` is not; None is neither."""
+    return value is not None and default is not None and value < 0 <= default
 
 
 def warm_up() -> None:

@@ -35,20 +35,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import tasks
-from models.classifier import Classifier, ClassifierParameters
+from models.classifier import (
+    Classifier,
+    ClassifierParameters,
+    ClassMeasuresParameters,
+    class_measures,
+    class_probabilities,
+)
 from models.learner import Contribution, Examples, Report
 from models.optimizers import ServerOptimizer
 from models.settings import DESCENT_SETTINGS, SERVER_SETTINGS, refuse_unused
 from wire.evaluation import Evaluation
 from wire.spec import LocalSpec
 from wire.tensors import Layout, State
-from wire.validation import Strict
 
 SPLIT = 0.5
 """How far the halves of a split centre move, in root mean squares of the distances to it."""
 
 
-class RBFNetworkParameters(Strict):
+class RBFNetworkParameters(ClassMeasuresParameters):
     """Parameters of the learner `rbf_network`."""
 
     inputs: list[Annotated[int, Field(ge=1)]] = Field(default=[64], min_length=1, max_length=4)
@@ -214,9 +219,10 @@ class RBFNetwork:
 
     @torch.no_grad()
     def evaluate(self, state: State, data: Examples, training: Examples | None = None) -> Evaluation:
-        """Return the accuracy, the loss that the readout lowers, and the mean squared distance to the nearest centre.
+        """Return accuracy, the loss that the readout lowers, the mean squared distance to the nearest centre, and what `metrics` asks for.
 
-        The loss is the squared error for `ridge`, else cross-entropy. Until the centres have been placed, all outputs are 0.
+        The loss is the squared error for `ridge`, else cross-entropy. Until the centres have been placed, all outputs are 0. An output for
+        `ridge` is itself an estimate of a class's probability, perhaps below 0 or above 1, and ranks examples as it is.
         """
         if not len(data):
             return Evaluation(0, {})
@@ -229,7 +235,10 @@ class RBFNetwork:
             loss = tasks.classification_loss(outputs, targets)
         distance = squared_distances(inputs, self._active_centres(state)).amin(1).mean()
         measures = {"loss": loss, **tasks.classification_measures(outputs, targets), "distance": distance}
-        return Evaluation(len(data), {name: float(value) for name, value in measures.items()})
+        outputs = outputs.cpu()
+        scores = outputs if self.parameters.readout == "ridge" else class_probabilities(outputs)
+        of_classes = class_measures(self.parameters.metrics, outputs.argmax(1), scores, targets.cpu())
+        return Evaluation(len(data), {name: float(value) for name, value in measures.items()} | of_classes)
 
     def _is_placing(self, state: State) -> bool:
         return int(state["round"]) < self._splits + self.parameters.lloyd_rounds

@@ -130,7 +130,6 @@ class Recurrent(MeasuresClasses):
     samples_text = True
     task = "next code, classify, forecast"
     data = "text, codes, series"
-    name: ClassVar[str]
     cell: ClassVar[type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]]
     parameters: RecurrentParameters
     _before: Hidden | None = None

@@ -1,4 +1,8 @@
-"""What learners are trained to do: losses, reported measures and the checks of data that belong to them."""
+"""What learners are trained to do: losses, reported measures and the checks of data that belong to them.
+
+Accuracies are plain torch, because the vectorized engine takes them of many clients in one vmap, in which torchmetrics' checks cannot run,
+and because torchmetrics takes seconds to import. A test compares them with its own.
+"""
 
 from collections.abc import Mapping
 from math import log

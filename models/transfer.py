@@ -38,24 +38,28 @@ def read_tensors(name: str, sha256: str | None) -> Mapping[str, Tensor]:
 def chosen(patterns: Sequence[str], names: Iterable[str], what: str) -> frozenset[str]:
     """Return the names that a pattern matches, such as "0.*".
 
+    Args:
+        patterns: The patterns.
+        names: Of the model's tensors.
+        what: Whose patterns they are, such as "Learner mlp: freeze", for the error.
+
     Raises:
         LearnerError: A pattern matches none.
     """
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise LearnerError(
-                f"Learner: {what} must match tensors of the model, got {pattern!r}. They are {', '.join(names)}."
-            )
+            raise LearnerError(f"{what} must match tensors of the model, got {pattern!r}. They are {', '.join(names)}.")
     return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-def taken_over(own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def taken_over(own: Mapping[str, Tensor], base: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     """Return the tensors of a base that have a place in a model: the same name and shape.
 
     Args:
         own: The model's tensors that may be taken over.
         base: The base's.
+        what: What names the base, such as "Learner mlp: initialize_from", for the error.
 
     Raises:
         LearnerError: None has a place.
@@ -63,7 +67,7 @@ def taken_over(own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[st
     found = {name: base[name] for name, tensor in own.items() if name in base and base[name].shape == tensor.shape}
     if not any(tensor.is_floating_point() for tensor in found.values()):
         raise LearnerError(
-            f"Learner: initialize_from must have tensors of the model's names and shapes, got {_listed(base)}. "
+            f"{what} must have tensors of the model's names and shapes, got {_listed(base)}. "
             f"The model has {_listed(own)}."
         )
     return found

@@ -103,8 +103,6 @@ class Translator(GradientLearner):
     """Trains a `Translation` on sources and targets, both padded sequences of codes."""
 
     parameters: TranslationParameters
-    name: str
-    """As in the zoo, for errors."""
 
     @property
     def _translation(self) -> Translation:

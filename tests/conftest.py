@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 
 from models.bases import FOLDER_VARIABLE
-from tests.models.foundation import save_bert, save_gpt2
+from tests.models.foundation import save_bert, save_gpt2, save_t5
 from tests.server.store.redis_server import RedisServer
 
 settings.register_profile("choral", deadline=None, derandomize=True, database=None)
@@ -49,6 +49,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_gpt2(folder / "gpt2")
     save_gpt2(folder / "gpt2-comedies")
     save_bert(folder / "all-minilm-l6-v2")
+    save_t5(folder / "t5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, str(folder))
         yield folder

@@ -69,7 +69,9 @@ def test_evaluate_after_training_and_training_after_evaluation_are_those_of_a_ne
 
 def test_evaluate_without_training_data_is_refused(images: Examples) -> None:
     learner = local()
-    with pytest.raises(LearnerError, match="statistics must be averaged where there is no training data"):
+    with pytest.raises(
+        LearnerError, match=r"^Learner mlp: statistics must be averaged where there is no training data"
+    ):
         learner.evaluate(learner.init(5), images)
     spec = "{name: a, learner: {name: mlp, batch_norm: true, statistics: local}, rounds: 1, cohort: {size: 1}"
     check_spec(parse_spec(spec + "}"))
@@ -78,7 +80,7 @@ def test_evaluate_without_training_data_is_refused(images: Examples) -> None:
 
 
 def test_local_statistics_of_a_model_without_batch_norm_are_refused() -> None:
-    with pytest.raises(LearnerError, match="statistics must be averaged in a model without batch norm"):
+    with pytest.raises(LearnerError, match=r"^Learner mlp: statistics must be averaged in a model without batch"):
         build_learner(Named(name="mlp", statistics="local"))
 
 

@@ -12,10 +12,11 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import MODELS, PADDING, Examples, LearnerError, build_learner
-from models.classifier import Classifier, ClassifierParameters, ClassMeasure
+from models import MODELS, PADDING, Examples, Learner, LearnerError, ServerOptimizer, build_learner
+from models.classifier import Classifier, ClassifierParameters, ClassMeasure, class_measures
 from models.gradient import GradientLearner
-from wire.spec import Named
+from wire.spec import LocalSpec, Named
+from wire.tensors import State
 
 
 class Scores(Classifier):
@@ -169,6 +170,94 @@ def test_metrics_are_an_option_of_each_learner_of_classes_of_sequences(named: di
     assert found["accuracy"] == pytest.approx(accuracy_score(true, odds.argmax(1)))
     assert found["f1"] == pytest.approx(f1_score(true, odds.argmax(1), average="macro"), abs=1e-6)
     assert found["auroc"] == pytest.approx(roc_auc_score(true, odds, average="macro", multi_class="ovr"), abs=1e-6)
+
+
+def taught(learner: Learner, data: Examples, rounds: int) -> State:
+    """Return the state after rounds of a single client."""
+    state, server, local = learner.init(1), ServerOptimizer(Named(name="sgd", learning_rate=1.0)), LocalSpec()
+    for seed in range(rounds):
+        found = learner.fit(state, data, local, torch.Generator().manual_seed(seed), lambda fraction: None)
+        state = learner.apply(state, learner.contribution_layout.views(found.vector), server, len(data))
+    return state
+
+
+def linear(state: State, inputs: Tensor) -> Tensor:
+    """Return W x + b, float64, of a state with one dense layer."""
+    (weight,), (bias,) = ([state[name].double() for name in state if name.endswith(end)] for end in ("weight", "bias"))
+    return inputs.double() @ weight.T + bias
+
+
+def near(state: State, inputs: Tensor) -> Tensor:
+    """Return how near examples are to the centres of a state, float64."""
+    squared = (inputs[:, None] - state["centres"]).double().square().sum(2)  # (examples, centres)
+    return torch.exp(-squared / (2 * state["width"].double() ** 2))
+
+
+def champion(state: State) -> State:
+    """Return the layer that a population's fittest is."""
+    return {"weight": state["champion"][:640].view(10, 64), "bias": state["champion"][640:]}
+
+
+RBF: dict[str, Any] = {"name": "rbf_network", "centres": 12, "lloyd_rounds": 2}
+
+
+@pytest.mark.parametrize(
+    ("named", "rounds", "scores"),
+    [
+        pytest.param({"name": "perceptron"}, 2, linear, id="perceptron"),
+        pytest.param(RBF, 7, lambda state, x: linear(state, near(state, x)), id="ridge"),
+        pytest.param(
+            RBF | {"readout": "gradient"}, 8, lambda state, x: linear(state, near(state, x)).softmax(1), id="gradient"
+        ),
+        pytest.param(
+            {"name": "evolution", "inputs": [64]}, 3, lambda state, x: linear(state, x).softmax(1), id="evolution"
+        ),
+        pytest.param(
+            {"name": "genetic", "inputs": [64]}, 3, lambda state, x: linear(champion(state), x).softmax(1), id="genetic"
+        ),
+    ],
+)
+def test_metrics_are_an_option_of_each_learner_of_classes_that_is_no_module(
+    named: dict[str, Any], rounds: int, scores: Callable[[State, Tensor], Tensor], digits: Examples
+) -> None:
+    learner = build_learner(Named(**named, metrics=list(ALL)))
+    state = taught(learner, digits.select(torch.arange(1200)), rounds)
+    unseen = digits.select(torch.arange(1200, 1797))
+    expected, true = scores(state, unseen.inputs).numpy(), unseen.targets
+    accuracy = accuracy_score(true, expected.argmax(1))
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        true, expected.argmax(1), average="macro", zero_division=0
+    )
+    # Each class by itself: of classes that exclude each other scikit-learn takes only scores that add up to 1.
+    auroc = roc_auc_score(functional.one_hot(true), expected, average="macro")
+    found = learner.evaluate(state, unseen).metrics
+    assert {name: found[name] for name in (*ALL, "accuracy")} == pytest.approx(
+        {"precision": precision, "recall": recall, "f1": f1, "auroc": auroc, "accuracy": accuracy}, abs=1e-6
+    )
+    plain = build_learner(Named(**named)).evaluate(state, unseen).metrics
+    assert plain == {name: value for name, value in found.items() if name not in ALL}
+
+
+def test_metrics_of_a_single_neuron_are_those_of_its_answers_and_its_sum(digits: Examples) -> None:
+    rows = ((digits.targets == 3) | (digits.targets == 8)).nonzero().flatten()
+    data = Examples(digits.inputs[rows], (digits.targets[rows] == 8).long())
+    learner = build_learner(Named(name="perceptron", classes=2, metrics=list(ALL)))
+    for state in (learner.init(1), taught(learner, data.select(torch.arange(20)), 1)):
+        sums = linear(state, data.inputs).squeeze(1)
+        # A sum of 0 fires, as all of them do at first.
+        true, answers = data.targets, (sums >= 0).long()
+        precision, recall, f1, _ = precision_recall_fscore_support(true, answers, average="macro", zero_division=0)
+        expected = {"precision": precision, "recall": recall, "f1": f1, "auroc": roc_auc_score(true, sums)}
+        found = learner.evaluate(state, data).metrics
+        assert {name: found[name] for name in ALL} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_auroc_is_of_the_order_of_scores_whatever_their_size(scale: float) -> None:
+    data = drawn(60, [0, 1, 2])
+    found = class_measures(["auroc"], data.inputs.argmax(1), data.inputs.double() * scale, data.targets)
+    expected = roc_auc_score(functional.one_hot(data.targets), data.inputs.numpy(), average="macro")
+    assert found["auroc"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

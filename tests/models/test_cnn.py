@@ -75,7 +75,9 @@ def test_maps_are_those_of_evaluation_and_not_of_training(images: Examples) -> N
 def test_maps_without_a_clients_own_statistics_are_refused(images: Examples) -> None:
     learner = build_learner(Named(name="cnn", batch_norm=True, statistics="local"))
     assert isinstance(learner, ActivationMaps)
-    with pytest.raises(LearnerError, match="statistics must be averaged where there is no training data"):
+    with pytest.raises(
+        LearnerError, match=r"^Learner cnn: statistics must be averaged where there is no training data"
+    ):
         learner.maps(learner.init(1), images.inputs[0])
 
 

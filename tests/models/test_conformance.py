@@ -19,6 +19,7 @@ VARIANTS = {
     "mlp-step": Named(name="mlp", inputs=[1, 8, 8], activation="step"),
     "rbf-network-gradient": Named(name="rbf_network", inputs=[1, 8, 8], centres=12, readout="gradient"),
     "cnn-metrics": Named(name="cnn", channels=[4], metrics=["f1", "auroc", "precision", "recall"]),
+    "perceptron-metrics": Named(name="perceptron", inputs=[1, 8, 8], metrics=["f1", "auroc"]),
     "mlp-regressor-r2": Named(name="mlp_regressor", metrics=["r2"]),
     "autoencoder-noise": Named(name="autoencoder", noise=0.3),
     "seq2seq-scheduled": Named(name="seq2seq", hidden=16, attention="dot", forcing="scheduled", dropout=0.2),
@@ -32,6 +33,7 @@ VARIANTS = {
         name="hf_sequence_classifier", base="all-minilm-l6-v2", classes=12, lora={"rank": 8, "alpha": 16}
     ),
     "hf-classifier-decoder": Named(name="hf_sequence_classifier", base="gpt2-comedies", classes=12),
+    "hf-classifier-encoder-decoder": Named(name="hf_sequence_classifier", base="t5", classes=12),
     "hf-causal-whole": Named(name="hf_causal_lm", base="gpt2-comedies"),
     "ddpm-unet": Named(name="ddpm", network="unet", channels=[8, 16], steps=20, schedule="cosine"),
 }

@@ -34,11 +34,11 @@ FLOORS = {
     "rbf_network": Floor("accuracy", 0.91),
     "cnn": Floor("accuracy", 0.87),
     "autoencoder": Floor("mse", 0.0225, is_error=True),  # as many principal components of pooled data: .0245
-    "conv_autoencoder": Floor("mse", 0.0225, is_error=True),
+    "conv_autoencoder": Floor("mse", 0.015, is_error=True),
     "vae": Floor("elbo", -25.6),
     "rbm": Floor("log_likelihood", -20.0),  # independent pixels: -24.6
     "bayesian_network": Floor("log_likelihood", -2.9),
-    "gan": Floor("loss", 0.4, is_error=True),
+    "gan": Floor("loss", 0.15, is_error=True),
     "ddpm": Floor("loss", 0.2, is_error=True),
     "score_matching": Floor("loss", 0.45, is_error=True),
     "rnn": Floor("bits_per_character", 3.2, is_error=True),

@@ -174,6 +174,6 @@ def test_learner_of_images_keeps_frozen_filters(images: Examples) -> None:
 
 def test_learner_with_everything_frozen_is_refused() -> None:
     with pytest.raises(
-        LearnerError, match=r"^Learner: at least one parameter must be trained, got 4 tensors frozen\.$"
+        LearnerError, match=r"^Learner all: at least one parameter must be trained, got 4 tensors frozen\.$"
     ):
         All(MLPParameters(), CPU)

@@ -23,6 +23,7 @@ from wire.tensors import Layout
 
 GPT2: dict[str, Any] = {"name": "hf_causal_lm", "base": "gpt2", "window": 80}
 BERT: dict[str, Any] = {"name": "hf_sequence_classifier", "base": "all-minilm-l6-v2", "window": 80}
+T5 = BERT | {"base": "t5"}
 LORA = {"rank": 2, "targets": ["c_attn"]}
 
 pytestmark = pytest.mark.usefixtures("bases")
@@ -97,6 +98,7 @@ def test_character_that_a_window_cuts_is_left_out() -> None:
         pytest.param(GPT2 | {"lora": LORA}, {"lora_A", "lora_B"}, id="gpt2"),
         pytest.param(BERT | {"lora": {"rank": 2}}, {"lora_A", "lora_B", "classifier"}, id="bert"),
         pytest.param(BERT | {"features": True}, {"classifier"}, id="features"),
+        pytest.param(T5 | {"lora": {"rank": 2, "targets": ["q", "v"]}}, {"lora_A", "lora_B", "head"}, id="t5"),
     ],
 )
 def test_only_adapters_and_a_new_head_travel_and_the_base_stays_to_the_bit(
@@ -127,13 +129,45 @@ def test_only_adapters_and_a_new_head_travel_and_the_base_stays_to_the_bit(
     assert all(any(torch.equal(tensor.flatten(), value) for value in values) for tensor in saved.values())
 
 
-def test_decoder_classifies_a_text_alike_alone_and_beside_a_longer_one() -> None:
-    learner: Any = built(**BERT | {"base": "gpt2"})
+@pytest.mark.parametrize("base", ["gpt2", "t5"])
+def test_decoder_classifies_a_text_alike_alone_and_beside_a_longer_one(base: str) -> None:
+    learner: Any = built(**BERT | {"base": base})
     learner._rest(learner.init(7))
     short, both = named_texts("To be!"), named_texts("To be!", "or not to be")
     with torch.no_grad():
         torch.testing.assert_close(learner.outputs(both)[:1], learner.outputs(short))
         assert not torch.allclose(*learner.outputs(both))
+
+
+def test_encoder_and_decoder_classifies_as_the_base_does_whatever_the_text_says_of_its_end(bases: Path) -> None:
+    from transformers import T5ForSequenceClassification
+
+    learner: Any = built(**T5)
+    state = learner.init(7)
+    learner._rest(state)
+    end, text = "<|endoftext|>", "To be, or not to be"
+    with torch.no_grad():
+        found = learner.outputs(named_texts(text, f"{text}{end}", f"{end}To be, {end}or not to be{end}", end))
+        make: Any = T5ForSequenceClassification
+        theirs = make.from_pretrained(bases / "t5", eos_token_id=256)
+        theirs.config.decoder_start_token_id = 0
+        theirs.load_state_dict(state, strict=False)
+        expected = theirs.eval()(torch.tensor([[*learner.tokenizer(text)["input_ids"], 256]])).logits
+    torch.testing.assert_close(found[:3], expected.expand(3, 2))
+    assert found[3].isfinite().all()
+
+
+def test_encoder_and_decoder_learns_classes_of_texts() -> None:
+    rows = role("hamlet/HAMLET").training.select(torch.arange(48)).inputs
+    # Of every other text letters are small: easy to tell, but not from the first or last token.
+    is_small = torch.arange(48) % 2
+    lowered = torch.tensor([list(bytes(row).lower()) for row in rows.tolist()])
+    data = Examples(torch.where(is_small.bool()[:, None], lowered, rows.clamp(max=90)), is_small)
+    learner = built(**T5)
+    learner.check(data)
+    state = learner.init(7)
+    after = trained(learner, state, data, epochs=3, batch_size=8, optimizer=adam(0.01))
+    assert learner.evaluate(after, data).metrics["loss"] < learner.evaluate(state, data).metrics["loss"] - 0.1
 
 
 def test_adapted_model_starts_as_its_base() -> None:
@@ -176,7 +210,7 @@ def test_sample_is_computed_in_the_precision_that_is_asked_for() -> None:
 
 
 def test_coordinator_needs_no_weights_in_memory() -> None:
-    for named in (GPT2, GPT2 | {"lora": LORA}, BERT, BERT | {"lora": {}}, BERT | {"features": True}):
+    for named in (GPT2, GPT2 | {"lora": LORA}, BERT, BERT | {"lora": {}}, BERT | {"features": True}, T5):
         learner, meta = built(**named), build_learner(Named(**named), "meta")
         assert all(tensor.is_meta for tensor in meta._module.state_dict().values())  # type: ignore[attr-defined]
         assert meta.contribution_layout == learner.contribution_layout == Layout.of(meta.init(7))

@@ -66,7 +66,7 @@ def test_adapted_network_equals_peft_with_the_same_weights() -> None:
     torch.manual_seed(0)
     ours, plain = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
     plain.load_state_dict(ours.state_dict())
-    adapt(ours, LoRAParameters(rank=2, alpha=5.0, targets=["0", "2"]))
+    adapt(ours, LoRAParameters(rank=2, alpha=5.0, targets=["0", "2"]), "mine")
     theirs = inject_adapter_in_model(LoraConfig(r=2, lora_alpha=5, target_modules=["0", "2"]), plain)
     for place in (0, 2):
         for letter in ("a", "b"):
@@ -180,12 +180,12 @@ def test_comedies_are_adapted_to_the_king_james_version() -> None:
 
 
 def test_target_that_is_no_dense_layer_is_refused() -> None:
-    with pytest.raises(LearnerError, match=r"^LoRA: targets must be among 0, 2, got '1'\.$"):
-        adapt(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), LoRAParameters(targets=["1"]))
+    with pytest.raises(LearnerError, match=r"^Learner mine: lora\.targets must be among 0, 2, got '1'\.$"):
+        adapt(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), LoRAParameters(targets=["1"]), "mine")
 
 
 def test_target_that_is_no_layer_is_refused() -> None:
-    message = r"^LoRA: targets must be among contract, expand, key, output, query, value, got 'quarry'\.$"
+    message = r"^Learner gpt: lora\.targets must be among contract, expand, key, output, query, value, got 'quarry'\.$"
     with pytest.raises(LearnerError, match=message):
         adapted(plain().init(3), lora={"targets": ["query", "quarry"]})
 
@@ -193,6 +193,7 @@ def test_target_that_is_no_layer_is_refused() -> None:
 def test_adapters_on_a_base_that_lacks_what_is_frozen_are_refused() -> None:
     base = {name: tensor for name, tensor in plain().init(3).items() if "expand" not in name}
     with pytest.raises(
-        LearnerError, match=r"what is frozen must come from initialize_from, got none for .blocks\.0\..*expand"
+        LearnerError,
+        match=r"^Learner gpt: what is frozen must come from initialize_from, got none for .blocks\.0\..*expand",
     ):
         adapted(base)

@@ -156,12 +156,25 @@ def test_build_leaves_the_spec_unchanged() -> None:
         ),
         pytest.param({"name": "adam", "betas": [None, 0.9]}, r"Optimizer adam: .*NoneType", id="null-in-list"),
         pytest.param(
-            {"name": "adam", "betas": [1.5, 0.9]}, r"Optimizer adam: Invalid beta parameter .*1\.5", id="range"
+            {"name": "adam", "betas": [1.5, 0.9]},
+            r"^Optimizer adam: betas must be what torch takes, got \[1\.5, 0\.9\]: Invalid beta parameter at index 0: 1\.5\.$",
+            id="range",
         ),
         pytest.param(
-            {"name": "sgd", "learning_rate": -1}, r"Optimizer sgd: Invalid learning rate: -1\.", id="negative"
+            {"name": "adadelta", "learning_rate": 0.1, "rho": 1.5},
+            r"^Optimizer adadelta: rho must be what torch takes, got 1\.5: Invalid rho value: 1\.5\.$",
+            id="range-of-one",
         ),
-        pytest.param({"name": "sgd", "nesterov": True}, r"Optimizer sgd: Nesterov momentum requires", id="combination"),
+        pytest.param(
+            {"name": "adam", "betas": [0.9, -0.5]},
+            r"^Optimizer adam: betas must be numbers of at least 0, got \[0\.9, -0\.5\]\.$",
+            id="negative-in-list",
+        ),
+        pytest.param(
+            {"name": "sgd", "nesterov": True},
+            r"^Optimizer sgd: nesterov must be what torch takes, got True: Nesterov momentum requires .*dampening\.$",
+            id="combination",
+        ),
         pytest.param({"name": "muon"}, r"Optimizer muon: .*2D parameters", id="matrices-only"),
         pytest.param({"name": "sparseadam"}, r"Optimizer sparseadam: must not need sparse gradients", id="sparse"),
     ],
@@ -170,6 +183,27 @@ def test_build_leaves_the_spec_unchanged() -> None:
 def test_check_what_cannot_run_is_refused(parameters: dict[str, Any], message: str, is_server: bool) -> None:
     with pytest.raises(LearnerError, match=message):
         check_optimizer(Named(**parameters), is_server)
+
+
+@pytest.mark.parametrize("value", [-1, -0.5])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *((name, "learning_rate") for name in ("sgd", "adam", "adagrad", "rmsprop", "lbfgs", "adafactor")),
+        *(("sgd", key) for key in ("momentum", "weight_decay", "dampening")),
+        *(("rmsprop", key) for key in ("alpha", "eps", "momentum")),
+        ("adadelta", "rho"),
+        ("adagrad", "initial_accumulator_value"),
+        ("lbfgs", "history_size"),
+    ],
+)
+def test_check_number_below_0_is_refused_in_one_sentence(name: str, key: str, value: float) -> None:
+    with pytest.raises(LearnerError, match=rf"^Optimizer {name}: {key} must be at least 0, got {value}\.$"):
+        check_optimizer(Named(name=name, **{key: value}), is_server=False)
+
+
+def test_check_number_below_0_passes_where_torchs_own_is_one() -> None:
+    check_optimizer(Named(name="adafactor", beta2_decay=-0.5), is_server=False)
 
 
 def test_check_lbfgs_serves_clients_and_without_a_search_the_server() -> None:

@@ -42,6 +42,12 @@ def test_add_own_is_known_by_the_name_of_its_class(tmp_path: Path) -> None:
     assert own_learners()["my_mlp"] is learners()["my_mlp"].learner
 
 
+def test_own_learner_is_named_in_errors_as_in_a_spec(tmp_path: Path) -> None:
+    add_own(f"{written(tmp_path, MINE.format(name='MyMLP'))}:MyMLP")
+    with pytest.raises(LearnerError, match=r"^Learner my_mlp: statistics must be averaged in a model without batch"):
+        build_learner(Named(name="my_mlp", statistics="local"))
+
+
 @pytest.mark.parametrize(
     ("class_name", "name"),
     [("MyLearner", "my_learner"), ("GRU", "gru"), ("MyRNN2", "my_rnn2"), ("RNNModel", "rnn_model")],

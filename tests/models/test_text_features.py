@@ -10,7 +10,6 @@ from torch import Tensor
 
 from models import Examples, LearnerError, build_learner
 from models.hugging_face import HuggingFaceSequenceClassifier
-from tests.models.foundation import save_t5
 from tests.models.text import adam, role, trained
 from wire.spec import Named
 
@@ -106,6 +105,5 @@ def test_base_without_a_pooler_is_taken_and_one_that_lacks_another_tensor_is_ref
 def test_features_of_what_has_none_are_refused(bases: Path) -> None:
     with pytest.raises(LearnerError, match=r"features must be false with lora, which changes them, got true"):
         built(lora={})
-    save_t5(bases / "t5")
     with pytest.raises(LearnerError, match=r"^Base t5: features must be of an encoder or a decoder, got a model of b"):
         built(base="t5")

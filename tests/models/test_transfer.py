@@ -114,19 +114,23 @@ def test_base_sha256_is_that_of_the_file(bases: Path) -> None:
         ),
         pytest.param({"initialize_from": "../x"}, r"initialize_from .*got '\.\./x'", id="path"),
         pytest.param(
-            {"freeze": ["8.*"]}, r"freeze must match tensors of the model, got '8\.\*'\. They are 0\.w", id="freeze"
+            {"freeze": ["8.*"]},
+            r"^Learner cnn: freeze must match tensors of the model, got '8\.\*'\. They are 0\.w",
+            id="freeze",
         ),
-        pytest.param({"reset": ["x"]}, r"reset must match tensors of the model, got 'x'\.", id="reset"),
-        pytest.param({"freeze": ["*"]}, r"at least one parameter must be trained, got 6 tensors frozen\.", id="all"),
+        pytest.param({"reset": ["x"]}, r"^Learner cnn: reset must match tensors of the model, got 'x'\.", id="reset"),
+        pytest.param(
+            {"freeze": ["*"]}, r"^Learner cnn: at least one parameter must be trained, got 6 tensors frozen\.", id="all"
+        ),
         pytest.param(
             {"freeze": ["7.*"], "classes": 7},
-            r"what is frozen must come from initialize_from, got none for '7\.bias'\.",
+            r"^Learner cnn: what is frozen must come from initialize_from, got none for '7\.bias'\.",
             id="frozen-shape",
         ),
         pytest.param({"freeze": ["7.*"], "reset": ["7.*"]}, r"got none for '7\.bias'\.", id="frozen-reset"),
         pytest.param(
             {"channels": [9, 3], "image": [3, 12, 12], "classes": 7},
-            r"initialize_from must have tensors of the model's names and shapes, got .*0\.weight \(8, 1, 3, 3\)",
+            r"^Learner cnn: initialize_from must have tensors of the model's names and shapes, got .*0\.weight \(8, 1, 3, 3\)",
             id="none-fits",
         ),
     ],

@@ -5,6 +5,7 @@ import torch
 
 from models import MODELS, DataError, Examples, LearnerError, build_learner, check_spec
 from models.activations import ACTIVATIONS
+from models.gradient import GradientLearner
 from models.zoo import Model
 from wire.errors import SpecError
 from wire.spec import Named, RunSpec, parse_spec
@@ -24,6 +25,12 @@ WITH_DEFAULTS = [name for name, model in MODELS.items() if has_defaults(model)]
 
 def test_only_models_of_others_need_to_be_told_which() -> None:
     assert set(MODELS) - set(WITH_DEFAULTS) == {"hf_causal_lm", "hf_sequence_classifier"}
+
+
+def test_errors_name_each_learner_as_a_spec_does() -> None:
+    followers = {name: model.learner for name, model in MODELS.items() if issubclass(model.learner, GradientLearner)}
+    assert len(followers) > 15
+    assert {name: learner.name for name, learner in followers.items()} == {name: name for name in followers}
 
 
 @pytest.mark.parametrize("name", WITH_DEFAULTS)
