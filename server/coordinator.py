@@ -18,26 +18,26 @@ from privacy.enrolment import EnrolmentFile
 from privacy.keys import load_identity
 from server.api import create_api
 from server.api.sources import Sources
-from server.broadcast import Broadcast
-from server.clerk import Clerk
-from server.desk import OwnDesk
-from server.enrolment import Doorkeeper
+from server.clients.enrolment import Doorkeeper
+from server.clients.remote import RemoteCohort
+from server.clients.service import FederationService
+from server.clients.sessions import Sessions
+from server.clients.transfers import Transfers
 from server.errors import ConfigurationError, StoreError
 from server.folder import STORE_FILE, held_folder, kept
-from server.metrics import Metrics
+from server.masking.session import Authority
 from server.model import ModelShop
-from server.pulse import Pulse
-from server.remote import RemoteCohort
+from server.monitoring.broadcast import Broadcast
+from server.monitoring.metrics import Metrics
+from server.monitoring.pulse import Pulse
+from server.monitoring.trackers import Tracker
+from server.monitoring.tracking import Follower
+from server.replicas.clerk import Clerk
+from server.replicas.desk import OwnDesk
 from server.rounds import Site
 from server.runs import Runs
-from server.secure import Authority
-from server.service import FederationService
-from server.sessions import Sessions
 from server.store import Store, open_post, open_store
 from server.tasks import task_group
-from server.trackers import Tracker
-from server.tracking import Follower
-from server.transfers import Transfers
 from server.web import SHUTDOWN_SECONDS, TLS, Web, bound_socket, check_exposure, taken_address
 from wire.frames import add_to_server
 from wire.protocol import SERVER_OPTIONS, STALL_SECONDS, is_loopback

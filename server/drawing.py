@@ -15,9 +15,9 @@ from server.errors import QuorumError, reason_name, reason_words
 from server.first_model import FirstModel
 from server.inbox import Binding, Inbox
 from server.model import Model
-from server.observer import Observer
+from server.monitoring.observer import Observer
+from server.monitoring.status import Status
 from server.records import EventRecord, RunRecord
-from server.status import Status
 from server.store import Store
 from server.tasks import task_group
 from wire.errors import ChoralError

@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 
 from server.cohort import Cohort
 from server.errors import QuorumError
+from server.monitoring.status import Status
 from server.selection import Choice, choose
-from server.status import Status
 from wire.spec import RunSpec
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from server.aggregation import WeightedMean
 from server.errors import NO_ANSWER, ContributionRefused, reason_name
 from server.first_model import FirstModel
-from server.masked import MaskedSum
+from server.masking.masked import MaskedSum
 from server.records import ContributionRecord, RefusalRecord
 from server.signal import Signal
 from wire.evaluation import Evaluation

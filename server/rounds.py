@@ -27,14 +27,14 @@ from server.drawing import Drawing
 from server.errors import QuorumError
 from server.gathering import are_free, select
 from server.inbox import Ballot, Binding, Inbox, accepted_metrics
-from server.masked import MaskedSum
-from server.masking import Masking
+from server.masking.masked import MaskedSum
+from server.masking.part import Masking
+from server.masking.session import Authority
 from server.model import Model, ModelShop
-from server.observer import DEAF, Observer
+from server.monitoring.observer import DEAF, Observer
+from server.monitoring.status import Status
 from server.plain import PlainShop, check_plain
 from server.records import EventRecord, RoundRecord, RoundState, RunRecord, RunState
-from server.secure import Authority
-from server.status import Status
 from server.store import Store
 from server.tallies import REFUSED, as_training, refusal_counts, shortfall, spread, training_means
 from server.tasks import task_group, to_its_end

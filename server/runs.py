@@ -12,11 +12,11 @@ from pathlib import Path
 from privacy.secagg.combinations import check_masking
 from server.checkpoints import last_checkpoint
 from server.errors import ConflictError, QuorumError, StoreError
-from server.now import Now, RunNow, playing
+from server.monitoring.now import Now, RunNow, playing
+from server.monitoring.status import Status
 from server.plain import check_plain
 from server.records import EventRecord, RunRecord, RunState
 from server.rounds import Rounds, Site
-from server.status import Status
 from server.tasks import task_group
 from wire.errors import ChoralError
 from wire.logs import about

@@ -16,8 +16,8 @@ from client.training import Result, check_weighing
 from models import Evaluation, build_learner
 from server.cohort import Cohort, Member, Order
 from server.inbox import Arrival, Ballot, Binding, Inbox
-from server.replies import Replies
-from server.secure import Authority
+from server.masking.replies import Replies
+from server.masking.session import Authority
 from server.signal import Signal
 from simulation.attendance import Attendance
 from simulation.clock import next_tick

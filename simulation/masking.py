@@ -22,8 +22,8 @@ from privacy.secagg.party import Floor, Identity, Party, Trust
 from privacy.secagg.vectors import ring_vector
 from server.cohort import Exchange, Kind, Order
 from server.inbox import Arrival, Binding, Inbox
-from server.replies import Replies
-from server.secure import Authority
+from server.masking.replies import Replies
+from server.masking.session import Authority
 from simulation.cohort import Outcome, Refused, SimulatedCohort
 from simulation.work import Work
 from wire import federation_pb2 as pb

@@ -2,9 +2,9 @@
 
 import time
 
+from server.monitoring.status import Status
 from server.records import RunRecord, RunState
 from server.rounds import Rounds, Site
-from server.status import Status
 from wire.errors import SpecError
 from wire.spec import RunSpec
 

@@ -9,8 +9,8 @@ from typing import Any
 from choral.cli import main
 from privacy.secagg.coordinator import CoordinatorSession
 from server.checkpoints import Checkpoints
+from server.clients.service import FederationService
 from server.rounds import Rounds
-from server.service import FederationService
 from server.store.sqlite import SqliteStore
 from wire import slices
 

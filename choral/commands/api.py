@@ -21,7 +21,7 @@ from choral.logs import Format, LogFormat, log_as
 from wire.memory import keep_start_from_collector
 
 if TYPE_CHECKING:
-    from server.replica import ReplicaConfig
+    from server.replicas.replica import ReplicaConfig
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def api(
     Example: choral api --store redis://127.0.0.1:6379/0 --http 127.0.0.1:8081
     """
     # Here, because the packages of a server may be missing where only the others' are installed.
-    from server.replica import ReplicaConfig
+    from server.replicas.replica import ReplicaConfig
 
     log_as(log_format)
     add_all(own)
@@ -60,7 +60,7 @@ def api(
 
 
 async def _serve(config: "ReplicaConfig") -> None:
-    from server.replica import serve_api
+    from server.replicas.replica import serve_api
 
     stop = stop_signal()
     async with serve_api(config) as replica:

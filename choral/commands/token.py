@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 
 from choral.tables import add_row, table_of
+from server.access.tokens import create_token
 from server.errors import ConfigurationError
 from server.folder import STORE_FILE
 from server.records import Role, TokenRecord
 from server.store import Store, open_store
-from server.tokens import create_token
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
+from server.access.gate import BodyLimit, TokenGate
 from server.api.access import access_routes
 from server.api.clients import client_routes
 from server.api.description import DescribedAPI
@@ -25,7 +26,6 @@ from server.api.specs import spec_routes
 from server.api.summaries import summary_routes
 from server.api.timeline import timeline_routes
 from server.dashboard.routes import dashboard_routes
-from server.gate import BodyLimit, TokenGate
 from server.problems import Problem
 from wire import RELEASE
 

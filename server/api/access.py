@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from server.gate import Caller
+from server.access.gate import Caller
 
 
 def access_routes() -> APIRouter:

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from server.api.history import latest_rounds
 from server.api.lists import as_json, listed, name_order
 from server.api.pages import PAGED, OfPage
 from server.api.sources import Sources
 from server.cohort import Kind
 from server.errors import NotFoundError
-from server.history import latest_rounds
-from server.now import ClientNow
+from server.monitoring.now import ClientNow
 from server.records import ClientRecord, ContributionRecord, Participation, RefusalRecord, RoundRecord
 
 MOST_REFUSALS = 50

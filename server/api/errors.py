@@ -12,7 +12,7 @@ from starlette.routing import Match
 
 from server.api.body import REPEATED_KEY
 from server.errors import AwayError, BusyError, ConflictError, LeaseTakenError, NotFoundError, StoreError
-from server.metrics import ROUTE_METHODS
+from server.monitoring.metrics import ROUTE_METHODS
 from server.problems import problem
 from wire.errors import ChoralError, Finding, SpecError
 from wire.validation import sentence, shown

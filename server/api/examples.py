@@ -4,15 +4,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from server.access.gate import Caller
+from server.api.card import ModelCard
 from server.api.clients import ClientDetail, ClientView
+from server.api.curves import MetricCurves
 from server.api.runs import SPEC, RunView, Sound
 from server.api.summaries import ParticipationView
 from server.api.timeline import TimelineRow
-from server.card import ModelCard
 from server.catalogue import LearnerDetail, LearnerView
-from server.curves import MetricCurves
-from server.gate import Caller
-from server.now import Health
+from server.monitoring.now import Health
 from server.records import EventRecord, RoundRecord, RoundSummary
 from wire import RELEASE
 from wire.protocol import PROTOCOL_VERSION

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from server.api.sources import Sources
 from server.errors import AwayError
-from server.now import Health
+from server.monitoring.now import Health
 
 
 def health_routes(sources: Sources) -> APIRouter:

@@ -5,7 +5,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.sources import Sources
-from server.metrics import NO_ROUTE, ProcessMetrics
+from server.monitoring.metrics import NO_ROUTE, ProcessMetrics
 
 
 def metrics_routes(sources: Sources) -> APIRouter:

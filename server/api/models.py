@@ -3,11 +3,11 @@
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
+from server.api.card import ModelCard, model_card
+from server.api.history import participations
 from server.api.sources import Sources
-from server.card import ModelCard, model_card
 from server.checkpoints import last_checkpoint
 from server.errors import NotFoundError
-from server.history import participations
 
 
 def model_routes(sources: Sources) -> APIRouter:

@@ -11,7 +11,7 @@ from server.api.body import OnceKeyedRoute
 from server.api.lists import listed
 from server.api.pages import PAGED, OfPage
 from server.api.sources import Sources
-from server.now import Now, Waiting
+from server.monitoring.now import Now, Waiting
 from server.records import RunRecord, RunState
 from server.runs import check_run
 from wire.spec import validate_spec

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.broadcast import Broadcast
-from server.desk import Desk
-from server.metrics import ProcessMetrics
+from server.monitoring.broadcast import Broadcast
+from server.monitoring.metrics import ProcessMetrics
+from server.replicas.desk import Desk
 from server.store import Store
 
 

@@ -5,12 +5,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from server.api.curves import Curves, MetricCurves
+from server.api.history import participations, summaries
 from server.api.lists import as_json, listed, name_order
 from server.api.pages import PAGED, OfPage
 from server.api.rounds import After, Limit
 from server.api.sources import Sources
-from server.curves import Curves, MetricCurves
-from server.history import participations, summaries
 from server.records import Participation, RoundSummary
 
 Names = Annotated[

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from server.api.lists import listed
 from server.api.rounds import Number
 from server.api.sources import Sources
-from server.diary import Entry
+from server.monitoring.diary import Entry
 from server.records import Moments, RoundRecord, RoundState
 from server.tallies import takers
 

@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 from playwright.async_api import expect
 
-from server import gate
-from server.attempts import MOST_FAILURES
+from server.access import gate
+from server.access.attempts import MOST_FAILURES
 from server.records import Role, RunState
 from tests.browser.dashboard import Dashboard, address_of
 from tests.loopback import serving

@@ -6,8 +6,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 
+from server.api.history import LATEST_ROUNDS
 from server.coordinator import Coordinator
-from server.history import LATEST_ROUNDS
 from server.records import Moments, RefusalRecord, RoundState, RunState
 from tests.browser.dashboard import Dashboard, address_of, card
 from tests.browser.seeding import store_in

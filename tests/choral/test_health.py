@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from client.presence import is_present, marked
-from server.replica import ReplicaConfig, serve_api
+from server.replicas.replica import ReplicaConfig, serve_api
 from server.web import TLS
 from tests.client.certificates import Authority
 from tests.federation import free_port

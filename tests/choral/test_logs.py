@@ -81,7 +81,7 @@ def test_every_line_of_a_federation_is_an_object_with_what_it_is_about(tmp_path:
     assert secret not in coordinator.output
     for name in ("ana", "ben"):
         line = one(of_coordinator, f"({name}): joined with")
-        assert (line["level"], line["logger"], line["client_id"]) == ("INFO", "server.sessions", ids[name])
+        assert (line["level"], line["logger"], line["client_id"]) == ("INFO", "server.clients.sessions", ids[name])
         assert "run_id" not in line
     started = one(of_coordinator, "started after round 0")
     assert (started["run_id"], "round" in started, "client_id" in started) == (run_id, False, False)

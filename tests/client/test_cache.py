@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from client.cache import ModelCache
+from server.clients.service import FederationService
 from server.coordinator import Coordinator
 from server.model import ModelShop
-from server.service import FederationService
 from tests.client.relay import relaying
 from tests.client.scripted import ScriptedCoordinator
 from tests.client.sites import digits_spec, make_agent, played, running, until_joined, until_true

@@ -17,11 +17,11 @@ from client.training import Trainer
 from client.worker import Worker
 from models import Evaluation
 from privacy.secagg.session import SUITES
+from server.clients.service import FederationService
+from server.clients.sessions import Reply, Session, Sessions
 from server.coordinator import Coordinator
 from server.records import RunState
 from server.rounds import Rounds
-from server.service import FederationService
-from server.sessions import Reply, Session, Sessions
 from tests.client.masked import NAMES, Federation, joined, masked_spec, mean_of, played, serial_model
 from tests.client.relay import relaying
 from tests.client.sites import running, until_true

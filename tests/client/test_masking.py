@@ -25,8 +25,8 @@ from privacy.secagg.members import Members, packet_parts
 from privacy.secagg.parameters import parameters_for
 from privacy.secagg.session import SUITES, Purpose, SessionParameters, session_id_of
 from server.coordinator import Coordinator
+from server.masking.session import SecureSession
 from server.records import RefusalRecord, RunState
-from server.secure import SecureSession
 from tests.client.masked import NAMES, Federation, joined, masked_spec, mean_of, played
 from tests.client.sites import digits_spec
 from tests.loopback import run_in_state

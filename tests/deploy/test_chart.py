@@ -7,7 +7,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from server.gate import OPEN_PATHS
+from server.access.gate import OPEN_PATHS
 from tests.deploy.manifests import CHART, helm, read_yaml
 
 MLFLOW = {"ports": [{"port": 5000, "protocol": "TCP"}], "to": [{"podSelector": {"matchLabels": {"app": "mlflow"}}}]}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from client.connection import Endpoint
-from server.attempts import MOST_FAILURES
+from server.access.attempts import MOST_FAILURES
 from server.coordinator import Coordinator
 from server.records import EventRecord
 from server.web import TLS

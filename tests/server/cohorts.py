@@ -16,10 +16,10 @@ from server.checkpoints import checkpoint_path
 from server.cohort import Cohort, Member, Order
 from server.inbox import Arrival, Ballot, Inbox
 from server.model import Model, ModelShop, read_checkpoint
+from server.monitoring.status import Status
 from server.records import RunRecord, RunState
 from server.rounds import Rounds, Site
 from server.signal import Signal
-from server.status import Status
 from server.store import Store
 from server.store.sqlite import SqliteStore
 from tests.loopback import until

@@ -4,10 +4,10 @@ from typing import Any
 
 import httpx
 
+from server.access.tokens import create_token
 from server.coordinator import Coordinator
 from server.records import Role, RunRecord, RunState
-from server.replica import Replica
-from server.tokens import create_token
+from server.replicas.replica import Replica
 from tests.loopback import WAIT_SECONDS
 from tests.server.cohorts import spec
 

@@ -14,11 +14,11 @@ from server.checkpoints import checkpoint_path
 from server.cohort import Order
 from server.errors import QuorumError
 from server.inbox import Arrival, Binding
-from server.masked import MaskedSum
+from server.masking.masked import MaskedSum
+from server.masking.session import SecureSession
 from server.model import ModelShop, read_checkpoint
 from server.records import RoundRecord, RunState
 from server.rounds import Rounds, Site
-from server.secure import SecureSession
 from simulation.cohort import Outcome
 from simulation.play import play
 from simulation.resources import Resources

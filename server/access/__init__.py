@@ -1,0 +1,1 @@
+"""Who is let in to the REST API: bearer tokens, and what failed attempts cost."""
